@@ -1,0 +1,82 @@
+//! The loops of development: `check` (quick, no server), `test` (everything), `ci` (what must pass).
+
+use std::env;
+use std::process::Command;
+
+use crate::command::{cargo, command, run};
+use crate::services::{self, Guard, Instance};
+use crate::{Result, places, tidy};
+
+/// Tidy, clippy and every test that needs no server.
+pub(crate) fn check() -> Result {
+    tidy::run()?;
+    clippy()?;
+    let skip = ["test", "--workspace", "--no-fail-fast", "--", "--skip", "service::"];
+    run("tests without a server", &mut cargo(&skip))
+}
+
+/// Everything that shows the product works, with the servers it needs.
+pub(crate) fn test() -> Result {
+    services::install()?;
+    let instance = Instance::named("test")?;
+    // Servers that were up before stay up; others end with us, however we end.
+    let guard = if instance.is_up() { None } else { Some(Guard::start(&instance, true)?) };
+    let outcome = instance.up_all().and_then(|()| tests(&instance));
+    let stopped = guard.map_or(Ok(()), Guard::stop);
+    outcome.and(stopped)
+}
+
+fn tests(instance: &Instance) -> Result {
+    let env = instance.env()?;
+    let with_env = |mut command: Command| {
+        command.envs(&env);
+        command
+    };
+    // The runners all run, so that one summary tells everything that is wrong.
+    let rust = run("Rust tests", &mut with_env(cargo(&["test", "--workspace", "--no-fail-fast"])));
+    let readers = readers(&mut with_env(command(places::venv_bin("python"))));
+    println!("\n── summary");
+    for (what, outcome) in [("Rust tests", &rust), ("reader tests", &readers)] {
+        println!("{what}: {}", if outcome.is_ok() { "passed" } else { "FAILED" });
+    }
+    rust.and(readers)
+}
+
+/// DuckDB and PyIceberg against a lake that the binary made.
+fn readers(python: &mut Command) -> Result {
+    run("building polder", &mut cargo(&["build", "--package", "polder"]))?;
+    python.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "interop"]);
+    python.env("POLDER_BIN", places::polder("debug")).env("PYTHONDONTWRITEBYTECODE", "1");
+    run("reader tests (DuckDB, PyIceberg)", python)
+}
+
+/// What must pass before a change lands.
+pub(crate) fn ci() -> Result {
+    run("format", &mut cargo(&["fmt", "--all", "--check"]))?;
+    tidy::run()?;
+    clippy()?;
+    test()?;
+    let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    run("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    installed("cargo-deny", "0.20.2")?;
+    let checks = ["deny", "--workspace", "check", "licenses", "bans", "sources"];
+    run("licences, bans, sources", &mut cargo(&checks))?;
+    installed("cargo-machete", "0.9.2")?;
+    run("unused dependencies", &mut cargo(&["machete"]))
+}
+
+fn clippy() -> Result {
+    let args = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    run("clippy", &mut cargo(&args))
+}
+
+/// Installs a cargo subcommand unless it is there.
+fn installed(tool: &str, version: &str) -> Result {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if env::split_paths(&path).any(|dir| dir.join(tool).exists()) {
+        return Ok(());
+    }
+    let mut install = cargo(&["install", "--locked", "--version", version, tool]);
+    // Built beside our own target folder, not in it: it is thrown away.
+    run(&format!("installing {tool} {version}"), install.env_remove("CARGO_TARGET_DIR"))
+}

@@ -1,0 +1,67 @@
+//! Project automation: one entry point for everything that is more than one cargo command.
+//!
+//! Nothing here is part of the product. Only the standard library, JSON and TOML, so that it
+//! compiles in seconds on a machine that has nothing yet. Linux only: it reads `/proc`.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
+
+mod bench;
+mod ci;
+mod command;
+mod demo;
+mod places;
+mod process;
+mod services;
+mod tidy;
+
+use std::env;
+use std::process::ExitCode;
+
+/// Automation fails with a text for the person at the terminal; nobody branches on it.
+type Result<T = ()> = std::result::Result<T, String>;
+
+const HELP: &str = "\
+cargo xtask <command>
+
+  check                   quick loop: tidy, clippy, tests that need no server
+  test                    everything: install, services, all tests, reader tests
+  ci                      fmt, tidy, clippy, test, doc, deny, unused dependencies
+  tidy                    layering, sizes, banned words, ARCHITECTURE.md's map
+  services install        PostgreSQL and the Python environment, if missing
+  services up|down|env    real PostgreSQL, MongoDB-protocol and S3 servers on 127.0.0.1
+           [--name NAME]  another instance than `test`
+           [--purge]      down: remove the instance's data too
+  demo [up|down]          the whole story on generated data (see demo/)
+  bench ingest            PostgreSQL to Iceberg against a plain drain
+           [--scale N] [--runs N] [--json]
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: &[String]) -> Result {
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["check"] => ci::check(),
+        ["test"] => ci::test(),
+        ["ci"] => ci::ci(),
+        ["tidy"] => tidy::run(),
+        ["services", rest @ ..] => services::command(rest),
+        ["demo"] | ["demo", "up"] => demo::up(),
+        ["demo", "down"] => demo::down(),
+        ["bench", "ingest", rest @ ..] => bench::ingest(rest),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        _ => Err(format!("unknown command `{}`\n\n{HELP}", args.join(" "))),
+    }
+}

@@ -1,0 +1,115 @@
+//! Installs what the services need and a machine may lack: PostgreSQL and the Python environment.
+//!
+//! A second call finds everything in place and does nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::postgres::is_root;
+use crate::command::{command, output, run};
+use crate::{Result, places};
+
+/// Makes the machine ready for `services up`.
+pub(crate) fn install() -> Result {
+    if postgres_bin().is_err() {
+        install_postgres()?;
+        postgres_bin()?;
+    }
+    if !python_can_make_environments() {
+        apt_install("Python's venv module", &["python3", "python3-venv"])?;
+    }
+    python_environment()
+}
+
+/// The folder of PostgreSQL's server programs: `pg_config`'s, else the newest of the distribution's.
+pub(crate) fn postgres_bin() -> Result<PathBuf> {
+    let has_server = |bin: &Path| bin.join("initdb").exists();
+    let configured = output("pg_config", Command::new("pg_config").arg("--bindir"));
+    if let Some(bin) = configured.ok().map(PathBuf::from).filter(|bin| has_server(bin)) {
+        return Ok(bin);
+    }
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = versions
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())))
+        .map(|(version, path)| (version, path.join("bin")))
+        .filter(|(_, bin)| has_server(bin))
+        .max();
+    let (_, bin) = newest.ok_or("PostgreSQL's server programs are not installed")?;
+    Ok(bin)
+}
+
+fn install_postgres() -> Result {
+    // Debian's package creates and starts a cluster of its own unless told otherwise. Leave the
+    // setting alone where the machine's owner already has PostgreSQL's tools.
+    let settings = Path::new("/etc/postgresql-common/createcluster.conf");
+    if !settings.exists() {
+        apt_install("PostgreSQL's common files", &["postgresql-common"])?;
+        let script = "echo 'create_main_cluster = false' >> \"$0\"";
+        let mut append = as_root("sh")?;
+        run("no cluster of the distribution's", append.args(["-c", script]).arg(settings))?;
+    }
+    apt_update()?;
+    let pinned = command("apt-cache").args(["show", "postgresql-15"]).output();
+    let has_15 = pinned.is_ok_and(|output| output.status.success());
+    let package = if has_15 { "postgresql-15" } else { "postgresql" };
+    apt_install("PostgreSQL", &[package])
+}
+
+fn apt_update() -> Result {
+    run("apt-get update", as_root("apt-get")?.args(["update", "-qq"]))
+}
+
+fn apt_install(what: &str, packages: &[&str]) -> Result {
+    if !Path::new("/usr/bin/apt-get").exists() {
+        return Err(format!(
+            "{what} is missing and this machine has no apt-get: install {} yourself",
+            packages.join(" ")
+        ));
+    }
+    apt_update()?;
+    let mut install = as_root("apt-get")?;
+    install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
+    run(&format!("apt-get install {}", packages.join(" ")), &mut install)
+}
+
+/// A command with root's rights.
+fn as_root(program: &str) -> Result<Command> {
+    let mut command = if is_root() {
+        command(program)
+    } else if Path::new("/usr/bin/sudo").exists() {
+        let mut sudo = command("sudo");
+        sudo.args(["--preserve-env=DEBIAN_FRONTEND", program]);
+        sudo
+    } else {
+        return Err(format!("`{program}` needs root's rights, and there is no sudo"));
+    };
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    Ok(command)
+}
+
+fn python_can_make_environments() -> bool {
+    let probe = command("python3").args(["-c", "import venv, ensurepip"]).output();
+    probe.is_ok_and(|output| output.status.success())
+}
+
+/// `<target>/venv` with exactly what `interop/requirements.txt` says, rebuilt when that changes.
+fn python_environment() -> Result {
+    let requirements = places::root().join("interop/requirements.txt");
+    let failed = |error| format!("cannot read {}: {error}", requirements.display());
+    let wanted = fs::read_to_string(&requirements).map_err(failed)?;
+    let (venv, stamp) = (places::venv(), places::venv().join("polder-requirements.txt"));
+    let python = places::venv_bin("python");
+    let works = command(&python).args(["-c", ""]).output().is_ok_and(|out| out.status.success());
+    if works && fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    let mut create = command("python3");
+    create.args(["-m", "venv", "--clear"]).arg(&venv).env_remove("PYTHONHOME");
+    run("creating the Python environment", &mut create)?;
+    let mut install = command(&python);
+    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    install.arg("-r").arg(&requirements).env_remove("PYTHONPATH");
+    run("installing the Python environment (about 800 MB)", &mut install)?;
+    fs::write(&stamp, wanted).map_err(|error| format!("cannot write {}: {error}", stamp.display()))
+}

@@ -1,0 +1,66 @@
+//! An S3 server with real signature checks: SeaweedFS from the Python environment.
+
+use std::fs;
+
+use serde_json::json;
+
+use super::state::Running;
+use super::{Instance, free_ports, python, spawn_logged};
+use crate::command::{command, output};
+use crate::{Result, places};
+
+/// The credentials of the one identity; the server listens on 127.0.0.1 alone.
+pub(crate) const ACCESS_KEY: &str = "testkey";
+pub(crate) const SECRET_KEY: &str = "testsecret";
+
+/// Writes and reads an object: the server lists buckets before it has a volume to write to.
+const ROUND_TRIP: &str = "
+import sys, boto3, botocore.config
+endpoint, access_key, secret_key = sys.argv[1:]
+config = botocore.config.Config(
+    connect_timeout=2, read_timeout=10, retries={'max_attempts': 1}, s3={'addressing_style': 'path'}
+)
+s3 = boto3.client(
+    's3', endpoint_url=endpoint, region_name='us-east-1', config=config,
+    aws_access_key_id=access_key, aws_secret_access_key=secret_key,
+)
+if 'polder-ready' not in [bucket['Name'] for bucket in s3.list_buckets()['Buckets']]:
+    s3.create_bucket(Bucket='polder-ready')
+s3.put_object(Bucket='polder-ready', Key='ready', Body=b'yes')
+assert s3.get_object(Bucket='polder-ready', Key='ready')['Body'].read() == b'yes'
+";
+
+pub(super) fn endpoint(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
+}
+
+pub(super) fn probe(endpoint: &str) -> Result {
+    let mut round_trip = python(ROUND_TRIP, &[endpoint, ACCESS_KEY, SECRET_KEY]);
+    output("S3 round trip", &mut round_trip).map(drop)
+}
+
+pub(super) fn spawn(instance: &Instance) -> Result<Running> {
+    let data = instance.dir.join("s3");
+    let failed = |error| format!("cannot write below {}: {error}", data.display());
+    fs::create_dir_all(&data).map_err(failed)?;
+    let credentials = json!({ "accessKey": ACCESS_KEY, "secretKey": SECRET_KEY });
+    let actions = json!(["Admin", "Read", "List", "Tagging", "Write"]);
+    let identity = json!({ "name": "admin", "credentials": [credentials], "actions": actions });
+    let config = instance.dir.join("s3.json");
+    fs::write(&config, json!({ "identities": [identity] }).to_string()).map_err(failed)?;
+
+    let ports: [u16; 8] = free_ports()?;
+    let flags = ["master", "volume", "filer", "s3"];
+    let mut server = command(places::venv_bin("weed"));
+    server.args(["server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]);
+    server.arg(format!("-dir={}", data.display())).current_dir(&data);
+    server.args(["-master.volumeSizeLimitMB=256", "-volume.max=100", "-master.telemetry=false"]);
+    for (flag, pair) in flags.iter().zip(ports.chunks(2)) {
+        server.arg(format!("-{flag}.port={}", pair[0]));
+        server.arg(format!("-{flag}.port.grpc={}", pair[1]));
+    }
+    server.args(["-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
+    server.arg(format!("-s3.config={}", config.display()));
+    let log = instance.dir.join("s3.log");
+    Ok(Running { process: spawn_logged(&mut server, &log)?, port: ports[6], log })
+}
