@@ -1,0 +1,28 @@
+//! The words of Polder, its pure rules, its errors and the traits at its seams.
+//!
+//! No I/O, no async runtime, no Iceberg and no query engine here: everything in this crate can be
+//! tested without a server or a file. The crates above implement [`Source`] (outside system →
+//! Arrow) and [`Engine`] (SQL); the third seam, the catalog, lives in `polder-lake`.
+
+pub mod checkpoint;
+pub mod engine;
+pub mod error;
+pub mod evolution;
+pub mod org;
+pub mod progress;
+pub mod schema;
+pub mod secret;
+pub mod source;
+pub mod spec;
+
+pub use checkpoint::{Checkpoint, CursorValue};
+pub use engine::{Engine, QueryStream, Session};
+pub use error::{Error, ErrorCode, Result};
+pub use org::{Authorized, OrgId, Principal};
+pub use progress::{ProgressSnapshot, RunProgress, Stage};
+pub use schema::{Field, LakeType, TableSchema, TextOf};
+pub use secret::{SecretRef, SecretResolver};
+pub use source::{
+    Batch, BatchStream, Capabilities, CursorRange, ReadPlan, ReadRequest, Source, SourceTable,
+    Split,
+};

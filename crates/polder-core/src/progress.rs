@@ -1,0 +1,152 @@
+//! The counters of one run, written by sources and writers while they work and read by whoever
+//! shows them.
+//!
+//! Nothing is drawn here, and no clock is read: rates are the reader's business.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+/// What a run is busy with or waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    #[default]
+    Waiting,
+    Planning,
+    /// Reading a source once to learn its schema.
+    Inferring,
+    Reading,
+    Committing,
+    Done,
+}
+
+impl Stage {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Planning => "planning",
+            Self::Inferring => "inferring",
+            Self::Reading => "reading",
+            Self::Committing => "committing",
+            Self::Done => "done",
+        }
+    }
+}
+
+/// Counters of one run of one table. Shared by reference; every method is cheap and never blocks
+/// for long.
+#[derive(Debug, Default)]
+pub struct RunProgress {
+    rows_read: AtomicU64,
+    bytes_read: AtomicU64,
+    rows_written: AtomicU64,
+    rows_known: AtomicU64,
+    rows_estimated: AtomicU64,
+    notes: Mutex<Notes>,
+}
+
+#[derive(Debug, Default)]
+struct Notes {
+    stage: Stage,
+    waiting_for: Option<String>,
+    altered: BTreeMap<String, u64>,
+    rejected: BTreeMap<String, u64>,
+}
+
+/// A copy of the counters at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ProgressSnapshot {
+    pub stage: Stage,
+    /// What the run waits for, in words, if it waits.
+    pub waiting_for: Option<String>,
+    /// Rows the source delivered.
+    pub rows_read: u64,
+    /// Bytes the source delivered, as they came over the wire or from the file.
+    pub bytes_read: u64,
+    /// Rows handed to data files.
+    pub rows_written: u64,
+    /// Rows read again and recognised as already stored.
+    pub rows_known: u64,
+    /// The source's own estimate of the rows to come; 0 when unknown.
+    pub rows_estimated: u64,
+    /// Values changed because the spec says so (`on_unrepresentable`), by column.
+    pub altered: BTreeMap<String, u64>,
+    /// Lines set aside because the spec says so (`on_bad_line: reject`), by file.
+    pub rejected: BTreeMap<String, u64>,
+}
+
+impl RunProgress {
+    pub fn add_read(&self, rows: u64, bytes: u64) {
+        self.rows_read.fetch_add(rows, Ordering::Relaxed);
+        self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn add_written(&self, rows: u64) {
+        self.rows_written.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    pub fn add_known(&self, rows: u64) {
+        self.rows_known.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    pub fn estimate(&self, rows: u64) {
+        self.rows_estimated.store(rows, Ordering::Relaxed);
+    }
+
+    pub fn enter(&self, stage: Stage) {
+        let mut notes = self.notes();
+        notes.stage = stage;
+        notes.waiting_for = None;
+    }
+
+    /// Says what the run waits for, until the next [`Self::enter`].
+    pub fn wait_for(&self, what: impl Into<String>) {
+        self.notes().waiting_for = Some(what.into());
+    }
+
+    /// Counts values of a column that were changed by policy.
+    pub fn add_altered(&self, column: &str, values: u64) {
+        if values > 0 {
+            *self.notes().altered.entry(column.to_owned()).or_default() += values;
+        }
+    }
+
+    /// Counts lines of a file that were set aside by policy.
+    pub fn add_rejected(&self, file: &str, lines: u64) {
+        if lines > 0 {
+            *self.notes().rejected.entry(file.to_owned()).or_default() += lines;
+        }
+    }
+
+    /// Starts the counters of an attempt over; the estimate stays.
+    pub fn restart(&self) {
+        self.rows_read.store(0, Ordering::Relaxed);
+        self.bytes_read.store(0, Ordering::Relaxed);
+        self.rows_written.store(0, Ordering::Relaxed);
+        self.rows_known.store(0, Ordering::Relaxed);
+        *self.notes() = Notes::default();
+    }
+
+    pub fn snapshot(&self) -> ProgressSnapshot {
+        let notes = self.notes();
+        ProgressSnapshot {
+            stage: notes.stage,
+            waiting_for: notes.waiting_for.clone(),
+            rows_read: self.rows_read.load(Ordering::Relaxed),
+            bytes_read: self.bytes_read.load(Ordering::Relaxed),
+            rows_written: self.rows_written.load(Ordering::Relaxed),
+            rows_known: self.rows_known.load(Ordering::Relaxed),
+            rows_estimated: self.rows_estimated.load(Ordering::Relaxed),
+            altered: notes.altered.clone(),
+            rejected: notes.rejected.clone(),
+        }
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        // Counters stay readable after a panic elsewhere.
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

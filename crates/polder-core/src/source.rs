@@ -1,0 +1,146 @@
+//! The seam to outside systems: everything a source has to offer to be read into the lake.
+//!
+//! A source knows nothing of runs, checkpoints' storage or Iceberg. Adding one touches four places:
+//! its folder in `polder-sources`, one [`crate::spec::SourceSpec`] variant, one wiring line, one
+//! line of the conformance suite (docs/how-to/add-a-source.md).
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use async_trait::async_trait;
+use futures::Stream;
+use serde::Serialize;
+
+use crate::checkpoint::ObjectState;
+use crate::spec::{Filter, FormatOptions, OnUnrepresentable};
+use crate::{CursorValue, LakeType, OrgId, Result, RunProgress, TableSchema};
+
+/// What a source can do, as data: the pipeline branches on these and never on the source's kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Capabilities {
+    /// Reads rows from a lower bound of a cursor column.
+    pub cursor: bool,
+    /// Tracks objects (files), so that a later read skips those already read.
+    pub objects: bool,
+    /// The plan's schema is the whole truth: a column missing from it is gone from the source. False
+    /// where the schema is inferred from the rows read, which may lack a column by chance.
+    pub complete_schema: bool,
+}
+
+/// A table (collection, set of files) a source offers, for `discover`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SourceTable {
+    /// The name as `from:` of a table spec takes it.
+    pub name: String,
+    /// `table`, `view`, `partitioned table`, `collection`, `files`, …
+    pub kind: &'static str,
+    /// The columns; empty where finding them would mean reading the data.
+    pub schema: TableSchema,
+    /// The primary key's columns, if there is one.
+    pub key: Vec<String>,
+    /// Columns that can serve as cursor, best first.
+    pub cursors: Vec<String>,
+    pub rows_estimated: Option<u64>,
+}
+
+/// The lower bound of an incremental read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CursorRange {
+    pub column: String,
+    /// Rows with `column >= lower` are read; `None` reads all. Rows whose cursor is null may be read
+    /// with any bound: they are recognised like the others.
+    pub lower: Option<CursorValue>,
+}
+
+/// One read of one source table for one org.
+#[derive(Clone, Debug)]
+pub struct ReadRequest {
+    pub org: OrgId,
+    /// `from:` of the table spec, `{org}` not yet replaced: the source binds or quotes it itself,
+    /// as only it knows how.
+    pub from: String,
+    pub filter: Option<Filter>,
+    /// The columns to read, in this order; `None` for all.
+    pub columns: Option<Vec<String>>,
+    pub cursor: Option<CursorRange>,
+    /// Objects read earlier; they are left out unless their etag changed.
+    pub objects_read: BTreeMap<String, ObjectState>,
+    /// The lake table's present schema. A source that infers starts from it, so that a column keeps
+    /// its type where the new values fit.
+    pub known_schema: Option<TableSchema>,
+    /// Types declared in the spec, by column.
+    pub types: BTreeMap<String, LakeType>,
+    pub on_unrepresentable: OnUnrepresentable,
+    pub format: FormatOptions,
+    /// The most splits to read at once.
+    pub splits_max: NonZeroUsize,
+    /// The size a batch aims at, in bytes of Arrow data.
+    pub batch_bytes: usize,
+    /// Where the source counts what it delivers ([`RunProgress::add_read`]) and says what it does.
+    pub progress: Arc<RunProgress>,
+}
+
+/// The outcome of planning: a fixed state of the source, cut into splits.
+///
+/// All splits of one plan see the same state of the source, however long they take. Dropping the
+/// plan and its splits releases whatever holds that state (an exported snapshot, a spill file).
+pub struct ReadPlan {
+    /// The columns every batch will have, in [`TableSchema::to_arrow`]'s layout.
+    pub schema: TableSchema,
+    /// The source's name for the state that is read, for the run's report.
+    pub snapshot: Option<String>,
+    pub splits: Vec<Box<dyn Split>>,
+    pub rows_estimated: Option<u64>,
+    /// The next checkpoint's cursor must not pass this: the start of the oldest transaction that
+    /// could still commit rows with an earlier cursor value; the request's own bound, or a value
+    /// below all, where the cursor must not move. `None`: no such bound.
+    pub cursor_ceiling: Option<CursorValue>,
+    /// The next checkpoint's objects, if all splits are read.
+    pub objects: BTreeMap<String, ObjectState>,
+    /// Things the reader of the run's report should know.
+    pub warnings: Vec<String>,
+}
+
+/// A part of a plan that can be read on its own, once.
+pub trait Split: Send {
+    /// The split in words, for logs: `ctid [0, 5000)`.
+    fn describe(&self) -> String;
+
+    /// Whether a row can easily change twice within one value of the cursor (a date, whole seconds),
+    /// so that key and cursor do not tell its states apart.
+    fn cursor_is_coarse(&self) -> bool {
+        false
+    }
+
+    /// Starts reading. The stream ends after the last row or with the first error; dropping it
+    /// cancels the read at the source.
+    fn read(self: Box<Self>) -> BatchStream;
+}
+
+/// Some rows, in the plan's layout.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub records: RecordBatch,
+}
+
+/// A stream of batches, in the source's own pace: the next batch is made when it is asked for.
+pub type BatchStream = Pin<Box<dyn Stream<Item = Result<Batch>> + Send>>;
+
+/// An outside system that can be read into the lake.
+#[async_trait]
+pub trait Source: Send + Sync {
+    fn capabilities(&self) -> Capabilities;
+
+    /// Connects and looks for what the source needs; returns a line on what was found (a server
+    /// version, a bucket).
+    async fn check(&self) -> Result<String>;
+
+    /// The tables this source offers.
+    async fn discover(&self) -> Result<Vec<SourceTable>>;
+
+    /// Fixes a state of the source and says what reading it will bring.
+    async fn plan(&self, request: ReadRequest) -> Result<ReadPlan>;
+}

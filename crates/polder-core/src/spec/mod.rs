@@ -1,0 +1,18 @@
+//! The configuration's types: what `polder.toml` and `pipelines/*.yaml` say.
+//!
+//! One type per thing, used by the parser, the JSON Schema (`polder schema`) and the pipeline alike.
+//! Parsing text, naming lines and resolving secrets is the control plane's work, not done here.
+
+mod partition;
+mod pipeline;
+mod process;
+
+pub use partition::{PartitionField, Transform};
+pub use pipeline::{
+    CsvOptions, DeclaredType, FileFormat, Filter, FormatOptions, Mode, OnBadLine, OnSchemaChange,
+    OnUnrepresentable, OrgSpec, PipelineFile, TablePatch, TableSpec, TemplateSpec,
+};
+pub use process::{
+    FilesSource, LakeConfig, Limits, MongodbSource, PostgresSource, ProcessConfig, S3Config,
+    SourceSpec, StorageConfig, StoreConfig,
+};

@@ -1,0 +1,138 @@
+//! `polder.toml`: where the lake, the store and the sources are.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::SecretRef;
+
+/// The process configuration, `polder.toml`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessConfig {
+    pub lake: LakeConfig,
+    pub store: StoreConfig,
+    #[serde(default)]
+    pub storage: StorageConfig,
+    /// The outside systems, by the name pipelines use.
+    #[serde(default)]
+    pub sources: BTreeMap<String, SourceSpec>,
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// Where tables and their metadata live.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LakeConfig {
+    /// A local folder or `s3://bucket/prefix`.
+    pub warehouse: String,
+    /// `sqlite://FILE` or `postgres://…`; an `env:`/`file:` reference when it holds a password.
+    pub catalog: String,
+}
+
+/// Where run records live.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StoreConfig {
+    /// `sqlite://FILE` or `postgres://…`; an `env:`/`file:` reference when it holds a password.
+    pub url: String,
+}
+
+/// Object stores.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StorageConfig {
+    /// For every `s3://` address.
+    #[serde(default)]
+    pub s3: Option<S3Config>,
+}
+
+/// An S3 account.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct S3Config {
+    /// The server's address; AWS's own when absent.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    #[serde(default = "default_region")]
+    pub region: String,
+    #[serde(default)]
+    pub access_key: Option<SecretRef>,
+    #[serde(default)]
+    pub secret_key: Option<SecretRef>,
+    /// `http://host/bucket/key` instead of `http://bucket.host/key`.
+    #[serde(default)]
+    pub path_style: bool,
+}
+
+fn default_region() -> String {
+    "us-east-1".to_owned()
+}
+
+/// One outside system.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum SourceSpec {
+    Postgres(PostgresSource),
+    Mongodb(MongodbSource),
+    Files(FilesSource),
+}
+
+impl SourceSpec {
+    /// The word of `type =`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "postgres",
+            Self::Mongodb(_) => "mongodb",
+            Self::Files(_) => "files",
+        }
+    }
+}
+
+/// A PostgreSQL server.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresSource {
+    /// A reference to `postgres://user:password@host:port/database?sslmode=…`.
+    pub url: SecretRef,
+}
+
+/// A server that speaks MongoDB's protocol.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MongodbSource {
+    /// A reference to `mongodb://…` or `mongodb+srv://…`.
+    pub url: SecretRef,
+    /// The database to read.
+    pub database: String,
+}
+
+/// Files below a local folder or in a bucket.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FilesSource {
+    /// A local folder or `s3://bucket/prefix`.
+    pub url: String,
+}
+
+/// What the process may use.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Tables ingested at the same time, over all orgs.
+    pub runs: usize,
+    /// Splits of one table read at the same time. Each holds one connection to its source.
+    pub splits: usize,
+    /// Memory for ingestion in MB, shared by all runs at once.
+    pub memory_mb: usize,
+    /// Memory for one query in MB.
+    pub query_memory_mb: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { runs: 2, splits: 2, memory_mb: 256, query_memory_mb: 512 }
+    }
+}
