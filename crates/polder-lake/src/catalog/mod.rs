@@ -1,0 +1,131 @@
+//! The seam to table metadata: namespaces, tables, and one compare-and-swap, which is the Iceberg
+//! REST commit itself (requirements, updates).
+//!
+//! A catalog knows nothing of runs and retries: [`crate::Stage::commit`] does.
+
+mod sql;
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use iceberg::spec::{FormatVersion, PartitionSpec, SortOrder, TableMetadata, TableMetadataBuilder};
+use iceberg::{TableIdent, TableRequirement, TableUpdate};
+use polder_core::{Error, ErrorCode, Result};
+
+pub use sql::SqlCatalog;
+
+use crate::error;
+
+/// A table as one metadata file says it is.
+#[derive(Clone, Debug)]
+pub struct TableState {
+    pub ident: TableIdent,
+    pub metadata: Arc<TableMetadata>,
+    pub metadata_location: String,
+}
+
+/// Why a commit gave no new state.
+#[derive(Debug)]
+pub enum CommitFailure {
+    /// Definitely not made: the table is not as the requirements say, or somebody was faster.
+    Conflict(Error),
+    /// Definitely not made. Trying again helps only if the error says so.
+    Rejected(Error),
+    /// Nobody knows yet whether it was made: the answer was lost. Nothing may be cleaned up.
+    Unknown(Error),
+}
+
+/// Where table names lead to metadata files.
+#[async_trait]
+pub trait Catalog: Debug + Send + Sync {
+    async fn namespaces(&self) -> Result<Vec<String>>;
+
+    /// The properties of a namespace; `None` if there is no such namespace.
+    async fn namespace(&self, name: &str) -> Result<Option<BTreeMap<String, String>>>;
+
+    /// Creates a namespace, or adds to it the properties it lacks. A property that is there keeps its
+    /// value: of two callers at the same time, the first wins, and both see the winner's value next.
+    async fn ensure_namespace(
+        &self,
+        name: &str,
+        properties: &BTreeMap<String, String>,
+    ) -> Result<()>;
+
+    async fn tables(&self, namespace: &str) -> Result<Vec<String>>;
+
+    async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>>;
+
+    /// Checks the requirements against the table's present state and swaps in the state the updates
+    /// lead to, all or nothing. [`TableRequirement::NotExist`] creates the table.
+    ///
+    /// One attempt: nothing is sent twice.
+    async fn commit(
+        &self,
+        ident: &TableIdent,
+        requirements: &[TableRequirement],
+        updates: Vec<TableUpdate>,
+    ) -> Result<TableState, CommitFailure>;
+}
+
+/// The metadata that updates lead to.
+///
+/// For a new table (`base` is `None`) the updates have to bring a location and a schema.
+pub(crate) fn apply(base: Option<&TableState>, updates: Vec<TableUpdate>) -> Result<TableMetadata> {
+    let failed = |cause| error::iceberg("apply the changes to the table", cause);
+    let mut builder = match base {
+        Some(base) => {
+            let location = Some(base.metadata_location.clone());
+            TableMetadata::clone(&base.metadata).into_builder(location)
+        }
+        None => new_table(&updates).map_err(failed)?,
+    };
+    for update in updates {
+        builder = update.apply(builder).map_err(failed)?;
+    }
+    Ok(builder.build().map_err(failed)?.metadata)
+}
+
+/// A builder for the first state of a table, with the field ids its schema brings.
+fn new_table(updates: &[TableUpdate]) -> iceberg::Result<TableMetadataBuilder> {
+    let missing = |what: &str| {
+        iceberg::Error::new(iceberg::ErrorKind::DataInvalid, format!("a new table needs a {what}"))
+    };
+    let schema = updates.iter().find_map(|update| match update {
+        TableUpdate::AddSchema { schema } => Some(schema.clone()),
+        _ => None,
+    });
+    let location = updates.iter().find_map(|update| match update {
+        TableUpdate::SetLocation { location } => Some(location.clone()),
+        _ => None,
+    });
+    // Given here already, so that the table does not begin with an unpartitioned spec it never uses.
+    let spec = updates.iter().find_map(|update| match update {
+        TableUpdate::AddSpec { spec } => Some(spec.clone()),
+        _ => None,
+    });
+    TableMetadataBuilder::new(
+        schema.ok_or_else(|| missing("schema"))?,
+        spec.unwrap_or_else(|| PartitionSpec::unpartition_spec().into_unbound()),
+        SortOrder::unsorted_order(),
+        location.ok_or_else(|| missing("location"))?,
+        FormatVersion::V2,
+        HashMap::new(),
+    )
+}
+
+/// Checks requirements as the spec says.
+pub(crate) fn check(
+    base: Option<&TableState>,
+    requirements: &[TableRequirement],
+) -> Result<(), CommitFailure> {
+    for requirement in requirements {
+        if let Err(cause) = requirement.check(base.map(|base| &*base.metadata)) {
+            let conflict = Error::new(ErrorCode::LakeConflict, "the table was changed meanwhile");
+            return Err(CommitFailure::Conflict(conflict.caused_by(cause)));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! The lake as a whole: opening it, finding orgs and tables.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use iceberg::{NamespaceIdent, TableIdent};
+use object_store::ObjectStore;
+use object_store::path::Path;
+use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
+use uuid::Uuid;
+
+use crate::catalog::{Catalog, SqlCatalog, TableState};
+use crate::settings::LakeSettings;
+use crate::stage::{Stage, StageRequest};
+use crate::storage::Store;
+use crate::table::LakeTable;
+
+/// The namespace property that holds the random id under which an org's files lie.
+const ORG_UUID: &str = "polder.org-uuid";
+/// Iceberg's namespace property for where other engines put new tables.
+const LOCATION: &str = "location";
+/// The longest table name; the catalog's column holds 255 characters.
+const NAME_CHARS_MAX: usize = 200;
+
+/// The lake. Cheap to clone; all clones share their connections.
+#[derive(Clone, Debug)]
+pub struct Lake {
+    store: Store,
+    catalog: Arc<dyn Catalog>,
+}
+
+impl Lake {
+    /// Opens the lake, and creates the catalog's tables and the warehouse folder where absent.
+    pub async fn open(settings: LakeSettings) -> Result<Self> {
+        let store = Store::open(&settings)?;
+        let catalog = SqlCatalog::open(&settings.catalog_url, store.clone()).await?;
+        Ok(Self::new(store, Arc::new(catalog)))
+    }
+
+    /// A lake over any catalog.
+    pub fn new(store: Store, catalog: Arc<dyn Catalog>) -> Self {
+        Self { store, catalog }
+    }
+
+    /// The orgs that have a namespace and that the principal may see, in order.
+    pub async fn orgs(&self, principal: &Principal) -> Result<Vec<OrgId>> {
+        let namespaces = self.catalog.namespaces().await?;
+        let mut orgs: Vec<OrgId> =
+            namespaces.iter().filter_map(|name| OrgId::from_namespace(name)).collect();
+        orgs.retain(|org| principal.authorize(org).is_ok());
+        orgs.sort();
+        Ok(orgs)
+    }
+
+    /// The names of the org's tables, in order; none for an org without a namespace.
+    pub async fn tables(&self, org: &Authorized<OrgId>) -> Result<Vec<String>> {
+        self.catalog.tables(&org.get().namespace()).await
+    }
+
+    /// The table as it is now; `None` if there is no such table.
+    pub async fn table(&self, org: &Authorized<OrgId>, name: &str) -> Result<Option<LakeTable>> {
+        match self.catalog.load(&ident(org.get(), name)).await? {
+            Some(state) => LakeTable::new(org.get(), state, &self.store).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Prepares a new state of a table. Nothing of it is visible before [`Stage::commit`].
+    ///
+    /// # Errors
+    /// `lake.not_found` for an append to a table that does not exist; `lake.schema_refused` for a
+    /// schema that cannot become the table's.
+    pub async fn stage(
+        &self,
+        org: &Authorized<OrgId>,
+        name: &str,
+        request: StageRequest,
+    ) -> Result<Stage> {
+        check_name(name)?;
+        let ident = ident(org.get(), name);
+        let base = self.catalog.load(&ident).await?;
+        let new_location = match &base {
+            Some(_) => None,
+            None => Some(self.new_location(org.get()).await?),
+        };
+        Stage::begin(self, ident, base, new_location, request)
+    }
+
+    /// The object store all files of the lake are in, for engines that read them themselves.
+    pub fn object_store(&self) -> Arc<dyn ObjectStore> {
+        self.store.objects()
+    }
+
+    /// What the addresses in [`crate::ScanFile`] begin with: `file:///` or `s3://bucket`.
+    pub fn store_url(&self) -> &str {
+        self.store.url()
+    }
+
+    /// The path within [`Self::object_store`] of a file's address.
+    ///
+    /// # Errors
+    /// `lake.corrupt` for an address in another store.
+    pub fn object_path(&self, address: &str) -> Result<Path> {
+        self.store.path(address)
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn catalog(&self) -> &dyn Catalog {
+        &*self.catalog
+    }
+
+    pub(crate) async fn state(&self, ident: &TableIdent) -> Result<Option<TableState>> {
+        self.catalog.load(ident).await
+    }
+
+    /// A location no table ever had: `<warehouse>/<org uuid>/<table uuid>`, and the table's uuid.
+    async fn new_location(&self, org: &OrgId) -> Result<(Uuid, String)> {
+        let namespace = org.namespace();
+        let wanted = BTreeMap::from([(ORG_UUID.to_owned(), Uuid::new_v4().to_string())]);
+        let lost = || {
+            Error::new(ErrorCode::LakeCorrupt, "the org's namespace has no id for its files")
+                .detail(namespace.clone())
+        };
+        let found = match self.catalog.namespace(&namespace).await? {
+            Some(found) if found.contains_key(ORG_UUID) => found,
+            _ => {
+                self.catalog.ensure_namespace(&namespace, &wanted).await?;
+                self.catalog.namespace(&namespace).await?.ok_or_else(lost)?
+            }
+        };
+        let org_uuid: Uuid =
+            found.get(ORG_UUID).and_then(|text| text.parse().ok()).ok_or_else(lost)?;
+        let folder = format!("{}/{org_uuid}", self.store.root());
+        if !found.contains_key(LOCATION) {
+            let location = BTreeMap::from([(LOCATION.to_owned(), folder.clone())]);
+            self.catalog.ensure_namespace(&namespace, &location).await?;
+        }
+        let table = Uuid::new_v4();
+        Ok((table, format!("{folder}/{table}")))
+    }
+}
+
+fn ident(org: &OrgId, name: &str) -> TableIdent {
+    TableIdent::new(NamespaceIdent::new(org.namespace()), name.to_owned())
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let length = name.chars().count();
+    if (1..=NAME_CHARS_MAX).contains(&length) && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorCode::SpecInvalid, format!("{name:?} cannot be a table's name"))
+        .hint(format!("use 1 to {NAME_CHARS_MAX} characters without control characters")))
+}

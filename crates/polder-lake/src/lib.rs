@@ -1,0 +1,33 @@
+//! The lake: one Iceberg table per org and source table, on object storage or local disk.
+//!
+//! This is the only crate that names `iceberg`. It opens the catalog and the store ([`Lake`]), stages
+//! rows as Parquet files nobody sees yet ([`Stage`], [`TableWriter`]), publishes them in exactly one
+//! table commit together with schema, checkpoint and run id ([`Stage::commit`]), and plans and reads
+//! ([`LakeTable`]).
+//!
+//! It decides nothing about *when* or *what* to ingest, holds no SQL engine, and authenticates
+//! nobody: every call that touches an org's tables demands an [`Authorized`](polder_core::Authorized)
+//! org id. Names of orgs and tables never become paths.
+
+mod catalog;
+mod commit;
+mod error;
+mod lake;
+mod predicate;
+mod scan;
+mod schema;
+mod settings;
+mod stage;
+mod storage;
+mod table;
+mod write;
+
+pub use catalog::{Catalog, CommitFailure, SqlCatalog, TableState};
+pub use lake::Lake;
+pub use predicate::{CmpOp, Literal, Predicate};
+pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};
+pub use settings::{LakeSettings, S3Settings};
+pub use stage::{Committed, RunSummary, Stage, StageKind, StageRequest};
+pub use storage::Store;
+pub use table::{LakeTable, RefInfo, RefKind, SnapshotInfo};
+pub use write::{StagedFile, TableWriter};

@@ -1,0 +1,239 @@
+//! Reading a table: which files a filter leaves, and their rows.
+//!
+//! Planning and decoding are the `iceberg` crate's; what is wanted is decided here once more, row by
+//! row, so that the answer does not depend on how well files are skipped.
+
+use std::collections::{HashMap, HashSet};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::compute::{cast, filter_record_batch};
+use arrow::datatypes::SchemaRef;
+use futures::{Stream, StreamExt, TryStreamExt};
+use iceberg::expr::Predicate as IcebergPredicate;
+use iceberg::scan::FileScanTask;
+use iceberg::spec::{DataContentType, PrimitiveType, Transform, Type};
+use polder_core::{Error, ErrorCode, Result};
+
+use crate::error;
+use crate::predicate::{Predicate, Prunable, pruning};
+use crate::schema;
+use crate::table::LakeTable;
+
+/// Files read at the same time by [`LakeTable::read`].
+const FILES_MAX: usize = 2;
+
+/// Which rows and columns of which state.
+#[derive(Clone, Debug)]
+pub struct ScanRequest {
+    /// `None`: the table as it is now.
+    pub snapshot: Option<i64>,
+    pub filter: Predicate,
+    /// Top-level columns, in this order; `None` for all.
+    pub columns: Option<Vec<String>>,
+}
+
+/// The files that may hold wanted rows.
+#[derive(Clone, Debug)]
+pub struct ScanPlan {
+    pub files: Vec<ScanFile>,
+}
+
+/// One data file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScanFile {
+    /// The file's full address: `file:///…` or `s3://…`.
+    pub path: String,
+    pub size_bytes: u64,
+    /// Rows in the file, before deletes.
+    pub rows: Option<u64>,
+    /// Some of its rows may be deleted: read such a file through [`LakeTable::read`].
+    pub has_deletes: bool,
+}
+
+/// Batches in the layout of [`LakeTable::schema_at`], without field ids.
+pub type BatchStream = Pin<Box<dyn Stream<Item = Result<RecordBatch>> + Send>>;
+
+impl LakeTable {
+    /// Finds the files that may hold wanted rows, by partition and column statistics.
+    ///
+    /// # Errors
+    /// `lake.not_found` for an unknown snapshot; `query.invalid` for an unknown column.
+    pub async fn plan(&self, scan: ScanRequest) -> Result<ScanPlan> {
+        let mut files: Vec<ScanFile> = self.tasks(&scan).await?.iter().map(scan_file).collect();
+        // The crate plans concurrently; the order of the answer should not depend on it.
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(ScanPlan { files })
+    }
+
+    /// Reads the wanted rows. Dropping the stream stops reading.
+    ///
+    /// # Errors
+    /// As [`Self::plan`]; `lake.*` in the stream when files cannot be read.
+    pub async fn read(&self, scan: ScanRequest) -> Result<BatchStream> {
+        let tasks = self.tasks(&scan).await?;
+        let (layout, wanted) = self.layout(&scan)?;
+        let iceberg_schema = self.iceberg_schema(scan.snapshot)?;
+        let names = layout.fields().iter().map(|field| field.name().as_str());
+        let ids: Option<Vec<i32>> = names
+            .map(|name| iceberg_schema.as_struct().field_by_name(name).map(|field| field.id))
+            .collect();
+        let ids = ids.ok_or_else(|| Error::new(ErrorCode::Internal, "a column without an id"))?;
+        let filtered = scan.filter.columns().into_iter();
+        let by_row_groups = filtered
+            .filter_map(|name| iceberg_schema.as_struct().field_by_name(name))
+            .all(|field| skips_row_groups(&field.field_type));
+        let tasks = tasks.into_iter().map(move |task| {
+            // Skipping row groups by the predicate is only right in the schema it was made for, and
+            // only possible for some types.
+            let same = task.schema.schema_id() == iceberg_schema.schema_id();
+            let predicate = task.predicate.filter(|_| same && by_row_groups);
+            let schema = Arc::clone(&iceberg_schema);
+            Ok(FileScanTask { schema, project_field_ids: ids.clone(), predicate, ..task })
+        });
+        let tasks = futures::stream::iter(tasks.collect::<Vec<_>>()).boxed();
+        let failed = |cause| error::iceberg("read the table's rows", cause);
+        let reader = self.iceberg().reader_builder().with_data_file_concurrency_limit(FILES_MAX);
+        let batches = reader.build().read(tasks).map_err(failed)?.stream();
+        let finish = Finish { layout, filter: scan.filter, wanted };
+        let batches = batches
+            .map_err(move |cause| error::iceberg("read the table's rows", cause))
+            .map(move |batch| finish.apply(&batch?))
+            .try_filter(|batch| std::future::ready(batch.num_rows() > 0));
+        Ok(Box::pin(batches))
+    }
+
+    async fn tasks(&self, scan: &ScanRequest) -> Result<Vec<FileScanTask>> {
+        let failed = |cause| error::iceberg("plan the scan", cause);
+        let metadata = self.metadata();
+        let Some(snapshot) = scan.snapshot.or(metadata.current_snapshot_id()) else {
+            return Ok(Vec::new());
+        };
+        let columns = self.prunable(scan, snapshot)?;
+        let builder = self.iceberg().scan().snapshot_id(snapshot);
+        let builder = match pruning(&scan.filter, &columns) {
+            IcebergPredicate::AlwaysTrue => builder,
+            IcebergPredicate::AlwaysFalse => return Ok(Vec::new()),
+            filter => builder.with_filter(filter),
+        };
+        let scan = builder.build().map_err(failed)?;
+        let tasks = scan.plan_files().await.map_err(failed)?;
+        tasks.try_collect().await.map_err(failed)
+    }
+
+    /// The columns of the filter whose statistics say what the filter means, by the filter's names.
+    ///
+    /// Statistics belong to field ids, and the crate compares them in the type of the schema they
+    /// were written in: a column that was renamed is found by its id, one that was ever of another
+    /// type skips nothing.
+    fn prunable(&self, scan: &ScanRequest, snapshot: i64) -> Result<HashMap<String, Prunable>> {
+        let asked = self.iceberg_schema(scan.snapshot)?;
+        let schema = self.iceberg_schema(Some(snapshot))?;
+        let metadata = self.metadata();
+        let specs = || metadata.partition_specs_iter().flat_map(|spec| spec.fields());
+        // The crate cannot plan a filter over partitions whose column is gone from the schema.
+        let plannable = specs().all(|field| schema.field_by_id(field.source_id).is_some());
+        let mut found = HashMap::new();
+        for name in scan.filter.columns() {
+            let field = asked.as_struct().field_by_name(name).ok_or_else(|| {
+                Error::new(ErrorCode::QueryInvalid, format!("there is no column {name:?}"))
+            })?;
+            let Some(own) = schema.field_by_id(field.id).filter(|_| plannable) else { continue };
+            let Type::Primitive(primitive) = &*own.field_type else { continue };
+            // Nor does it know how to truncate bytes and decimals.
+            let uncut = matches!(primitive, PrimitiveType::Binary | PrimitiveType::Decimal { .. });
+            let truncated = uncut
+                && specs().any(|spec| {
+                    spec.source_id == own.id && matches!(spec.transform, Transform::Truncate(_))
+                });
+            let mut past = metadata.schemas_iter().filter_map(|past| past.field_by_id(own.id));
+            if !truncated && past.all(|past| same_statistics(&past.field_type, &own.field_type)) {
+                let data_type = schema::lake_type(&own.field_type)?;
+                found.insert(name.to_owned(), Prunable { name: own.name.clone(), data_type });
+            }
+        }
+        Ok(found)
+    }
+
+    /// The columns to read and how many of them, from the start, were asked for: the filter may need
+    /// more.
+    fn layout(&self, scan: &ScanRequest) -> Result<(SchemaRef, usize)> {
+        let (columns, _) = self.schema_at(scan.snapshot)?;
+        let all = columns.to_arrow();
+        let Some(names) = &scan.columns else { return Ok((all, columns.fields.len())) };
+        let mut seen = HashSet::new();
+        let mut indices = Vec::new();
+        for name in names.iter().map(String::as_str).chain(scan.filter.columns()) {
+            let index = all.index_of(name).map_err(|_| {
+                Error::new(ErrorCode::QueryInvalid, format!("there is no column {name:?}"))
+            })?;
+            let asked = indices.len() < names.len();
+            if seen.insert(index) || asked {
+                indices.push(index);
+            }
+        }
+        let failed = |cause| error::arrow("choose columns", cause);
+        Ok((Arc::new(all.project(&indices).map_err(failed)?), names.len()))
+    }
+}
+
+/// The types that the crate's reader can compare with a row group's statistics.
+fn skips_row_groups(data_type: &Type) -> bool {
+    use PrimitiveType::{Boolean, Date, Double, Float, Int, Long, String, Timestamp, Timestamptz};
+    matches!(
+        data_type,
+        Type::Primitive(
+            Boolean | Int | Long | Float | Double | Date | Timestamp | Timestamptz | String
+        )
+    )
+}
+
+/// Whether bounds written for one type may be compared with values of the other. A decimal of
+/// another precision is the same number.
+fn same_statistics(a: &Type, b: &Type) -> bool {
+    let scale = |t: &Type| match t {
+        Type::Primitive(PrimitiveType::Decimal { scale, .. }) => Some(*scale),
+        _ => None,
+    };
+    a == b || (scale(a).is_some() && scale(a) == scale(b))
+}
+
+fn scan_file(task: &FileScanTask) -> ScanFile {
+    debug_assert!(task.deletes.iter().all(|file| file.file_type != DataContentType::Data));
+    ScanFile {
+        path: task.data_file_path.clone(),
+        size_bytes: task.file_size_in_bytes,
+        rows: task.record_count,
+        has_deletes: !task.deletes.is_empty(),
+    }
+}
+
+/// From the crate's batches to ours.
+struct Finish {
+    layout: SchemaRef,
+    filter: Predicate,
+    wanted: usize,
+}
+
+impl Finish {
+    fn apply(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let failed = |cause| error::arrow("bring a batch into the lake's layout", cause);
+        let columns = batch.columns().iter().zip(self.layout.fields());
+        let columns = columns
+            .map(|(column, field)| cast(column, field.data_type()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(failed)?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let layout = Arc::clone(&self.layout);
+        let batch = RecordBatch::try_new_with_options(layout, columns, &options).map_err(failed)?;
+        let batch = match &self.filter {
+            Predicate::True => batch,
+            filter => filter_record_batch(&batch, &filter.matches(&batch)?).map_err(failed)?,
+        };
+        if batch.num_columns() == self.wanted {
+            return Ok(batch);
+        }
+        batch.project(&(0..self.wanted).collect::<Vec<_>>()).map_err(failed)
+    }
+}

@@ -1,0 +1,26 @@
+//! What the lake needs to know to open. Reading it from a file is the control plane's work.
+
+use secrecy::SecretString;
+
+/// Where tables and their catalog live.
+#[derive(Clone, Debug)]
+pub struct LakeSettings {
+    /// An absolute local folder or `s3://bucket/prefix`.
+    pub warehouse: String,
+    /// `sqlite://PATH` or `postgres://…`.
+    pub catalog_url: SecretString,
+    /// For an `s3://` warehouse.
+    pub s3: Option<S3Settings>,
+}
+
+/// An S3 account. Without keys the usual places are asked (environment, instance profile).
+#[derive(Clone, Debug, Default)]
+pub struct S3Settings {
+    /// The server's address; AWS's own when absent.
+    pub endpoint: Option<String>,
+    pub region: String,
+    pub access_key: Option<SecretString>,
+    pub secret_key: Option<SecretString>,
+    /// `http://host/bucket/key` instead of `http://bucket.host/key`.
+    pub path_style: bool,
+}

@@ -1,0 +1,239 @@
+//! A new state of a table in the making: what it will look like, and where its rows go.
+//!
+//! [`Stage::begin`] fixes the schema with its field ids and the partition spec; writers put files
+//! below the table's location, where no metadata names them; [`Stage::commit`] (in [`crate::commit`])
+//! publishes them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use iceberg::spec::{
+    PartitionSpecRef, SchemaRef as IcebergSchemaRef, SortOrder, UnboundPartitionSpec,
+};
+use iceberg::{TableIdent, TableUpdate};
+use polder_core::spec::PartitionField;
+use polder_core::{Error, ErrorCode, Result, TableSchema};
+use uuid::Uuid;
+
+use crate::catalog::{self, TableState};
+use crate::lake::Lake;
+use crate::schema::{self, Base};
+use crate::table::Properties;
+use crate::write::{Budget, Layout, StagedFile, TableWriter};
+
+/// What a run is going to publish.
+#[derive(Clone, Debug)]
+pub struct StageRequest {
+    /// Identifies the run in the table for good: committing twice with one id publishes once.
+    pub run_id: Uuid,
+    /// The table's columns after the commit. Batches have exactly [`TableSchema::to_arrow`]'s layout.
+    pub schema: TableSchema,
+    pub partition: Vec<PartitionField>,
+    pub kind: StageKind,
+    /// The size data files aim at, in bytes.
+    pub target_file_bytes: u64,
+    /// Bytes that all writers of the stage may hold together.
+    pub memory_bytes: usize,
+}
+
+/// What becomes of the rows the table has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StageKind {
+    /// The new rows replace them; the table is created where there is none. Schema and partitions
+    /// may be any. The result is a version (`v1`, `v2`, …).
+    Replace,
+    /// The new rows are added. The table has to exist; columns may be added at the end.
+    Append,
+}
+
+/// What the run says of itself, to be checked and kept with the snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunSummary {
+    /// Rows handed to writers. The commit is refused unless the files hold as many.
+    pub rows: u64,
+}
+
+/// A commit that is visible.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    pub snapshot_id: i64,
+    /// The run's commit had been made before this call, which found it.
+    pub already: bool,
+    /// The version (and tag) that a replace made.
+    pub version: Option<String>,
+}
+
+/// See the module. Dropping a stage publishes nothing.
+#[derive(Debug)]
+pub struct Stage {
+    pub(crate) lake: Lake,
+    pub(crate) ident: TableIdent,
+    pub(crate) request: StageRequest,
+    /// The table as it was when the stage began.
+    pub(crate) base: Option<TableState>,
+    pub(crate) target: Target,
+    layout: Arc<Layout>,
+    budget: Arc<Budget>,
+    writers: AtomicUsize,
+}
+
+/// The table's shape after the commit.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) location: String,
+    pub(crate) schema: IcebergSchemaRef,
+    pub(crate) spec: PartitionSpecRef,
+    /// What makes the table have this schema and spec. Empty if it has them already.
+    pub(crate) updates: Vec<TableUpdate>,
+}
+
+impl Stage {
+    pub(crate) fn begin(
+        lake: &Lake,
+        ident: TableIdent,
+        base: Option<TableState>,
+        new_location: Option<(Uuid, String)>,
+        request: StageRequest,
+    ) -> Result<Self> {
+        let target = match (&base, new_location) {
+            (Some(base), _) => target_of(base, &request)?,
+            (None, Some(place)) if request.kind == StageKind::Replace => {
+                new_target(place, &request)?
+            }
+            (None, _) => {
+                return Err(Error::new(ErrorCode::LakeNotFound, "there is no table to append to")
+                    .detail(ident.to_string())
+                    .hint("load it once in full: run with --full-refresh"));
+            }
+        };
+        let layout = Layout::new(&request, &target, lake.store().clone())?;
+        let budget = Arc::new(Budget::new(request.memory_bytes));
+        let writers = AtomicUsize::new(0);
+        Ok(Self {
+            lake: lake.clone(),
+            ident,
+            request,
+            base,
+            target,
+            layout: Arc::new(layout),
+            budget,
+            writers,
+        })
+    }
+
+    /// A writer with files of its own; one per split. All writers of a stage share its memory bound.
+    pub fn writer(&self) -> TableWriter {
+        let number = self.writers.fetch_add(1, Ordering::Relaxed);
+        TableWriter::new(Arc::clone(&self.layout), Arc::clone(&self.budget), number)
+    }
+
+    /// Removes staged files. Only for a stage whose commit was not attempted.
+    pub async fn abort(self, files: Vec<StagedFile>) {
+        self.remove(&files).await;
+    }
+
+    /// Checks that the table is still the one the caller read before this stage began, so that what
+    /// was decided from its rows (which of them are known) holds for the commit too.
+    ///
+    /// # Errors
+    /// `lake.conflict` if a run committed in between.
+    pub fn check_base(&self, seen: Option<&crate::LakeTable>) -> Result<()> {
+        let own = self.base.as_ref().map(|base| (base.metadata.uuid(), runs_of(base)));
+        let seen = seen.map(|table| (table.uuid(), table.run_ids()));
+        if own == seen {
+            return Ok(());
+        }
+        Err(Error::new(ErrorCode::LakeConflict, "another run changed the table meanwhile")
+            .detail(self.ident.to_string()))
+    }
+
+    pub(crate) async fn remove(&self, files: &[StagedFile]) {
+        let locations = files.iter().map(|file| file.location().to_owned()).collect();
+        if let Err(error) = self.lake.store().delete(locations).await {
+            tracing::warn!(table = %self.ident, "staged files stay until orphan removal: {error}");
+        }
+    }
+}
+
+fn runs_of(state: &TableState) -> Vec<Uuid> {
+    Properties(state.metadata.properties()).run_ids()
+}
+
+fn new_target((uuid, location): (Uuid, String), request: &StageRequest) -> Result<Target> {
+    let schema = schema::replace(&request.schema, None)?;
+    let spec = schema::partition_spec(&request.partition, &schema)?;
+    let mut updates = vec![
+        TableUpdate::AssignUuid { uuid },
+        TableUpdate::SetLocation { location: location.clone() },
+    ];
+    updates.extend(reshape(schema.clone(), spec));
+    let target = previewed(None, location, updates)?;
+    // Every file is read by these ids: the catalog must not have numbered the columns anew.
+    if target.schema.as_struct() != schema.as_struct() {
+        return Err(Error::new(ErrorCode::Internal, "a new table's field ids were changed"));
+    }
+    Ok(target)
+}
+
+/// The table's shape after the request, following on `base`.
+pub(crate) fn target_of(base: &TableState, request: &StageRequest) -> Result<Target> {
+    let metadata = &base.metadata;
+    let present = metadata.current_schema();
+    let marks = Properties(metadata.properties()).schema(present)?;
+    let last_column_id = metadata.last_column_id();
+    let old = Base { schema: present, marks: &marks, last_column_id };
+    let updates = match request.kind {
+        StageKind::Replace => {
+            let schema = schema::replace(&request.schema, Some(&old))?;
+            let spec = schema::partition_spec(&request.partition, &schema)?;
+            reshape(schema, spec).to_vec()
+        }
+        StageKind::Append => {
+            if schema::partition_fields(metadata) != request.partition {
+                return Err(Error::new(
+                    ErrorCode::SpecInvalid,
+                    "an append cannot change the table's partitions",
+                )
+                .hint("reload the table: run once with --full-refresh"));
+            }
+            let schema = schema::append(&request.schema, &old)?;
+            vec![TableUpdate::AddSchema { schema }, TableUpdate::SetCurrentSchema { schema_id: -1 }]
+        }
+    };
+    previewed(Some(base), metadata.location().to_owned(), updates)
+}
+
+fn reshape(schema: iceberg::spec::Schema, spec: UnboundPartitionSpec) -> [TableUpdate; 6] {
+    [
+        // A sort order that another engine set may name a column that goes.
+        TableUpdate::AddSortOrder { sort_order: SortOrder::unsorted_order() },
+        TableUpdate::SetDefaultSortOrder { sort_order_id: -1 },
+        TableUpdate::AddSchema { schema },
+        TableUpdate::SetCurrentSchema { schema_id: -1 },
+        TableUpdate::AddSpec { spec },
+        TableUpdate::SetDefaultSpec { spec_id: -1 },
+    ]
+}
+
+/// Applies the updates here, to learn the ids that the catalog will give.
+fn previewed(
+    base: Option<&TableState>,
+    location: String,
+    updates: Vec<TableUpdate>,
+) -> Result<Target> {
+    let metadata = catalog::apply(base, updates.clone()).map_err(|cause| {
+        Error::new(ErrorCode::LakeSchemaRefused, "the table cannot take these columns")
+            .hint("a column may have the name of a partition field the table had: rename it")
+            .caused_by(cause)
+    })?;
+    let unchanged = base.is_some_and(|base| {
+        base.metadata.current_schema_id() == metadata.current_schema_id()
+            && base.metadata.default_partition_spec_id() == metadata.default_partition_spec_id()
+    });
+    Ok(Target {
+        location,
+        schema: metadata.current_schema().clone(),
+        spec: metadata.default_partition_spec().clone(),
+        updates: if unchanged { Vec::new() } else { updates },
+    })
+}

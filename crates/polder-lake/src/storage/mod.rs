@@ -1,0 +1,294 @@
+//! Bytes by location: local disk and S3 behind one type, [`Store`].
+//!
+//! A *location* is what Iceberg metadata holds: `file:///abs/path` or `s3://bucket/key`. Reading goes
+//! through the `object_store` crate for both; writing on local disk is our own ([`local`]), because a
+//! file that metadata names must have survived a power cut, and must never replace another one.
+//! Nothing here knows tables.
+
+mod file_io;
+mod local;
+mod output;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use polder_core::{Error, ErrorCode, Result};
+use secrecy::ExposeSecret;
+
+use crate::error;
+use crate::settings::{LakeSettings, S3Settings};
+
+pub(crate) use output::Output;
+
+/// The scheme of local locations.
+const FILE_SCHEME: &str = "file://";
+/// Files removed at the same time.
+const DELETES_MAX: usize = 16;
+
+/// The place where all files of the lake are. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    objects: Arc<dyn ObjectStore>,
+    kind: Kind,
+    /// The warehouse as a location, without a slash at the end.
+    root: String,
+    /// What locations of this store begin with, for engines that register stores by it.
+    url: String,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Local,
+    S3 { bucket: String },
+}
+
+impl Store {
+    /// # Errors
+    /// `spec.invalid` for a warehouse that is neither an absolute folder nor an S3 address.
+    pub fn open(settings: &LakeSettings) -> Result<Self> {
+        let warehouse = settings.warehouse.trim_end_matches('/');
+        match warehouse.strip_prefix("s3://") {
+            Some(address) => Self::open_s3(address, settings.s3.as_ref()),
+            None => Self::open_local(warehouse),
+        }
+    }
+
+    fn open_local(warehouse: &str) -> Result<Self> {
+        let folder = warehouse.strip_prefix(FILE_SCHEME).unwrap_or(warehouse);
+        let clean = std::path::Path::new(folder).components().all(|part| {
+            use std::path::Component::{Normal, RootDir};
+            matches!(part, RootDir | Normal(_))
+        });
+        if !folder.starts_with('/') || !clean {
+            return Err(Error::new(
+                ErrorCode::SpecInvalid,
+                format!("{warehouse:?} is not an absolute folder without '..'"),
+            )
+            .hint("use an absolute path or s3://bucket/prefix"));
+        }
+        local::ensure_folder(std::path::Path::new(folder))
+            .map_err(|error| error::io("create the warehouse folder", error))?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                objects: Arc::new(LocalFileSystem::new()),
+                kind: Kind::Local,
+                root: format!("{FILE_SCHEME}{folder}"),
+                url: "file:///".to_owned(),
+            }),
+        })
+    }
+
+    fn open_s3(address: &str, settings: Option<&S3Settings>) -> Result<Self> {
+        let (bucket, prefix) = address.split_once('/').unwrap_or((address, ""));
+        let settings = settings.cloned().unwrap_or_default();
+        // Keys that are not configured are looked for where AWS's own tools look.
+        let mut builder = AmazonS3Builder::from_env()
+            .with_bucket_name(bucket)
+            .with_virtual_hosted_style_request(!settings.path_style);
+        if !settings.region.is_empty() {
+            builder = builder.with_region(settings.region);
+        }
+        if let Some(endpoint) = settings.endpoint {
+            builder = builder.with_allow_http(endpoint.starts_with("http://"));
+            builder = builder.with_endpoint(endpoint);
+        }
+        if let Some(key) = settings.access_key {
+            builder = builder.with_access_key_id(key.expose_secret());
+        }
+        if let Some(key) = settings.secret_key {
+            builder = builder.with_secret_access_key(key.expose_secret());
+        }
+        let objects = builder.build().map_err(|error| error::storage("open the bucket", error))?;
+        let url = format!("s3://{bucket}");
+        Path::parse(prefix).map_err(|cause| {
+            Error::new(ErrorCode::SpecInvalid, "the warehouse's prefix is not a valid key")
+                .detail(format!("s3://{address}"))
+                .caused_by(cause)
+        })?;
+        let root = if prefix.is_empty() { url.clone() } else { format!("{url}/{prefix}") };
+        let kind = Kind::S3 { bucket: bucket.to_owned() };
+        Ok(Self { inner: Arc::new(Inner { objects: Arc::new(objects), kind, root, url }) })
+    }
+
+    /// The same files through another object store: how tests put faults under a lake.
+    #[must_use]
+    pub fn with_objects(&self, objects: Arc<dyn ObjectStore>) -> Self {
+        let Inner { kind, root, url, .. } = &*self.inner;
+        let kind = match kind {
+            Kind::Local => Kind::Local,
+            Kind::S3 { bucket } => Kind::S3 { bucket: bucket.clone() },
+        };
+        let (root, url) = (root.clone(), url.clone());
+        Self { inner: Arc::new(Inner { objects, kind, root, url }) }
+    }
+
+    pub(crate) fn objects(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.inner.objects)
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.inner.url
+    }
+
+    pub(crate) fn root(&self) -> &str {
+        &self.inner.root
+    }
+
+    /// The object store's path of a location.
+    ///
+    /// # Errors
+    /// `lake.corrupt` for a location of another store.
+    pub(crate) fn path(&self, location: &str) -> Result<Path> {
+        match &self.inner.kind {
+            Kind::Local => Path::from_absolute_path(local_path(location))
+                .map_err(|cause| foreign(location).caused_by(cause)),
+            Kind::S3 { bucket } => {
+                let key = location
+                    .strip_prefix("s3://")
+                    .or_else(|| location.strip_prefix("s3a://"))
+                    .and_then(|rest| rest.strip_prefix(bucket.as_str())?.strip_prefix('/'))
+                    .ok_or_else(|| foreign(location))?;
+                Path::parse(key).map_err(|cause| foreign(location).caused_by(cause))
+            }
+        }
+    }
+
+    pub(crate) async fn head(&self, location: &str) -> Result<ObjectMeta> {
+        let path = self.path(location)?;
+        let found = self.inner.objects.head(&path).await;
+        found.map_err(|error| error::storage("look at a file of the lake", error).detail(location))
+    }
+
+    pub(crate) async fn read(&self, location: &str) -> Result<Bytes> {
+        let failed = |error| error::storage("read a file of the lake", error).detail(location);
+        let found = self.inner.objects.get(&self.path(location)?).await.map_err(failed)?;
+        found.bytes().await.map_err(failed)
+    }
+
+    pub(crate) async fn read_range(
+        &self,
+        location: &str,
+        range: std::ops::Range<u64>,
+    ) -> Result<Bytes> {
+        let found = self.inner.objects.get_range(&self.path(location)?, range).await;
+        found.map_err(|error| error::storage("read a file of the lake", error).detail(location))
+    }
+
+    /// Writes a whole new file. When this returns, the file is there and survives a power cut.
+    ///
+    /// # Errors
+    /// `lake.failed` if another file with this name exists. The same content under the same name is
+    /// taken for our own earlier try whose answer was lost.
+    pub(crate) async fn put_new(&self, location: &str, bytes: Bytes) -> Result<()> {
+        if matches!(self.inner.kind, Kind::Local) {
+            let path = local_path(location);
+            let write = move || local::write_new(&path, &bytes);
+            return tokio::task::spawn_blocking(write)
+                .await
+                .map_err(error::join)?
+                .map_err(|error| error::io("write a file of the lake", error).detail(location));
+        }
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let path = self.path(location)?;
+        match self.inner.objects.put_opts(&path, bytes.clone().into(), options).await {
+            Ok(_) => Ok(()),
+            Err(object_store::Error::AlreadyExists { .. })
+                if self.read(location).await.is_ok_and(|found| found == bytes) =>
+            {
+                Ok(())
+            }
+            Err(object_store::Error::NotImplemented { .. }) => {
+                // A store without conditional put: our names are unique, so this replaces nothing.
+                let put = self.inner.objects.put(&path, bytes.into()).await;
+                put.map(drop).map_err(|error| error::storage("write a file of the lake", error))
+            }
+            Err(error) => Err(error::storage("write a file of the lake", error).detail(location)),
+        }
+    }
+
+    /// Starts a new file that is written piece by piece.
+    pub(crate) fn create(&self, location: &str) -> Result<Output> {
+        Ok(match self.inner.kind {
+            Kind::Local => Output::local(local_path(location)),
+            Kind::S3 { .. } => Output::remote(self.objects(), self.path(location)?),
+        })
+    }
+
+    /// Removes files, several at a time. A file that is not there counts as removed.
+    pub(crate) async fn delete(&self, locations: Vec<String>) -> Result<()> {
+        futures::stream::iter(locations)
+            .map(|location| async move {
+                let path = self.path(&location)?;
+                match self.inner.objects.delete(&path).await {
+                    Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+                    Err(error) => Err(error::storage("remove a file of the lake", error)),
+                }
+            })
+            .buffer_unordered(DELETES_MAX)
+            .try_collect()
+            .await
+    }
+
+    /// Removes a file without waiting, where that is possible: for destructors.
+    pub(crate) fn delete_now(&self, location: &str) {
+        if matches!(self.inner.kind, Kind::Local) {
+            // A file that stays is found by orphan removal.
+            let _ = std::fs::remove_file(local_path(location));
+        }
+    }
+}
+
+fn local_path(location: &str) -> PathBuf {
+    PathBuf::from(location.strip_prefix(FILE_SCHEME).unwrap_or(location))
+}
+
+fn foreign(location: &str) -> Error {
+    Error::new(ErrorCode::LakeCorrupt, "a file of the lake lies outside its store").detail(location)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(warehouse: &str) -> LakeSettings {
+        LakeSettings {
+            warehouse: warehouse.to_owned(),
+            catalog_url: String::new().into(),
+            s3: Some(S3Settings { region: "r".into(), ..S3Settings::default() }),
+        }
+    }
+
+    #[test]
+    fn locations_become_paths_of_their_own_store_only() {
+        let s3 = Store::open(&settings("s3://bucket/a/b/")).expect("s3");
+        assert_eq!((s3.root(), s3.url()), ("s3://bucket/a/b", "s3://bucket"));
+        assert_eq!(s3.path("s3://bucket/a/x").expect("path").as_ref(), "a/x");
+        for foreign in ["s3://bucket2/a", "s3://other/a", "/a", "file:///a", "s3://bucket/../x"] {
+            assert_eq!(s3.path(foreign).expect_err(foreign).code(), ErrorCode::LakeCorrupt);
+        }
+        let folder = tempfile::tempdir().expect("folder");
+        let name = folder.path().join("my lake é");
+        let local = Store::open(&settings(name.to_str().expect("utf-8"))).expect("local");
+        assert!(name.is_dir() && local.root().starts_with("file:///"));
+        assert_eq!(local.path("file:///a/b c").expect("path").as_ref(), "a/b c");
+    }
+
+    #[test]
+    fn a_warehouse_is_absolute_and_goes_straight_down() {
+        for bad in ["lake", "./lake", "/a/../b", ""] {
+            let error = Store::open(&settings(bad)).expect_err(bad);
+            assert_eq!(error.code(), ErrorCode::SpecInvalid);
+        }
+    }
+}

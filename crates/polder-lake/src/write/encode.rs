@@ -1,0 +1,301 @@
+//! From batches to the bytes of Parquet files, within a bound of memory. Computes only: what is ready
+//! is taken away by the caller.
+//!
+//! One file is open per partition. Rows of a partition are kept as they are until there are enough
+//! to be worth encoding; when all writers of a stage together hold too much, the largest row group is
+//! ended early.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arrow::array::RecordBatch;
+use bytes::Bytes;
+use iceberg::spec::{DataFile, Struct};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use polder_core::{Error, ErrorCode, Result};
+
+use super::layout::Layout;
+use super::metrics::{self, Finished, NanCounts};
+use super::partition::Slice;
+use crate::error;
+
+/// Encoded bytes of a row group; at some 30 bytes a row this is about a million rows.
+const ROW_GROUP_BYTES: u64 = 32 << 20;
+/// Rows of a partition are encoded once they have this many bytes.
+const WAITING_BYTES: usize = 1 << 20;
+/// Partitions one writer has open files in: a year of days. The binary raises its limit of open
+/// files for it.
+const FILES_OPEN_MAX: usize = 512;
+/// Partition values in one writer. More of them mean a file for every few rows.
+const PARTITIONS_MAX: usize = 20_000;
+
+/// The memory all writers of a stage share.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    bytes_max: usize,
+    used: AtomicUsize,
+    writers: AtomicUsize,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, used: AtomicUsize::new(0), writers: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn join(&self) {
+        self.writers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn leave(&self) {
+        self.writers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// What one writer may hold when all hold as much as they may.
+    pub(super) fn share(&self) -> usize {
+        self.bytes_max / self.writers.load(Ordering::Relaxed).max(1)
+    }
+
+    fn exceeded(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.bytes_max
+    }
+
+    fn replace(&self, before: usize, now: usize) {
+        self.used.fetch_add(now, Ordering::Relaxed);
+        self.used.fetch_sub(before, Ordering::Relaxed);
+    }
+}
+
+/// What the encoder has made.
+#[derive(Debug)]
+pub(super) enum Ready {
+    /// The next bytes of a file.
+    Bytes { location: String, bytes: Bytes },
+    /// A file is complete.
+    Closed(Box<DataFile>),
+}
+
+#[derive(Debug)]
+pub(super) struct Encoder {
+    layout: Arc<Layout>,
+    budget: Arc<Budget>,
+    /// The writer's number in its stage, and the number of its next file.
+    number: usize,
+    next_file: usize,
+    partitions: HashMap<Box<[u8]>, Partition>,
+    files_open: usize,
+    /// Bytes counted in the budget for this writer.
+    held: usize,
+    ready: Vec<Ready>,
+}
+
+#[derive(Debug)]
+struct Partition {
+    values: Struct,
+    waiting: Vec<RecordBatch>,
+    waiting_bytes: usize,
+    open: Option<OpenFile>,
+    /// Bytes of this partition in [`Encoder::held`].
+    held: usize,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    location: String,
+    writer: ArrowWriter<Vec<u8>>,
+    nans: NanCounts,
+}
+
+impl Encoder {
+    pub(super) fn new(layout: Arc<Layout>, budget: Arc<Budget>, number: usize) -> Self {
+        Self {
+            layout,
+            budget,
+            number,
+            next_file: 0,
+            partitions: HashMap::new(),
+            files_open: 0,
+            held: 0,
+            ready: Vec::new(),
+        }
+    }
+
+    pub(super) fn take_ready(&mut self) -> Vec<Ready> {
+        std::mem::take(&mut self.ready)
+    }
+
+    pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        let layout = Arc::clone(&self.layout);
+        let Some(partitioner) = &layout.partitioner else {
+            let all = Slice { key: Box::default(), values: Struct::empty(), rows: batch.clone() };
+            return self.take(all, 0);
+        };
+        for slice in partitioner.split(batch)? {
+            self.take(slice, WAITING_BYTES)?;
+        }
+        Ok(())
+    }
+
+    /// Completes the file at `location`.
+    pub(super) fn close(&mut self, location: &str) -> Result<()> {
+        let is_it = |partition: &Partition| {
+            partition.open.as_ref().is_some_and(|open| open.location == location)
+        };
+        let found = self.partitions.iter().find(|(_, partition)| is_it(partition));
+        if let Some(key) = found.map(|(key, _)| key.clone()) {
+            self.close_partition(&key)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn close_all(&mut self) -> Result<()> {
+        let keys: Vec<Box<[u8]>> = self.partitions.keys().cloned().collect();
+        for key in keys {
+            self.close_partition(&key)?;
+        }
+        Ok(())
+    }
+
+    /// Adds rows to their partition, and encodes them if `waiting_max` bytes are waiting there.
+    fn take(&mut self, slice: Slice, waiting_max: usize) -> Result<()> {
+        if self.partitions.len() >= PARTITIONS_MAX && !self.partitions.contains_key(&slice.key) {
+            let message = format!("the rows have more than {PARTITIONS_MAX} partition values");
+            return Err(Error::new(ErrorCode::SpecInvalid, message)
+                .hint("partition more coarsely: month(c) for day(c), bucket(16, c) for c"));
+        }
+        let key = slice.key;
+        let partition = self.partitions.entry(key.clone()).or_insert_with(|| Partition {
+            values: slice.values,
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            open: None,
+            held: 0,
+        });
+        partition.waiting_bytes += slice.rows.get_array_memory_size();
+        partition.waiting.push(slice.rows);
+        if partition.waiting_bytes >= waiting_max {
+            self.encode(&key)?;
+        }
+        self.recount(&key);
+        self.relieve()
+    }
+
+    /// Encodes the waiting rows of a partition; ends row groups and files that are large enough.
+    fn encode(&mut self, key: &[u8]) -> Result<()> {
+        let Some(partition) = self.partitions.get_mut(key) else { return Ok(()) };
+        partition.waiting_bytes = 0;
+        let waiting = std::mem::take(&mut partition.waiting);
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        if partition.open.is_none() {
+            let location = self.layout.location(self.number, self.next_file);
+            self.next_file += 1;
+            self.files_open += 1;
+            partition.open = Some(OpenFile::new(&self.layout, location)?);
+        }
+        let Some(open) = &mut partition.open else { return Ok(()) };
+        for rows in waiting {
+            open.writer.write(&rows).map_err(encoding)?;
+            open.nans.add(&self.layout.floats, &rows);
+        }
+        let target = self.layout.target_file_bytes;
+        // What is in progress is not compressed yet: a file's size is known by whole row groups.
+        if open.writer.in_progress_size() as u64 >= target.min(ROW_GROUP_BYTES) {
+            open.writer.flush().map_err(encoding)?;
+        }
+        let file_bytes = (open.writer.bytes_written() + open.writer.in_progress_size()) as u64;
+        self.ready.extend(open.bytes_made());
+        if file_bytes >= target {
+            self.close_partition(key)?;
+        }
+        Ok(())
+    }
+
+    fn close_partition(&mut self, key: &[u8]) -> Result<()> {
+        if self.partitions.get(key).is_some_and(|partition| !partition.waiting.is_empty()) {
+            self.encode(key)?;
+        }
+        let Some(partition) = self.partitions.get_mut(key) else { return Ok(()) };
+        if let Some(mut open) = partition.open.take() {
+            self.files_open -= 1;
+            let metadata = open.writer.finish().map_err(encoding)?;
+            self.ready.extend(open.bytes_made());
+            self.ready.push(Ready::Closed(Box::new(metrics::data_file(
+                &self.layout,
+                Finished {
+                    location: open.location,
+                    size_bytes: open.writer.bytes_written() as u64,
+                    metadata,
+                    nans: open.nans,
+                    partition: partition.values.clone(),
+                },
+            )?)));
+        }
+        self.recount(key);
+        Ok(())
+    }
+
+    fn recount(&mut self, key: &[u8]) {
+        let Some(partition) = self.partitions.get_mut(key) else { return };
+        let encoding = partition.open.as_ref().map_or(0, |open| open.writer.memory_size());
+        let now = partition.waiting_bytes + encoding;
+        self.budget.replace(partition.held, now);
+        self.held = self.held + now - partition.held;
+        partition.held = now;
+    }
+
+    /// Ends row groups, largest first, while all writers together hold too much and this one at
+    /// least its share; closes files while too many are open.
+    fn relieve(&mut self) -> Result<()> {
+        while self.budget.exceeded() && self.held >= self.budget.share() {
+            let largest = self.partitions.iter().max_by_key(|(_, partition)| partition.held);
+            let Some(key) = largest.filter(|(_, p)| p.held > 0).map(|(key, _)| key.clone()) else {
+                break;
+            };
+            self.encode(&key)?;
+            if let Some(open) = self.partitions.get_mut(&key).and_then(|p| p.open.as_mut()) {
+                open.writer.flush().map_err(encoding)?;
+                self.ready.extend(open.bytes_made());
+            }
+            self.recount(&key);
+        }
+        while self.files_open > FILES_OPEN_MAX {
+            let written = |partition: &Partition| {
+                partition.open.as_ref().map(|open| open.writer.bytes_written())
+            };
+            let fullest = self.partitions.iter().max_by_key(|(_, partition)| written(partition));
+            let Some(key) = fullest.map(|(key, _)| key.clone()) else { break };
+            self.close_partition(&key)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Encoder {
+    fn drop(&mut self) {
+        self.budget.replace(self.held, 0);
+    }
+}
+
+impl OpenFile {
+    fn new(layout: &Layout, location: String) -> Result<Self> {
+        let options = ArrowWriterOptions::new()
+            .with_properties(layout.properties.clone())
+            .with_parquet_schema(layout.parquet.clone());
+        let arrow = Arc::clone(&layout.arrow);
+        let writer = ArrowWriter::try_new_with_options(Vec::new(), arrow, options);
+        Ok(Self { location, writer: writer.map_err(encoding)?, nans: NanCounts::default() })
+    }
+
+    fn bytes_made(&mut self) -> Option<Ready> {
+        let bytes = std::mem::take(self.writer.inner_mut());
+        let location = self.location.clone();
+        (!bytes.is_empty()).then(|| Ready::Bytes { location, bytes: bytes.into() })
+    }
+}
+
+fn encoding(cause: parquet::errors::ParquetError) -> Error {
+    error::parquet("encode rows as Parquet", cause)
+}

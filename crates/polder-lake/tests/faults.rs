@@ -1,0 +1,251 @@
+//! Commits whose answers are lost, and stores that fail: every acknowledged row once, no failure
+//! reported for a commit that landed, no file removed that metadata names.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use iceberg::{TableIdent, TableRequirement, TableUpdate};
+use polder_core::{Error, ErrorCode, Result};
+use polder_lake::{Catalog, CommitFailure, Lake, SqlCatalog, StageKind, Store, TableState};
+
+use crate::support::*;
+
+/// What happens to one attempt to commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// The commit lands, its answer is lost.
+    LandsUnanswered,
+    /// Nothing is sent, and no answer comes.
+    NotSent,
+    /// The commit lands, the transport sends it again, and the client sees a conflict.
+    LandsThenConflict,
+    /// A definite refusal.
+    Refused,
+    /// The commit lands, its answer is lost, and the table cannot be read for a long time.
+    LandsThenDark,
+}
+
+#[derive(Debug)]
+struct Faulty {
+    inner: SqlCatalog,
+    /// The faults of the next attempts; none when used up.
+    faults: Mutex<Vec<Fault>>,
+    attempts: AtomicUsize,
+    /// Loads that fail from now on.
+    dark: AtomicUsize,
+}
+
+fn unknown() -> CommitFailure {
+    CommitFailure::Unknown(Error::new(ErrorCode::LakeUnknownOutcome, "no answer"))
+}
+
+#[async_trait]
+impl Catalog for Faulty {
+    async fn namespaces(&self) -> Result<Vec<String>> {
+        self.inner.namespaces().await
+    }
+
+    async fn namespace(&self, name: &str) -> Result<Option<BTreeMap<String, String>>> {
+        self.inner.namespace(name).await
+    }
+
+    async fn ensure_namespace(
+        &self,
+        name: &str,
+        properties: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        self.inner.ensure_namespace(name, properties).await
+    }
+
+    async fn tables(&self, namespace: &str) -> Result<Vec<String>> {
+        self.inner.tables(namespace).await
+    }
+
+    async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>> {
+        let dark = self.dark.load(Ordering::SeqCst);
+        if dark > 0 {
+            self.dark.store(dark - 1, Ordering::SeqCst);
+            return Err(Error::new(ErrorCode::LakeUnavailable, "the catalog is away"));
+        }
+        self.inner.load(ident).await
+    }
+
+    async fn commit(
+        &self,
+        ident: &TableIdent,
+        requirements: &[TableRequirement],
+        updates: Vec<TableUpdate>,
+    ) -> Result<TableState, CommitFailure> {
+        self.attempts.fetch_add(1, Ordering::SeqCst);
+        let fault = self.faults.lock().expect("faults").pop().unwrap_or(Fault::None);
+        let forward = || self.inner.commit(ident, requirements, updates);
+        match fault {
+            Fault::None => forward().await,
+            Fault::LandsUnanswered => forward().await.and(Err(unknown())),
+            Fault::NotSent => Err(unknown()),
+            Fault::LandsThenConflict => {
+                let conflict = Error::new(ErrorCode::LakeConflict, "409");
+                forward().await.and(Err(CommitFailure::Conflict(conflict)))
+            }
+            Fault::Refused => {
+                let refused = Error::new(ErrorCode::LakeFailed, "refused");
+                Err(CommitFailure::Rejected(refused))
+            }
+            Fault::LandsThenDark => {
+                self.dark.store(1_000, Ordering::SeqCst);
+                forward().await.and(Err(unknown()))
+            }
+        }
+    }
+}
+
+struct Faults {
+    scratch: Scratch,
+    lake: Lake,
+    catalog: Arc<Faulty>,
+}
+
+impl Faults {
+    async fn new() -> Self {
+        let scratch = Scratch::new().await;
+        let settings = Scratch::settings(&scratch.folder);
+        let store = Store::open(&settings).expect("store");
+        let inner = SqlCatalog::open(&settings.catalog_url, store.clone()).await.expect("catalog");
+        let catalog = Arc::new(Faulty {
+            inner,
+            faults: Mutex::default(),
+            attempts: AtomicUsize::new(0),
+            dark: AtomicUsize::new(0),
+        });
+        let lake = Lake::new(store, Arc::clone(&catalog) as Arc<dyn Catalog>);
+        Self { scratch, lake, catalog }
+    }
+
+    fn next(&self, faults: &[Fault]) {
+        let mut faults = faults.to_vec();
+        faults.reverse();
+        *self.catalog.faults.lock().expect("faults") = faults;
+        self.catalog.attempts.store(0, Ordering::SeqCst);
+    }
+
+    fn attempts(&self) -> usize {
+        self.catalog.attempts.load(Ordering::SeqCst)
+    }
+
+    /// The rows as another process sees them: the faulty catalog is not asked.
+    async fn ids(&self) -> Vec<i64> {
+        ids(&table(&self.scratch.lake, "t").await).await
+    }
+}
+
+#[tokio::test]
+async fn lost_answers_neither_double_nor_lose_rows() {
+    use Fault::{LandsThenConflict, LandsUnanswered, NotSent};
+    for kind in [StageKind::Append, StageKind::Replace] {
+        let lake = Faults::new().await;
+        let schema = id_and_text();
+        // Creating is a commit as well.
+        lake.next(&[LandsUnanswered]);
+        run(&lake.lake, "t", request(StageKind::Replace, &schema), &[rows(0..1)])
+            .await
+            .expect("create");
+        let cases: [(&[Fault], usize); 4] = [
+            (&[LandsUnanswered], 1),
+            (&[NotSent, NotSent], 3),
+            (&[LandsThenConflict], 1),
+            (&[NotSent, LandsUnanswered], 2),
+        ];
+        let mut expected = vec![0];
+        for (number, (faults, attempts)) in cases.into_iter().enumerate() {
+            lake.next(faults);
+            let id = number as i64 + 1;
+            let done = run(&lake.lake, "t", request(kind, &schema), &[rows(id..id + 1)])
+                .await
+                .expect("landed");
+            assert!(!done.already, "this very call made it");
+            assert_eq!(lake.attempts(), attempts, "{faults:?}");
+            if kind == StageKind::Replace {
+                expected.clear();
+            }
+            expected.push(id);
+            assert_eq!(lake.ids().await, expected, "{kind:?} {faults:?}");
+        }
+        let versions = table(&lake.scratch.lake, "t").await.refs().len() - 1;
+        assert_eq!(versions, if kind == StageKind::Replace { 5 } else { 1 });
+    }
+}
+
+#[tokio::test]
+async fn a_refused_commit_leaves_nothing_behind() {
+    let lake = Faults::new().await;
+    run(&lake.lake, "t", request(StageKind::Replace, &id_and_text()), &[rows(0..1)])
+        .await
+        .expect("create");
+    let before = lake.scratch.files("").len();
+    lake.next(&[Fault::Refused]);
+    let more = request(StageKind::Append, &id_and_text());
+    let error = run(&lake.lake, "t", more, &[rows(1..2)]).await.expect_err("refused");
+    assert_eq!((error.code(), lake.attempts()), (ErrorCode::LakeFailed, 1));
+    assert_eq!(lake.scratch.files("").len(), before);
+    assert_eq!(lake.ids().await, [0]);
+}
+
+#[tokio::test]
+async fn an_outcome_that_cannot_be_learnt_is_said_so_and_found_later() {
+    let lake = Faults::new().await;
+    run(&lake.lake, "t", request(StageKind::Replace, &id_and_text()), &[rows(0..1)])
+        .await
+        .expect("create");
+    let more = request(StageKind::Append, &id_and_text());
+    lake.next(&[Fault::LandsThenDark]);
+    let error = run(&lake.lake, "t", more.clone(), &[rows(1..2)]).await.expect_err("dark");
+    assert_eq!(error.code(), ErrorCode::LakeUnknownOutcome);
+    assert!(error.retryable());
+    assert_eq!(lake.ids().await, [0, 1], "it had landed, and its files are there");
+    lake.catalog.dark.store(0, Ordering::SeqCst);
+    let found = run(&lake.lake, "t", more, &[rows(1..2)]).await.expect("found");
+    assert!(found.already);
+    assert_eq!(lake.ids().await, [0, 1]);
+}
+
+#[tokio::test]
+async fn unclear_attempts_that_never_land_end_as_unknown_and_keep_the_files() {
+    let lake = Faults::new().await;
+    run(&lake.lake, "t", request(StageKind::Replace, &id_and_text()), &[]).await.expect("create");
+    lake.next(&[Fault::NotSent; 20]);
+    let more = request(StageKind::Append, &id_and_text());
+    let error = run(&lake.lake, "t", more.clone(), &[rows(0..1)]).await.expect_err("unknown");
+    assert_eq!(error.code(), ErrorCode::LakeUnknownOutcome);
+    assert_eq!(lake.scratch.files(".parquet").len(), 1);
+    lake.next(&[]);
+    run(&lake.lake, "t", more, &[rows(0..1)]).await.expect("at last");
+    assert_eq!(lake.ids().await, [0]);
+}
+
+#[tokio::test]
+async fn a_missing_data_folder_is_an_error_and_not_an_empty_table() {
+    let scratch = Scratch::new().await;
+    run(&scratch.lake, "t", request(StageKind::Replace, &id_and_text()), &[rows(0..1)])
+        .await
+        .expect("create");
+    let now = table(&scratch.lake, "t").await;
+    for path in scratch.files(".metadata.json") {
+        std::fs::remove_file(path).expect("remove");
+    }
+    let lake = Lake::open(Scratch::settings(&scratch.folder)).await.expect("lake");
+    let error = lake.table(&org("401"), "t").await.expect_err("missing");
+    assert_eq!(error.code(), ErrorCode::LakeCorrupt);
+    for path in scratch.files(".avro") {
+        std::fs::remove_file(path).expect("remove");
+    }
+    let scan = polder_lake::ScanRequest {
+        snapshot: None,
+        filter: polder_lake::Predicate::True,
+        columns: None,
+    };
+    assert!(now.read(scan).await.is_err());
+}

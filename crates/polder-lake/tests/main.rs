@@ -1,0 +1,9 @@
+//! The lake from outside: on local disk with SQLite, and (in `service`) on S3 and PostgreSQL.
+
+mod commits;
+mod faults;
+mod partitions;
+mod service;
+mod support;
+mod tables;
+mod types;
