@@ -1,0 +1,62 @@
+//! Spilled documents as splits of a read plan.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use futures::stream;
+use polder_core::{BatchStream, ReadRequest, RunProgress, Split, TableSchema};
+
+use super::column::{Decoder, DecoderOptions};
+use super::spill::{DocumentBatches, Spill};
+use super::text::Dialect;
+use crate::blocking;
+
+/// Some of a plan's documents.
+struct DocumentSplit {
+    spill: Arc<Spill>,
+    runs: Range<usize>,
+    schema: Arc<TableSchema>,
+    options: DecoderOptions,
+    batch_bytes: usize,
+    progress: Arc<RunProgress>,
+}
+
+/// Cuts the documents into at most as many splits as the request allows.
+pub(crate) fn splits(
+    spill: Spill,
+    schema: &TableSchema,
+    dialect: Dialect,
+    request: &ReadRequest,
+) -> Vec<Box<dyn Split>> {
+    let (spill, schema) = (Arc::new(spill), Arc::new(schema.clone()));
+    let options = DecoderOptions { dialect, on_unrepresentable: request.on_unrepresentable };
+    spill
+        .ranges(request.splits_max.get())
+        .into_iter()
+        .map(|runs| {
+            Box::new(DocumentSplit {
+                spill: spill.clone(),
+                runs,
+                schema: schema.clone(),
+                options,
+                batch_bytes: request.batch_bytes,
+                progress: request.progress.clone(),
+            }) as Box<dyn Split>
+        })
+        .collect()
+}
+
+impl Split for DocumentSplit {
+    fn describe(&self) -> String {
+        format!("spilled runs [{}, {})", self.runs.start, self.runs.end)
+    }
+
+    fn read(self: Box<Self>) -> BatchStream {
+        let decoder = Decoder::new(&self.schema, self.options);
+        match DocumentBatches::new(self.spill, self.runs, decoder, self.batch_bytes, self.progress)
+        {
+            Ok(batches) => blocking::stream(batches),
+            Err(error) => Box::pin(stream::once(async { Err(error) })),
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! MongoDB (and servers that speak its protocol) as a source.
+//!
+//! A plan reads the matching documents once, in one snapshot where the server has such, infers the
+//! schema over every one of them and sets their bytes aside on disk; its splits decode them from
+//! there. Nothing is written to the server, and no change stream is opened here.
+
+mod drain;
+mod failure;
+mod query;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bson::{Document, doc};
+use futures::TryStreamExt;
+use mongodb::error::{Error as DriverError, ErrorKind};
+use mongodb::options::ClientOptions;
+use mongodb::results::CollectionType;
+use mongodb::{Client, Database};
+use polder_core::{
+    Capabilities, CursorRange, CursorValue, Error, ErrorCode, LakeType, ReadPlan, ReadRequest,
+    Result, Source, SourceTable, Stage, TableSchema, TextOf,
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::OnceCell;
+
+use self::failure::source_error;
+use crate::document::{self, Dialect, Inference, InferenceOptions};
+use crate::names::{self, nearest};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Collections `discover` lists at most.
+const COLLECTIONS_MAX: usize = 1_000;
+/// How late a document may arrive with a time from its client's clock. The next read starts this far
+/// before the server's present time, and documents read again are recognised by their key.
+const ARRIVAL_LAG_MICROS: i64 = 5 * 60 * 1_000_000;
+
+/// One database of a MongoDB server.
+pub struct MongodbSource {
+    name: String,
+    url: SecretString,
+    database: String,
+    client: OnceCell<Client>,
+}
+
+impl MongodbSource {
+    /// Does not connect yet.
+    pub fn new(name: &str, url: SecretString, database: &str) -> Self {
+        let (name, database) = (name.to_owned(), database.to_owned());
+        Self { name, url, database, client: OnceCell::new() }
+    }
+
+    async fn client(&self) -> Result<&Client> {
+        self.client.get_or_try_init(|| self.connect()).await
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        // The driver's message may repeat the address, and with it the password.
+        let unread = |error: DriverError| match &*error.kind {
+            ErrorKind::DnsResolve { .. } | ErrorKind::Io(_) => Error::new(
+                ErrorCode::SourceUnavailable,
+                format!("the servers of source {} cannot be looked up", self.name),
+            )
+            .hint("check the host's name and that the DNS answers"),
+            _ => Error::new(
+                ErrorCode::SpecInvalid,
+                format!("the address of source {} is no MongoDB address", self.name),
+            )
+            .hint(
+                "write mongodb://user:password@host:port/ or mongodb+srv://…, special characters \
+                 percent-encoded",
+            ),
+        };
+        let mut options = ClientOptions::parse(self.url.expose_secret()).await.map_err(unread)?;
+        options.server_selection_timeout.get_or_insert(CONNECT_TIMEOUT);
+        options.connect_timeout.get_or_insert(CONNECT_TIMEOUT);
+        options.app_name.get_or_insert_with(|| "polder".to_owned());
+        Client::with_options(options).map_err(source_error)
+    }
+
+    async fn database(&self) -> Result<Database> {
+        Ok(self.client().await?.database(&self.database))
+    }
+
+    async fn hello(&self) -> Result<Document> {
+        self.database().await?.run_command(doc! { "hello": 1 }).await.map_err(source_error)
+    }
+
+    /// Fails for a collection that does not exist: an empty table would hide a wrong name.
+    async fn require(&self, collection: &str) -> Result<()> {
+        let names = self.database().await?.list_collection_names().await;
+        let names = match names.map_err(source_error) {
+            Ok(names) => names,
+            // A user who may read but not list.
+            Err(error) if error.code() == ErrorCode::SourceDenied => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if names.iter().any(|name| name == collection) {
+            return Ok(());
+        }
+        let message = format!("database {} has no collection {collection}", self.database);
+        let missing = Error::new(ErrorCode::SourceNotFound, message);
+        Err(match nearest(collection, names.iter().map(String::as_str)) {
+            Some(names) => missing.hint(format!("it has {names}")),
+            None => missing.hint("see `polder discover` for what it has"),
+        })
+    }
+}
+
+#[async_trait]
+impl Source for MongodbSource {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { cursor: true, objects: false, complete_schema: false }
+    }
+
+    async fn check(&self) -> Result<String> {
+        let database = self.database().await?;
+        let info = database.run_command(doc! { "buildInfo": 1 }).await.map_err(source_error)?;
+        let names = database.list_collection_names().await.map_err(source_error)?;
+        let version = info.get_str("version").unwrap_or("of an unknown version");
+        Ok(format!("MongoDB {version}, database {}: {} collections", self.database, names.len()))
+    }
+
+    async fn discover(&self) -> Result<Vec<SourceTable>> {
+        let database = self.database().await?;
+        let found = database.list_collections().await.map_err(source_error)?;
+        let mut found: Vec<_> = found.try_collect().await.map_err(source_error)?;
+        found.retain(|collection| !collection.name.starts_with("system."));
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found.truncate(COLLECTIONS_MAX);
+        let mut tables = Vec::with_capacity(found.len());
+        for collection in found {
+            let view = matches!(collection.collection_type, CollectionType::View);
+            let documents = database.collection::<Document>(&collection.name);
+            // Views have no count of their own.
+            let rows = if view { None } else { documents.estimated_document_count().await.ok() };
+            tables.push(SourceTable {
+                name: collection.name,
+                kind: if view { "view" } else { "collection" },
+                schema: TableSchema::default(),
+                key: vec!["_id".to_owned()],
+                cursors: Vec::new(),
+                rows_estimated: rows,
+            });
+        }
+        Ok(tables)
+    }
+
+    async fn plan(&self, request: ReadRequest) -> Result<ReadPlan> {
+        let collection = query::collection(&request.from, &request.org)?;
+        let filter = query::filter(request.filter.as_ref(), request.cursor.as_ref(), &request.org)?;
+        names::each_once(request.columns.as_deref())?;
+        query::check_cursor(request.cursor.as_ref(), request.columns.as_deref())?;
+        let projection = query::projection(request.columns.as_deref());
+        request.progress.enter(Stage::Inferring);
+        self.require(&collection).await?;
+        // Taken before the first document is: what arrives later is the next read's.
+        let server_time = self.hello().await?.get_datetime("localTime").ok().copied();
+        let documents = self.database().await?.collection(&collection);
+        if filter.is_empty() {
+            request.progress.estimate(documents.estimated_document_count().await.unwrap_or(0));
+        }
+        let read = drain::Read {
+            client: self.client().await?.clone(),
+            documents,
+            filter,
+            projection,
+            options: InferenceOptions::of(&request),
+            progress: request.progress.clone(),
+        };
+        let drained = read.run().await?;
+        let (schema, mut warnings) = drained.inference.finish()?;
+        if let Some(range) = &request.cursor {
+            follow(range, &schema, &drained.inference)?;
+        }
+        warnings.extend(drained.warning);
+        let rows = drained.spill.rows();
+        request.progress.estimate(rows);
+        let ceiling = server_time.and_then(|time| {
+            ceiling(&schema, request.cursor.as_ref()?.column.as_str(), time.timestamp_millis())
+        });
+        Ok(ReadPlan {
+            splits: document::splits(drained.spill, &schema, Dialect::Extended, &request),
+            schema,
+            snapshot: drained.snapshot,
+            rows_estimated: Some(rows),
+            cursor_ceiling: ceiling,
+            objects: BTreeMap::new(),
+            warnings,
+        })
+    }
+}
+
+/// Fails where the next read could not find what is new by the cursor.
+fn follow(range: &CursorRange, schema: &TableSchema, inference: &Inference) -> Result<()> {
+    let Some(field) = schema.field(&range.column) else { return Ok(()) };
+    if inference.is_ordered(field, range.lower.as_ref()) {
+        return Ok(());
+    }
+    let message = format!("column {:?} cannot be a cursor", field.name);
+    Err(Error::new(ErrorCode::SpecInvalid, message)
+        .detail(format!(
+            "it is read as {}, from values that MongoDB does not compare with each other",
+            field.data_type
+        ))
+        .hint(
+            "use a column that has integers, dates, texts or ObjectIds in every document, and \
+             nothing else",
+        ))
+}
+
+/// The cursor value at `millis` less the lag, for cursors that tell time.
+fn ceiling(schema: &TableSchema, cursor: &str, millis: i64) -> Option<CursorValue> {
+    let field = schema.field(cursor)?;
+    let micros = millis.saturating_mul(1000).saturating_sub(ARRIVAL_LAG_MICROS);
+    match (&field.data_type, field.text_of) {
+        (LakeType::Timestamptz, _) => Some(CursorValue::Timestamptz(micros)),
+        (LakeType::Timestamp, _) => Some(CursorValue::Timestamp(micros)),
+        (LakeType::Date, _) => {
+            i32::try_from(micros.div_euclid(86_400_000_000)).ok().map(CursorValue::Date)
+        }
+        // An ObjectId starts with the seconds of its client's clock.
+        (LakeType::String, Some(TextOf::ObjectId)) => {
+            let seconds = u32::try_from(micros.div_euclid(1_000_000)).ok()?;
+            Some(CursorValue::Text(format!("{seconds:08x}{:016}", 0)))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_core::Field;
+
+    use super::*;
+
+    #[test]
+    fn only_cursors_that_tell_time_have_a_ceiling() {
+        let schema = TableSchema::new(vec![
+            Field::new("at", LakeType::Timestamptz),
+            Field::text("_id", TextOf::ObjectId),
+            Field::new("local", LakeType::Timestamp),
+            Field::new("day", LakeType::Date),
+            Field::new("n", LakeType::Long),
+        ]);
+        let at = |column| ceiling(&schema, column, 1_700_000_300_000);
+        assert_eq!(at("at"), Some(CursorValue::Timestamptz(1_700_000_000_000_000)));
+        assert_eq!(at("_id"), Some(CursorValue::Text("6553f1000000000000000000".into())));
+        assert_eq!(at("local"), Some(CursorValue::Timestamp(1_700_000_000_000_000)));
+        assert_eq!(at("day"), Some(CursorValue::Date(19_675)));
+        assert_eq!(at("n"), None);
+        assert_eq!(at("missing"), None);
+    }
+}

@@ -1,0 +1,96 @@
+//! The PostgreSQL source: `COPY … (FORMAT binary)` over one snapshot, decoded straight into Arrow.
+//!
+//! A read is planned over one session, which takes a lock and then a snapshot; each further split
+//! imports that snapshot into a session of its own and reads a range of blocks. Every column is
+//! read exactly or refused (`on_unrepresentable`). Nothing is written to the source: transactions
+//! are read only. Checkpoints, retries and batches' destinations are not known here.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | `names`, `filter` | what may be put into SQL text, and how |
+//! | `connect`, `failure` | sessions, TLS, errors |
+//! | `catalog`, `discover` | the server's tables, columns and types |
+//! | `columns` | PostgreSQL types → lake types |
+//! | `cursor`, `horizon` | the bound of an incremental read, and how far it may move |
+//! | `plan`, `select`, `read` | snapshot, splits, batches |
+//! | `frame`, `decode`, `numeric` | COPY's binary form |
+
+mod catalog;
+mod columns;
+mod connect;
+mod cursor;
+mod decode;
+mod discover;
+mod failure;
+mod filter;
+mod frame;
+mod horizon;
+mod names;
+mod numeric;
+mod plan;
+mod read;
+mod select;
+
+use async_trait::async_trait;
+use polder_core::{Capabilities, ReadPlan, ReadRequest, Result, Source, SourceTable};
+use secrecy::SecretString;
+
+use self::connect::Server;
+
+/// The application name of sessions that serve no org.
+const APPLICATION: &str = "polder";
+
+/// A PostgreSQL database, version 13 or later.
+///
+/// A read holds one connection for each of its splits, `splits_max` at most, from its plan on until
+/// the split is read or dropped. Each shows the application name `polder/<org>`.
+pub struct PostgresSource {
+    server: Server,
+}
+
+impl PostgresSource {
+    /// Takes the address `postgres://user:password@host:port/database?sslmode=…`; nothing is
+    /// connected yet. `name` is the source's name in the configuration, for messages.
+    ///
+    /// `sslmode` is `prefer` (the default: encrypts if the server can, whoever it is), `disable`,
+    /// `require` or `verify-full`. The last two are the same here: the certificate has to be signed
+    /// by one of Mozilla's roots, or by one in the file that `sslrootcert` names, for the host.
+    ///
+    /// # Errors
+    /// `spec.invalid` when the address cannot be read; it is never repeated.
+    #[expect(clippy::needless_pass_by_value, reason = "a secret is handed over, not kept around")]
+    pub fn open(name: &str, url: SecretString) -> Result<Self> {
+        Server::new(name, &url).map(|server| Self { server })
+    }
+}
+
+#[async_trait]
+impl Source for PostgresSource {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { cursor: true, objects: false, complete_schema: true }
+    }
+
+    async fn check(&self) -> Result<String> {
+        let session = self.server.connect(None, APPLICATION).await?;
+        let found = format!("PostgreSQL {} at {}", session.version, self.server.address(None));
+        session.close().await;
+        Ok(found)
+    }
+
+    async fn discover(&self) -> Result<Vec<SourceTable>> {
+        let session = self.server.connect(None, APPLICATION).await?;
+        let tables = discover::tables(&session).await;
+        session.close().await;
+        tables
+    }
+
+    /// Fixes a snapshot. The sessions that hold it are closed as their splits are read or dropped;
+    /// until then the server cannot clean up rows that were deleted since.
+    async fn plan(&self, request: ReadRequest) -> Result<ReadPlan> {
+        let plan = Box::pin(plan::plan(&self.server, &request)).await;
+        plan.map_err(|error| match error.detail_text() {
+            Some(_) => error,
+            None => error.detail(format!("source {}, from {}", self.server.name(), request.from)),
+        })
+    }
+}

@@ -1,0 +1,261 @@
+//! Reading one split: the bytes of COPY into batches, as they are asked for.
+//!
+//! What a field means is decided in `columns`, how it is decoded in `decode`.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::datatypes::SchemaRef;
+use futures::{StreamExt, stream};
+use polder_core::{Batch, BatchStream, Error, ErrorCode, Result, RunProgress, Split};
+use tokio_postgres::CopyOutStream;
+
+use super::catalog::Identity;
+use super::columns::ColumnRead;
+use super::connect::Session;
+use super::decode::{Column, Refusal, Rules, widths};
+use super::frame::{Broken, Frames, Row};
+
+const BATCH_ROWS_MAX: usize = 64 * 1024;
+/// Keeps the 32-bit offsets of strings far from their end, with the largest row of PostgreSQL (1 GB).
+const BATCH_BYTES_MAX: usize = 512 << 20;
+
+/// What the splits of one plan share.
+pub(super) struct Job {
+    pub(super) columns: Vec<ColumnRead>,
+    pub(super) schema: SchemaRef,
+    pub(super) table: Identity,
+    pub(super) infinite_intervals: bool,
+    pub(super) cursor_is_coarse: bool,
+    pub(super) batch_bytes: usize,
+    pub(super) progress: Arc<RunProgress>,
+}
+
+/// A split and the session that sees the plan's snapshot.
+pub(super) struct TableSplit {
+    pub(super) session: Session,
+    pub(super) sql: String,
+    pub(super) describe: String,
+    pub(super) job: Arc<Job>,
+}
+
+impl Split for TableSplit {
+    fn describe(&self) -> String {
+        self.describe.clone()
+    }
+
+    fn cursor_is_coarse(&self) -> bool {
+        self.job.cursor_is_coarse
+    }
+
+    fn read(self: Box<Self>) -> BatchStream {
+        let reader = Reader {
+            assembly: Assembly::new(Arc::clone(&self.job)),
+            frames: Frames::new(self.job.columns.len()),
+            split: *self,
+            copy: None,
+        };
+        Box::pin(stream::try_unfold(Some(Box::new(reader)), |reader| async move {
+            match reader {
+                Some(reader) => reader.next().await,
+                None => Ok(None),
+            }
+        }))
+    }
+}
+
+struct Reader {
+    split: TableSplit,
+    /// Once it was started.
+    copy: Option<Pin<Box<CopyOutStream>>>,
+    frames: Frames,
+    assembly: Assembly,
+}
+
+type Next = Option<(Batch, Option<Box<Reader>>)>;
+
+impl Reader {
+    async fn next(mut self: Box<Self>) -> Result<Next> {
+        loop {
+            if let Some(batch) = self.assembly.done.pop_front() {
+                return Ok(Some((batch, Some(self))));
+            }
+            let Some(copy) = &mut self.copy else {
+                self.copy = Some(Box::pin(start(&mut self.split).await?));
+                continue;
+            };
+            match copy.next().await {
+                Some(Ok(chunk)) => {
+                    let assembly = &mut self.assembly;
+                    let fed = self.frames.feed(&chunk, |row| assembly.row(&row));
+                    fed.map_err(|stop| stop.into_error(&self.split.job))?;
+                }
+                Some(Err(error)) => {
+                    self.split.session.set_busy(false);
+                    let doing = format!("reading {}", self.split.job.table.display);
+                    return Err(self.split.session.failed(&error, &doing));
+                }
+                None => return self.end().await,
+            }
+        }
+    }
+
+    async fn end(mut self) -> Result<Next> {
+        let job = &self.split.job;
+        self.frames.finish().map_err(|broken| Stop::from(broken).into_error(job))?;
+        self.assembly.flush().map_err(|stop| stop.into_error(job))?;
+        self.split.session.set_busy(false);
+        self.split.session.close().await;
+        // After a row's flush no more than this one is left.
+        Ok(self.assembly.done.pop_front().map(|batch| (batch, None)))
+    }
+}
+
+async fn start(split: &mut TableSplit) -> Result<CopyOutStream> {
+    let doing = format!("reading {}", split.job.table.display);
+    split.job.table.check(&split.session).await?;
+    let sql = format!("COPY ({}) TO STDOUT (FORMAT binary)", split.sql);
+    split.session.set_busy(true);
+    let started = split.session.client()?.copy_out(&sql).await;
+    started.map_err(|error| split.session.failed(&error, &doing))
+}
+
+/// Why reading cannot go on, without the names it takes to say so.
+enum Stop {
+    Column(usize, Refusal),
+    Broken(Broken),
+    /// Arrow's refusal of a batch: a null in a required column, for example.
+    Batch(arrow::error::ArrowError),
+}
+
+impl From<Broken> for Stop {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
+    }
+}
+
+impl Stop {
+    fn into_error(self, job: &Job) -> Error {
+        let table = &job.table.display;
+        let (index, refusal) = match self {
+            Self::Broken(Broken(what)) => {
+                let message = format!("{table} cannot be read: {what}");
+                return Error::new(ErrorCode::SourceMalformed, message);
+            }
+            Self::Batch(error) => {
+                let message = format!("rows of {table} make no batch");
+                return Error::new(ErrorCode::SourceMalformed, message).caused_by(error);
+            }
+            Self::Column(index, refusal) => (index, refusal),
+        };
+        let column = job.columns.get(index);
+        let name = column.map(|column| column.field.name.clone()).unwrap_or_default();
+        let types = column
+            .map(|column| format!("{} read as {}", column.type_name, column.field.data_type))
+            .unwrap_or_default();
+        let detail = format!("{table}, column {name:?}, {types}");
+        match refusal {
+            Refusal::Unrepresentable(reason) => {
+                let message = format!("column {name:?} holds a value that {reason}");
+                Error::new(ErrorCode::SourceUnrepresentable, message).detail(detail).hint(
+                    "set the table's on_unrepresentable: null stores no value, clamp the nearest \
+                     one the type has, text makes a string of such columns, error (the default) \
+                     stops as now; or declare the column under `types`",
+                )
+            }
+            Refusal::Malformed(what) => {
+                let message = format!("column {name:?} holds {what}");
+                Error::new(ErrorCode::SourceMalformed, message).detail(detail).hint(
+                    "text in a database of encoding SQL_ASCII can be read with `types`: binary; \
+                     otherwise report this as a bug",
+                )
+            }
+        }
+    }
+}
+
+/// Rows becoming batches.
+struct Assembly {
+    job: Arc<Job>,
+    columns: Vec<Column>,
+    rows: usize,
+    /// Arrow bytes of the rows so far, nearly.
+    bytes: usize,
+    /// Bytes of the rows so far as they came over the wire.
+    wire: usize,
+    /// Arrow bytes of a row's values of fixed size, and the wire bytes of the same.
+    widths: (usize, usize),
+    bytes_max: usize,
+    done: VecDeque<Batch>,
+}
+
+impl Assembly {
+    fn new(job: Arc<Job>) -> Self {
+        let widths = job
+            .columns
+            .iter()
+            .map(|column| widths(&column.field.data_type))
+            .fold((0, size_of::<u16>()), |(arrow, wire), (a, w)| {
+                (arrow + a, wire + size_of::<u32>() + w)
+            });
+        Self {
+            columns: columns(&job, 0),
+            bytes_max: job.batch_bytes.clamp(1, BATCH_BYTES_MAX),
+            job,
+            rows: 0,
+            bytes: 0,
+            wire: 0,
+            widths,
+            done: VecDeque::new(),
+        }
+    }
+
+    #[inline]
+    fn row(&mut self, row: &Row<'_>) -> Result<(), Stop> {
+        let bytes = self.widths.0 + row.size().saturating_sub(self.widths.1);
+        if self.rows == BATCH_ROWS_MAX || (self.rows > 0 && self.bytes + bytes > self.bytes_max) {
+            self.flush()?;
+        }
+        for (index, (column, field)) in self.columns.iter_mut().zip(row.fields()).enumerate() {
+            column.append(field).map_err(|refusal| Stop::Column(index, refusal))?;
+        }
+        self.rows += 1;
+        self.bytes += bytes;
+        self.wire += row.size();
+        Ok(())
+    }
+
+    /// Ends the batch at hand, if it has rows.
+    fn flush(&mut self) -> Result<(), Stop> {
+        if self.rows == 0 {
+            return Ok(());
+        }
+        let rows = std::mem::take(&mut self.rows);
+        let wire = std::mem::take(&mut self.wire);
+        self.bytes = 0;
+        let full = std::mem::replace(&mut self.columns, columns(&self.job, rows));
+        let mut arrays = Vec::with_capacity(full.len());
+        for (index, mut column) in full.into_iter().enumerate() {
+            let name = &self.job.columns[index].field.name;
+            self.job.progress.add_altered(name, column.take_altered());
+            arrays.push(column.finish().map_err(|refusal| Stop::Column(index, refusal))?);
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(rows));
+        let schema = Arc::clone(&self.job.schema);
+        let records =
+            RecordBatch::try_new_with_options(schema, arrays, &options).map_err(Stop::Batch)?;
+        self.job.progress.add_read(rows as u64, wire as u64);
+        self.done.push_back(Batch { records });
+        Ok(())
+    }
+}
+
+fn columns(job: &Job, rows: usize) -> Vec<Column> {
+    let column = |column: &ColumnRead| {
+        let rules = Rules { policy: column.policy, infinite_intervals: job.infinite_intervals };
+        Column::new(&column.field.data_type, rules, rows)
+    };
+    job.columns.iter().map(column).collect()
+}

@@ -1,0 +1,7 @@
+//! The sources against real servers and files.
+
+mod files;
+mod memory;
+mod mongodb;
+mod postgres;
+mod reading;

@@ -1,0 +1,3 @@
+//! The PostgreSQL source against a real server. What needs none is tested beside the code.
+
+mod service;
