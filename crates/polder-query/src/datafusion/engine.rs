@@ -1,0 +1,284 @@
+//! The engine: SQL and a session in, batches out, within the session's limits.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use datafusion::catalog::{CatalogProviderList, MemoryCatalogProviderList};
+use datafusion::common::TableReference;
+use datafusion::datasource::object_store::ObjectStoreUrl;
+use datafusion::execution::TaskContext;
+use datafusion::execution::cache::DefaultFilesMetadataCache;
+use datafusion::execution::cache::cache_manager::CacheManagerConfig;
+use datafusion::execution::context::SQLOptions;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
+use datafusion::optimizer::{Analyzer, AnalyzerRule};
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::prelude::SessionConfig;
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast;
+use futures::StreamExt;
+use polder_core::{Engine, Error, ErrorCode, QueryStream, Result, Session};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+
+use super::error::{planning, running};
+use super::names::{CATALOG, INFORMATION_SCHEMA, Listing, Names, default_schema};
+use super::statement;
+use super::table::Files;
+use super::uuids::{UuidComparisons, UuidLists};
+use super::weight;
+use super::workers::{Running, Sender, Workers, lost};
+use polder_lake::Lake;
+
+/// How long a query may be planned, and how long it may wait for its turn.
+const PLANNING_MAX: Duration = Duration::from_secs(30);
+const WAITING_MAX: Duration = Duration::from_mins(1);
+/// Statements planned at the same time. One that is given up on keeps its place until it ends.
+const PLANNERS: usize = 4;
+/// Bytes of Parquet footers kept.
+const FOOTERS_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes a query may spill.
+const SPILL_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
+/// The unit in which memory is handed out to queries.
+const MEMORY_UNIT: usize = 1024 * 1024;
+
+/// What all queries of a process share.
+#[derive(Clone, Debug)]
+pub struct DataFusionSettings {
+    /// Bytes all running queries together may hold. A query whose session asks for more gets this.
+    pub memory_bytes: usize,
+    /// Partitions of a query, and threads of the engine.
+    pub partitions: usize,
+    /// Where sorts, joins and aggregations spill. Created when needed.
+    pub spill_dir: PathBuf,
+}
+
+/// SQL over the lake with DataFusion, in this process.
+///
+/// Tables are named `lake.org_<id>.<table>`; a session of one org may leave out all but the table.
+pub struct DataFusionEngine {
+    shared: Arc<Shared>,
+    workers: Arc<Workers>,
+    planners: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
+    memory_units: usize,
+}
+
+struct Shared {
+    settings: DataFusionSettings,
+    files: Files,
+    /// Functions and rules, made once.
+    functions: SessionState,
+}
+
+/// A query that can be started.
+struct Planned {
+    plan: Arc<dyn ExecutionPlan>,
+    context: Arc<TaskContext>,
+}
+
+impl DataFusionEngine {
+    /// Starts the engine's threads.
+    ///
+    /// # Errors
+    /// `query.failed` when the system gives no threads.
+    pub fn new(lake: &Lake, settings: DataFusionSettings) -> Result<Self> {
+        let files = Files {
+            url: ObjectStoreUrl::parse(lake.store_url()).map_err(planning)?,
+            lake: lake.clone(),
+            footers: Arc::new(DefaultFilesMetadataCache::new(FOOTERS_BYTES)),
+        };
+        let functions = functions();
+        let workers = Arc::new(Workers::start(settings.partitions)?);
+        let memory_units = (settings.memory_bytes / MEMORY_UNIT).max(1);
+        Ok(Self {
+            shared: Arc::new(Shared { settings, files, functions }),
+            workers,
+            planners: Arc::new(Semaphore::new(PLANNERS)),
+            memory: Arc::new(Semaphore::new(memory_units)),
+            memory_units,
+        })
+    }
+
+    async fn plan(&self, sql: &str, session: &Session) -> Result<Planned> {
+        let turn = turn(&self.planners, 1).await?;
+        let (shared, sql, session) = (Arc::clone(&self.shared), sql.to_owned(), session.clone());
+        let io = Handle::current();
+        let mut tasks = JoinSet::new();
+        tasks.spawn_blocking_on(
+            move || {
+                let _turn = turn;
+                // The lake's connections belong to the caller's runtime; the stack is ours.
+                io.block_on(shared.plan(&sql, &session))
+            },
+            self.workers.handle(),
+        );
+        match tokio::time::timeout(PLANNING_MAX, tasks.join_next()).await {
+            Ok(Some(Ok(planned))) => planned,
+            Ok(Some(Err(error))) => Err(lost(error)),
+            Ok(None) => Err(Error::new(ErrorCode::Internal, "the query was not planned")),
+            Err(_) => {
+                let message = format!("planning took longer than {} s", PLANNING_MAX.as_secs());
+                Err(Error::new(ErrorCode::QueryLimit, message).hint("write a simpler query"))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for DataFusionEngine {
+    async fn query(&self, sql: &str, session: &Session) -> Result<QueryStream> {
+        let units = session.memory_bytes_max.div_ceil(MEMORY_UNIT).clamp(1, self.memory_units);
+        let memory = turn(&self.memory, units).await?;
+        let planned = self.plan(sql, session).await?;
+        let schema = planned.plan.schema();
+        let rows_max = session.rows_max;
+        let batches = Running::start(&self.workers, move |sender| async move {
+            let _memory = memory;
+            run(planned, rows_max, sender).await;
+        });
+        Ok(QueryStream { schema, batches: Box::pin(batches) })
+    }
+}
+
+/// Waits for `permits`, not for ever.
+async fn turn(of: &Arc<Semaphore>, permits: usize) -> Result<OwnedSemaphorePermit> {
+    let permits = u32::try_from(permits).unwrap_or(u32::MAX);
+    let waiting = Arc::clone(of).acquire_many_owned(permits);
+    match tokio::time::timeout(WAITING_MAX, waiting).await {
+        Ok(Ok(permit)) => Ok(permit),
+        Ok(Err(_)) | Err(_) => {
+            Err(Error::new(ErrorCode::QueryLimit, "too many queries are running")
+                .hint("try again later, or let queries use less memory each"))
+        }
+    }
+}
+
+/// Computes the batches and sends them, until somebody stops listening.
+async fn run(planned: Planned, rows_max: Option<u64>, sender: Sender) {
+    let mut stream = match execute_stream(planned.plan, planned.context) {
+        Ok(stream) => stream,
+        Err(error) => {
+            let _ = sender.send(Err(running(error))).await;
+            return;
+        }
+    };
+    let mut rows: u64 = 0;
+    while let Some(batch) = stream.next().await {
+        let batch = batch.map_err(running).and_then(|batch| {
+            rows += batch.num_rows() as u64;
+            match rows_max.filter(|max| rows > *max) {
+                Some(max) => Err(Error::new(
+                    ErrorCode::QueryLimit,
+                    format!("the query has more than {max} rows"),
+                )
+                .hint("add LIMIT or aggregate")),
+                None => Ok(batch),
+            }
+        });
+        let last = batch.is_err();
+        // A send that fails means nobody listens any more.
+        if sender.send(batch).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+impl Shared {
+    async fn plan(&self, sql: &str, session: &Session) -> Result<Planned> {
+        let prepared = statement::prepare(sql)?;
+        let listing_tables = matches!(prepared.statement, ast::Statement::ShowTables { .. });
+        let statement = Statement::Statement(Box::new(prepared.statement));
+        let references = self.functions.resolve_table_references(&statement).map_err(planning)?;
+        let names = Names {
+            principal: &session.principal,
+            versions: &prepared.versions,
+            files: self.files.clone(),
+        };
+        let listing = if listing_tables { Listing::Names } else { listing(&references) };
+        let catalog = names.resolve(&references, listing).await?;
+        let catalogs = MemoryCatalogProviderList::new();
+        catalogs.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
+        let state = SessionStateBuilder::new_from_existing(self.functions.clone())
+            .with_config(self.config(session))
+            .with_catalog_list(Arc::new(catalogs))
+            .with_runtime_env(self.environment(session)?)
+            .build();
+        let logical = state.statement_to_plan(statement).await.map_err(planning)?;
+        let options = SQLOptions::new()
+            .with_allow_ddl(false)
+            .with_allow_dml(false)
+            .with_allow_statements(false);
+        options.verify_plan(&logical).map_err(planning)?;
+        weight::check(&logical)?;
+        let plan = state.create_physical_plan(&logical).await.map_err(planning)?;
+        Ok(Planned { plan, context: state.task_ctx() })
+    }
+
+    fn config(&self, session: &Session) -> SessionConfig {
+        let schema = default_schema(&session.principal).unwrap_or_else(|| "public".to_owned());
+        let mut config = SessionConfig::new()
+            .with_default_catalog_and_schema(CATALOG, schema)
+            .with_create_default_catalog_and_schema(false)
+            .with_information_schema(true)
+            .with_target_partitions(self.settings.partitions.max(1));
+        let options = config.options_mut();
+        // 0.1 is a decimal, as in PostgreSQL: `amount > 0.1` compares exactly.
+        options.sql_parser.parse_float_as_decimal = true;
+        options.sql_parser.map_string_types_to_utf8view = false;
+        options.execution.parquet.schema_force_view_types = false;
+        // Measured: no gain from filtering while decoding.
+        options.execution.parquet.pushdown_filters = false;
+        config
+    }
+
+    fn environment(&self, session: &Session) -> Result<Arc<RuntimeEnv>> {
+        let memory = session.memory_bytes_max.min(self.settings.memory_bytes);
+        let spill = DiskManagerBuilder::default()
+            .with_mode(DiskManagerMode::Directories(vec![self.settings.spill_dir.clone()]))
+            .with_max_temp_directory_size(SPILL_BYTES_MAX);
+        let caches = CacheManagerConfig::default()
+            .with_file_metadata_cache(Some(Arc::clone(&self.files.footers)));
+        let environment = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(FairSpillPool::new(memory)))
+            .with_disk_manager_builder(spill)
+            .with_cache_manager(caches)
+            .build_arc()
+            .map_err(running)?;
+        // The lake's object store and nothing else: no query reaches another address.
+        let local = ObjectStoreUrl::local_filesystem();
+        environment.deregister_object_store(local.as_ref()).map_err(running)?;
+        environment.register_object_store(self.files.url.as_ref(), self.files.lake.object_store());
+        Ok(environment)
+    }
+}
+
+/// A session without tables: functions and rules.
+fn functions() -> SessionState {
+    let mut builder = SessionStateBuilder::new_with_default_features()
+        .with_file_formats(Vec::new())
+        .with_table_factories(HashMap::new());
+    builder.expr_planners().get_or_insert_default().insert(0, Arc::new(UuidComparisons));
+    let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(UuidLists)];
+    rules.extend(Analyzer::new().rules);
+    builder.with_analyzer_rules(rules).build()
+}
+
+/// What a statement with these references reads of `information_schema`.
+fn listing(references: &[TableReference]) -> Listing {
+    let of_information_schema =
+        references.iter().filter(|r| r.schema() == Some(INFORMATION_SCHEMA));
+    of_information_schema.fold(Listing::Nothing, |most, reference| {
+        most.max(match reference.table() {
+            "columns" => Listing::Columns,
+            _ => Listing::Names,
+        })
+    })
+}

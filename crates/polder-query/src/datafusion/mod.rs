@@ -1,0 +1,17 @@
+//! DataFusion over the lake.
+
+mod engine;
+mod error;
+mod field_ids;
+mod filter;
+mod metadata;
+mod names;
+mod parquet;
+mod statement;
+mod table;
+mod uuids;
+mod version;
+mod weight;
+mod workers;
+
+pub use engine::{DataFusionEngine, DataFusionSettings};

@@ -1,0 +1,11 @@
+//! The engine against lakes on local disk, written through `polder-lake`: no server needed.
+
+mod evolution;
+mod hostile;
+mod isolation;
+mod lake;
+mod limits;
+mod pruning;
+mod queries;
+mod time_travel;
+mod types;
