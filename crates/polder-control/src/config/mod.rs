@@ -1,0 +1,127 @@
+//! Reads `polder.toml` and `pipelines/*.yaml` beside it, and says exactly where they are wrong.
+//!
+//! The types are `polder_core::spec`; nothing here talks to a source or the lake.
+
+mod diagnose;
+mod resolve;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use polder_core::spec::{PipelineFile, ProcessConfig};
+use polder_core::{Error, ErrorCode, OrgId, Result};
+use serde::de::DeserializeOwned;
+
+pub use resolve::OrgPipeline;
+
+use diagnose::Text;
+
+/// The name of the process configuration.
+pub const PROCESS_FILE: &str = "polder.toml";
+/// The folder of pipeline files, beside the process configuration.
+pub const PIPELINE_FOLDER: &str = "pipelines";
+
+/// A configuration that was read, checked against itself and resolved to pipelines.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The folder of `polder.toml`, absolute: relative paths start here.
+    pub base: PathBuf,
+    pub process: ProcessConfig,
+    /// One pipeline per org, in the order of the files.
+    pub pipelines: Vec<OrgPipeline>,
+}
+
+impl Config {
+    /// Loads `polder.toml` from `file`, or from the working directory, and the pipelines beside it.
+    ///
+    /// # Errors
+    /// `spec.*` with `file:line:column`, the offending text and, for a misspelt name, the nearest
+    /// one.
+    pub fn load(file: Option<&Path>) -> Result<Self> {
+        let path = file.unwrap_or(Path::new(PROCESS_FILE));
+        let text = Text::read(path).map_err(|error| {
+            error.hint("run `polder init` to write one, or name it with --config FILE")
+        })?;
+        let process: ProcessConfig = parse_toml(&text)?;
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let base = std::path::absolute(folder.unwrap_or(Path::new("."))).map_err(|error| {
+            Error::new(ErrorCode::SpecInvalid, "the configuration's folder cannot be found")
+                .caused_by(error)
+        })?;
+        let mut files = Vec::new();
+        for path in pipeline_files(&folder.unwrap_or(Path::new("")).join(PIPELINE_FOLDER))? {
+            let text = Text::read(&path)?;
+            let file: PipelineFile = parse_yaml(&text)?;
+            files.push((text, file));
+        }
+        let pipelines = resolve::pipelines(&process, &files)?;
+        Ok(Self { base, process, pipelines })
+    }
+
+    /// The pipeline of one org.
+    pub fn pipeline(&self, org: &OrgId) -> Option<&OrgPipeline> {
+        self.pipelines.iter().find(|pipeline| pipeline.org == *org)
+    }
+
+    /// An address as it is used: a local path made absolute from the configuration's folder,
+    /// anything with a scheme as it stands.
+    pub fn address(&self, text: &str) -> String {
+        if text.contains("://") {
+            return text.to_owned();
+        }
+        clean(&self.base.join(text)).display().to_string()
+    }
+
+    /// A catalog's or store's address with `sqlite://` paths made absolute.
+    pub fn database_url(&self, text: &str) -> String {
+        match text.strip_prefix("sqlite://") {
+            Some(path) => format!("sqlite://{}", clean(&self.base.join(path)).display()),
+            None => text.to_owned(),
+        }
+    }
+}
+
+/// Removes `.` components, so that `./lake` and `lake` are one place.
+fn clean(path: &Path) -> PathBuf {
+    path.components().filter(|part| !matches!(part, std::path::Component::CurDir)).collect()
+}
+
+fn pipeline_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorCode::SpecInvalid, "the pipelines folder cannot be read")
+            .detail(folder.display().to_string())
+            .caused_by(error)
+    };
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn parse_toml<T: DeserializeOwned>(text: &Text) -> Result<T> {
+    toml::from_str(&text.content).map_err(|error| {
+        let place = error.span().map(|span| text.at_byte(span.start));
+        diagnose::explain(text, place, error.message())
+    })
+}
+
+fn parse_yaml<T: DeserializeOwned + Default>(text: &Text) -> Result<T> {
+    if text.content.lines().all(|line| line.trim().is_empty() || line.starts_with('#')) {
+        return Ok(T::default());
+    }
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(&text.content, options).map_err(|error| {
+        let place = error.location().map(|at| (at.line() as usize, at.column() as usize));
+        let message = error.without_snippet().to_string();
+        diagnose::explain(text, place, &message)
+    })
+}

@@ -1,0 +1,211 @@
+//! From templates and overrides to one pipeline per org, checking every name on the way.
+
+use std::collections::BTreeMap;
+
+use polder_core::spec::{
+    Mode, OrgSpec, PipelineFile, ProcessConfig, SourceSpec, TableSpec, TemplateSpec,
+};
+use polder_core::{Error, ErrorCode, OrgId, Result};
+
+use super::diagnose::{Text, nearest, suggest};
+
+/// What one org takes: its enabled tables, in order.
+#[derive(Clone, Debug)]
+pub struct OrgPipeline {
+    pub org: OrgId,
+    /// The org's name for people.
+    pub name: Option<String>,
+    pub tables: Vec<TableSpec>,
+}
+
+type Templates<'a> = BTreeMap<&'a str, (&'a Text, &'a TemplateSpec)>;
+
+pub(super) fn pipelines(
+    process: &ProcessConfig,
+    files: &[(Text, PipelineFile)],
+) -> Result<Vec<OrgPipeline>> {
+    let templates = templates(process, files)?;
+    let mut pipelines: Vec<OrgPipeline> = Vec::new();
+    for (text, file) in files {
+        for spec in &file.orgs {
+            let pipeline = pipeline(process, &templates, text, spec)?;
+            if pipelines.iter().any(|other| other.org == pipeline.org) {
+                let place = text.find(&["orgs"], &spec.id);
+                let message = format!("org {:?} stands twice", spec.id);
+                return Err(text.error(ErrorCode::SpecInvalid, place, message));
+            }
+            if spec.enabled {
+                pipelines.push(pipeline);
+            }
+        }
+    }
+    Ok(pipelines)
+}
+
+fn templates<'a>(
+    process: &ProcessConfig,
+    files: &'a [(Text, PipelineFile)],
+) -> Result<Templates<'a>> {
+    let mut templates = Templates::new();
+    for (text, file) in files {
+        for (name, template) in &file.templates {
+            if templates.insert(name, (text, template)).is_some() {
+                let place = text.find(&["templates"], name);
+                let message = format!("template {name:?} stands twice");
+                return Err(text.error(ErrorCode::SpecInvalid, place, message));
+            }
+            for table in &template.tables {
+                check_table(process, text, &["templates", name], table)?;
+            }
+            check_unique(text, &template.tables)?;
+        }
+    }
+    Ok(templates)
+}
+
+fn pipeline(
+    process: &ProcessConfig,
+    templates: &Templates<'_>,
+    text: &Text,
+    spec: &OrgSpec,
+) -> Result<OrgPipeline> {
+    let org: OrgId = spec.id.parse().map_err(|error: Error| {
+        let located = text.error(error.code(), text.find(&["orgs"], &spec.id), error.to_string());
+        located.hint(error.hint_text().unwrap_or_default())
+    })?;
+    let template = match &spec.template {
+        Some(name) => template_tables(templates, text, spec, name)?,
+        None => &[],
+    };
+    let mut tables: Vec<TableSpec> = Vec::new();
+    for table in template {
+        tables.push(match spec.overrides.get(&table.name) {
+            Some(patch) => patch.apply(table),
+            None => table.clone(),
+        });
+    }
+    if let Some(name) =
+        spec.overrides.keys().find(|name| !template.iter().any(|t| t.name == **name))
+    {
+        let place = text.find(&["orgs", &spec.id, "overrides"], name);
+        let message = format!("org {org} overrides table {name:?}, which its template lacks");
+        let names = template.iter().map(|table| table.name.as_str());
+        return Err(text
+            .error(ErrorCode::SpecUnknownName, place, message)
+            .hint(suggest(name, names)));
+    }
+    tables.extend(spec.tables.iter().cloned());
+    for table in &tables {
+        check_table(process, text, &["orgs", &spec.id], table)?;
+    }
+    check_unique(text, &tables)?;
+    tables.retain(|table| table.enabled);
+    Ok(OrgPipeline { org, name: spec.name.clone(), tables })
+}
+
+fn template_tables<'a>(
+    templates: &Templates<'a>,
+    text: &Text,
+    spec: &OrgSpec,
+    name: &str,
+) -> Result<&'a [TableSpec]> {
+    if let Some((_, template)) = templates.get(name) {
+        return Ok(&template.tables);
+    }
+    let place = text.find(&["orgs", &spec.id], name);
+    let message = format!("org {} takes template {name:?}, which does not exist", spec.id);
+    Err(text
+        .error(ErrorCode::SpecUnknownName, place, message)
+        .hint(suggest(name, templates.keys().copied())))
+}
+
+fn check_unique(text: &Text, tables: &[TableSpec]) -> Result<()> {
+    for (index, table) in tables.iter().enumerate() {
+        if tables[..index].iter().any(|other| other.name == table.name) {
+            let message = format!("table {:?} stands twice in one pipeline", table.name);
+            let place = text.find(&[], &table.name);
+            return Err(text.error(ErrorCode::SpecInvalid, place, message));
+        }
+    }
+    Ok(())
+}
+
+fn check_table(
+    process: &ProcessConfig,
+    text: &Text,
+    within: &[&str],
+    table: &TableSpec,
+) -> Result<()> {
+    let invalid = |value: &str, message: String| {
+        let mut after = within.to_vec();
+        after.push(&table.name);
+        // A table that came from another file's template is not found here; then the file is named.
+        text.error(ErrorCode::SpecInvalid, text.find(&after, value), message)
+    };
+    let name = &table.name;
+    if name.is_empty()
+        || name.len() > 255
+        || name.chars().any(|c| c.is_control() || c == '$' || c == '@')
+    {
+        return Err(invalid(name, format!("{name:?} cannot name a lake table"))
+            .hint("use 1 to 255 characters, no control characters, '$' or '@'"));
+    }
+    let Some(source) = process.sources.get(&table.source) else {
+        let message =
+            format!("table {name:?} reads source {:?}, which does not exist", table.source);
+        let names = process.sources.keys().map(String::as_str);
+        return Err(invalid(&table.source, message).hint(format!(
+            "{} (sources are defined in polder.toml)",
+            suggest(&table.source, names)
+        )));
+    };
+    check_mode(&invalid, source, table)?;
+    if let Some(columns) = &table.columns {
+        let used = table.key.iter().chain(&table.cursor);
+        let used = used.chain(table.partition.iter().map(|field| &field.column));
+        for column in used {
+            if !columns.contains(column) {
+                let message =
+                    format!("table {name:?} uses column {column:?}, which `columns` leaves out");
+                let hint = nearest(column, columns.iter().map(String::as_str)).map_or_else(
+                    || format!("add {column:?} to `columns`"),
+                    |near| format!("did you mean {near:?}?"),
+                );
+                return Err(invalid(column, message).hint(hint));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_mode(
+    invalid: &dyn Fn(&str, String) -> Error,
+    source: &SourceSpec,
+    table: &TableSpec,
+) -> Result<()> {
+    let name = &table.name;
+    let files = matches!(source, SourceSpec::Files(_));
+    if table.mode == Mode::Append && table.cursor.is_none() && !files {
+        return Err(invalid("append", format!("table {name:?} appends but has no cursor"))
+            .hint("name the column by which new and changed rows are found: cursor: updated_at"));
+    }
+    if files && table.cursor.is_some() {
+        return Err(invalid("cursor", format!("table {name:?} reads files, which have no cursor"))
+            .hint("leave cursor out: new files are found by name and etag"));
+    }
+    match (&table.filter, source) {
+        (Some(polder_core::spec::Filter::Document(_)), SourceSpec::Postgres(_)) => {
+            Err(invalid("filter", format!("table {name:?} has a filter document for PostgreSQL"))
+                .hint("write an SQL condition as text: filter: org_id = {org}"))
+        }
+        (Some(polder_core::spec::Filter::Sql(_)), SourceSpec::Mongodb(_)) => {
+            Err(invalid("filter", format!("table {name:?} has an SQL condition for MongoDB"))
+                .hint("write a filter document: filter: { org: \"{org}\" }"))
+        }
+        (Some(_), SourceSpec::Files(_)) => {
+            Err(invalid("filter", format!("table {name:?} has a filter, but files have none"))
+                .hint("choose the files by their names: from: \"{org}/….csv\""))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,149 @@
+//! Configurations, good and bad: every bad one names its place and the way out.
+
+use std::fmt::Write as _;
+
+use polder_core::spec::{Mode, PartitionField};
+
+use super::*;
+
+const PROCESS: &str = r#"
+[lake]
+warehouse = "./lake"
+catalog = "sqlite://./polder.db"
+[store]
+url = "sqlite://./polder.db"
+[sources.revdb]
+type = "postgres"
+url = "env:REVDB_URL"
+[sources.conversations]
+type = "mongodb"
+url = "env:CONVERSATIONS_URL"
+database = "conversations"
+[sources.files]
+type = "files"
+url = "s3://exports"
+"#;
+
+const PIPELINE: &str = r#"
+templates:
+  crm:
+    tables:
+      - name: opportunity
+        source: revdb
+        from: public.opportunity
+        filter: org_id = {org}
+        mode: append
+        cursor: updated_at
+        key: [id]
+        partition: [month(created_at)]
+      - { name: email, source: conversations, from: emails, filter: { org: "{org}" }, mode: append, cursor: sent_at, key: [_id] }
+      - { name: forecast_upload, source: files, from: "{org}/forecast/*.csv", mode: append }
+orgs:
+  - { id: "401", name: Acme, template: crm }
+"#;
+
+fn load(process: &str, pipeline: &str) -> Result<Config> {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join(PROCESS_FILE);
+    std::fs::write(&file, process).expect("write");
+    std::fs::create_dir(folder.path().join(PIPELINE_FOLDER)).expect("folder");
+    std::fs::write(folder.path().join("pipelines/crm.yaml"), pipeline).expect("write");
+    Config::load(Some(&file)).map_err(|error| {
+        let strip = |text: &str| text.replace(&format!("{}/", folder.path().display()), "");
+        let mut stripped = Error::new(error.code(), strip(error.message()));
+        if let Some(detail) = error.detail_text() {
+            stripped = stripped.detail(strip(detail));
+        }
+        match error.hint_text() {
+            Some(hint) => stripped.hint(hint),
+            None => stripped,
+        }
+    })
+}
+
+fn complaint(process: &str, pipeline: &str) -> String {
+    let error = load(process, pipeline).expect_err("bad configuration");
+    let mut text = format!("{}: {}", error.code(), error);
+    for part in [error.detail_text(), error.hint_text()].into_iter().flatten() {
+        write!(text, "\n{part}").expect("text");
+    }
+    text
+}
+
+#[test]
+fn the_contract_s_shapes_are_read() {
+    let config = load(PROCESS, PIPELINE).expect("good");
+    let [pipeline] = config.pipelines.as_slice() else { panic!("one org") };
+    assert_eq!(pipeline.org.as_str(), "401");
+    let names: Vec<_> = pipeline.tables.iter().map(|table| table.name.as_str()).collect();
+    assert_eq!(names, ["opportunity", "email", "forecast_upload"]);
+    let opportunity = &pipeline.tables[0];
+    assert_eq!(opportunity.mode, Mode::Append);
+    let month: PartitionField = "month(created_at)".parse().expect("field");
+    assert_eq!(opportunity.partition, [month]);
+    assert!(
+        config.address("./lake").ends_with("/lake") && !config.address("./lake").contains("/./")
+    );
+    assert_eq!(config.address("s3://a/b"), "s3://a/b");
+}
+
+#[test]
+fn overrides_replace_and_disable() {
+    let pipeline = PIPELINE.replace(
+        "template: crm }",
+        "template: crm, overrides: { email: { enabled: false }, opportunity: { key: [a, b] } } }",
+    );
+    let config = load(PROCESS, &pipeline).expect("good");
+    let tables = &config.pipelines[0].tables;
+    assert_eq!(tables.len(), 2);
+    assert_eq!(tables[0].key, ["a", "b"]);
+}
+
+#[test]
+fn an_empty_pipeline_file_is_no_pipeline() {
+    assert!(load(PROCESS, "# nothing yet\n").expect("good").pipelines.is_empty());
+}
+
+#[test]
+fn misspelt_keys_name_their_place_and_the_right_word() {
+    let text = complaint(PROCESS, &PIPELINE.replace("cursor: updated_at", "cursr: updated_at"));
+    assert!(text.contains("unknown field `cursr`"), "{text}");
+    assert!(text.contains("pipelines/crm.yaml:10:9"), "{text}");
+    assert!(text.contains("10 |         cursr: updated_at"), "{text}");
+    assert!(text.contains("did you mean `cursor`?"), "{text}");
+    let text = complaint(&PROCESS.replace("warehouse", "warehose"), PIPELINE);
+    assert!(text.contains("polder.toml:3:1"), "{text}");
+    assert!(text.contains("did you mean `warehouse`?"), "{text}");
+}
+
+#[test]
+fn names_that_mean_nothing_are_found() {
+    let cases = [
+        ("source: revdb", "source: revbd", "spec.invalid", "6:17", "did you mean \"revdb\"?"),
+        (
+            "template: crm }",
+            "template: crmm }",
+            "spec.unknown_name",
+            "16:40",
+            "did you mean \"crm\"?",
+        ),
+        ("month(created_at)", "week(created_at)", "spec.invalid", "12:21", "month(c)"),
+        ("        cursor: updated_at\n", "", "spec.invalid", "9:15", "cursor: updated_at"),
+        ("id: \"401\"", "id: \"4 1\"", "spec.invalid", "16:12", "letters, digits"),
+        ("filter: org_id = {org}", "filter: { org: \"{org}\" }", "spec.invalid", "8:9", "SQL"),
+    ];
+    for (good, bad, code, place, hint) in cases {
+        let text = complaint(PROCESS, &PIPELINE.replace(good, bad));
+        assert!(text.starts_with(code), "{bad}: {text}");
+        assert!(text.contains(place), "{bad}: {text}");
+        assert!(text.contains(hint), "{bad}: {text}");
+    }
+}
+
+#[test]
+fn a_pasted_secret_is_refused_and_not_repeated() {
+    let text = complaint(&PROCESS.replace("env:REVDB_URL", "postgres://u:hunter2@h/d"), PIPELINE);
+    assert!(text.contains("a secret has to be a reference"), "{text}");
+    assert!(text.contains("env:NAME"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}

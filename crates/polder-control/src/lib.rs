@@ -1,0 +1,13 @@
+//! The control plane: configuration, secrets, the store of run records.
+//!
+//! Decides what should run for whom, and remembers what did. It reads no source and writes no
+//! table; `crates/polder/src/worker.rs` joins it to the data plane.
+
+pub mod config;
+pub mod runs;
+pub mod secrets;
+pub mod store;
+
+pub use config::{Config, OrgPipeline};
+pub use secrets::ProcessSecrets;
+pub use store::Store;

@@ -1,0 +1,8 @@
+//! The data plane: what a run does, as plain async functions over the seams.
+//!
+//! Nothing here knows where a configuration came from, when it should run or who is watching: the
+//! caller hands in a source, the lake and a [`polder_core::RunProgress`], and gets a report.
+
+pub mod ingest;
+
+pub use ingest::{IngestLimits, IngestReport, IngestRequest, Outcome, ingest};
