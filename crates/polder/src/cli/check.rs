@@ -1,0 +1,127 @@
+//! `polder check`: is everything there that a run needs? Changes nothing but what opening the
+//! embedded store and catalog creates.
+
+use clap::Args;
+use polder_core::{Result, SourceTable};
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::{exit, output};
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One thing that was looked at.
+struct Finding {
+    what: String,
+    outcome: Result<String>,
+}
+
+impl Check {
+    pub(crate) async fn run(&self, load: impl FnOnce() -> Result<App>) -> Result<u8> {
+        let app = load()?;
+        let orgs = app.config.pipelines.len();
+        let tables: usize = app.config.pipelines.iter().map(|p| p.tables.len()).sum();
+        let mut findings = vec![Finding {
+            what: "configuration".to_owned(),
+            outcome: Ok(format!("{orgs} orgs, {tables} tables")),
+        }];
+        findings.push(Finding {
+            what: "store".to_owned(),
+            outcome: app.store().await.map(|_| "opened".to_owned()),
+        });
+        let lake = Box::pin(app.lake()).await;
+        findings.push(Finding {
+            what: "lake".to_owned(),
+            outcome: lake.map(|_| app.config.process.lake.warehouse.clone()),
+        });
+        for name in app.config.process.sources.keys() {
+            sources(&app, name, &mut findings).await;
+        }
+        self.print(&findings);
+        Ok(findings.iter().find_map(|f| f.outcome.as_ref().err()).map_or(exit::OK, exit::of))
+    }
+
+    fn print(&self, findings: &[Finding]) {
+        if self.json {
+            let list: Vec<Value> = findings
+                .iter()
+                .map(|f| match &f.outcome {
+                    Ok(found) => json!({ "what": f.what, "ok": true, "found": found }),
+                    Err(error) => {
+                        json!({ "what": f.what, "ok": false, "error": output::error_json(error) })
+                    }
+                })
+                .collect();
+            output::document(&list);
+            return;
+        }
+        for finding in findings {
+            match &finding.outcome {
+                Ok(found) => output::line(&format!("ok    {}: {found}", finding.what)),
+                Err(error) => {
+                    output::line(&format!("FAIL  {}", finding.what));
+                    output::error(error);
+                }
+            }
+        }
+    }
+}
+
+/// Checks one source, and that tables whose name holds no `{org}` or pattern exist in it.
+async fn sources(app: &App, name: &str, findings: &mut Vec<Finding>) {
+    let what = format!("source {name}");
+    let source = match app.source(name) {
+        Ok(source) => source,
+        Err(error) => return findings.push(Finding { what, outcome: Err(error) }),
+    };
+    let outcome = source.check().await;
+    let reachable = outcome.is_ok();
+    findings.push(Finding { what, outcome });
+    if !reachable || !source.capabilities().cursor {
+        return;
+    }
+    let offered = match source.discover().await {
+        Ok(offered) => offered,
+        Err(error) => {
+            let what = format!("source {name}: tables");
+            return findings.push(Finding { what, outcome: Err(error) });
+        }
+    };
+    for pipeline in &app.config.pipelines {
+        for table in pipeline.tables.iter().filter(|table| table.source == name) {
+            if let Some(warning) = look(&offered, &table.from, &table.key, table.cursor.as_deref())
+            {
+                let what = format!("{}/{}", pipeline.org, table.name);
+                findings.push(Finding { what, outcome: Ok(format!("warning: {warning}")) });
+            }
+        }
+    }
+}
+
+/// What is odd about a table spec, seen from what the source offers.
+fn look(
+    offered: &[SourceTable],
+    from: &str,
+    key: &[String],
+    cursor: Option<&str>,
+) -> Option<String> {
+    if from.contains(['{', '"']) {
+        return None;
+    }
+    let qualified = format!("public.{from}");
+    let Some(table) = offered.iter().find(|t| t.name == from || t.name == qualified) else {
+        return Some(format!("the source does not offer {from}"));
+    };
+    let known =
+        |column: &str| table.schema.fields.is_empty() || table.schema.field(column).is_some();
+    if let Some(column) = key.iter().map(String::as_str).chain(cursor).find(|c| !known(c)) {
+        return Some(format!("{from} has no column {column}"));
+    }
+    (cursor.is_some() && key.is_empty() && !table.key.is_empty())
+        .then(|| format!("no key is named; {from} has the primary key [{}]", table.key.join(", ")))
+}

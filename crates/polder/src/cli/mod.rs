@@ -1,0 +1,69 @@
+//! The command line: one module a command.
+
+mod check;
+mod discover;
+mod init;
+mod query;
+mod run;
+mod schema;
+mod tables;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use polder_core::Result;
+
+use crate::app::App;
+use crate::{exit, output};
+
+/// A data lake for companies that serve many orgs: PostgreSQL, MongoDB and files into per-org
+/// Iceberg tables, and SQL over them.
+#[derive(Debug, Parser)]
+#[command(name = "polder", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// The process configuration; pipelines are read from `pipelines/` beside it.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write a first configuration into a folder.
+    Init(init::Init),
+    /// Check the configuration and everything it names, changing nothing.
+    Check(check::Check),
+    /// Print the JSON Schema of the configuration, for editors.
+    Schema(schema::Schema),
+    /// List the tables a source offers, with columns, keys and cursor candidates.
+    Discover(discover::Discover),
+    /// Bring lake tables up to date with their sources.
+    Run(run::Run),
+    /// List the lake's tables.
+    Tables(tables::Tables),
+    /// Answer one SQL query over the lake.
+    Query(query::Query),
+    /// Print the version, and those of the formats and engines inside.
+    Version,
+}
+
+/// Carries out the command and says with which code to exit.
+pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
+    let load = || App::load(arguments.config.as_deref());
+    match arguments.command {
+        Command::Init(init) => init.run().await,
+        Command::Check(check) => Box::pin(check.run(load)).await,
+        Command::Schema(schema) => Ok(schema.run()),
+        Command::Discover(discover) => discover.run(&load()?).await,
+        Command::Run(run) => Box::pin(run.run(&load()?)).await,
+        Command::Tables(tables) => tables.run(&load()?).await,
+        Command::Query(query) => Box::pin(query.run(&load()?)).await,
+        Command::Version => {
+            output::line(&format!("polder {}", env!("CARGO_PKG_VERSION")));
+            output::line(&format!("iceberg format 2, arrow {}", arrow::ARROW_VERSION));
+            output::line(&format!("datafusion {}", polder_query::DATAFUSION_VERSION));
+            Ok(exit::OK)
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! `polder tables`: the lake's tables.
+
+use clap::Args;
+use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
+use polder_lake::{Lake, LakeTable};
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::{exit, output};
+
+#[derive(Debug, Args)]
+pub(crate) struct Tables {
+    /// Only these orgs.
+    #[arg(long, value_name = "ID")]
+    org: Vec<OrgId>,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Tables {
+    pub(crate) async fn run(&self, app: &App) -> Result<u8> {
+        let lake = app.lake().await?;
+        let tables = load(&lake, &self.org).await?;
+        if self.json {
+            output::document(&tables.iter().map(describe).collect::<Vec<_>>());
+            return Ok(exit::OK);
+        }
+        let rows: Vec<_> = tables.iter().map(row).collect();
+        let header = ["org", "table", "rows", "files", "snapshot", "refs", "updated"];
+        output::columns(&header, &rows, &["rows", "files"]);
+        if tables.is_empty() {
+            output::note("the lake has no tables yet: run `polder run`");
+        }
+        Ok(exit::OK)
+    }
+}
+
+async fn load(lake: &Lake, orgs: &[OrgId]) -> Result<Vec<LakeTable>> {
+    let principal = Principal::Operator;
+    let present = lake.orgs(&principal).await?;
+    if let Some(org) = orgs.iter().find(|org| !present.contains(org)) {
+        return Err(Error::new(ErrorCode::LakeNotFound, format!("the lake has no org {org}"))
+            .hint("`polder tables` lists all orgs"));
+    }
+    let mut tables = Vec::new();
+    for org in present.iter().filter(|org| orgs.is_empty() || orgs.contains(org)) {
+        let org = principal.authorize(org)?;
+        for name in lake.tables(&org).await? {
+            tables.extend(lake.table(&org, &name).await?);
+        }
+    }
+    Ok(tables)
+}
+
+fn describe(table: &LakeTable) -> Value {
+    let snapshot = table.current_snapshot();
+    let columns: Vec<_> = table
+        .schema()
+        .fields
+        .iter()
+        .map(|f| json!({ "name": f.name, "type": f.data_type.to_string(), "nullable": f.nullable }))
+        .collect();
+    let refs: Vec<_> = table
+        .refs()
+        .iter()
+        .map(|r| json!({ "name": r.name, "snapshot_id": r.snapshot_id }))
+        .collect();
+    json!({
+        "org": table.org().as_str(),
+        "namespace": table.org().namespace(),
+        "table": table.name(),
+        "uuid": table.uuid(),
+        "location": table.location(),
+        "metadata_location": table.metadata_location(),
+        "snapshot_id": snapshot.as_ref().map(|s| s.id),
+        "rows": snapshot.as_ref().and_then(|s| s.rows).unwrap_or(0),
+        "files": snapshot.as_ref().and_then(|s| s.files).unwrap_or(0),
+        "updated_ms": snapshot.as_ref().map(|s| s.timestamp_ms),
+        "snapshots": table.snapshots().len(),
+        "refs": refs,
+        "partition": table.partition(),
+        "columns": columns,
+    })
+}
+
+fn row(table: &LakeTable) -> Vec<String> {
+    let snapshot = table.current_snapshot();
+    let refs: Vec<_> = table.refs().iter().map(|r| r.name.clone()).collect();
+    let updated =
+        snapshot.as_ref().and_then(|s| chrono::DateTime::from_timestamp_millis(s.timestamp_ms));
+    vec![
+        table.org().to_string(),
+        table.name().to_owned(),
+        output::number(snapshot.as_ref().and_then(|s| s.rows).unwrap_or(0)),
+        output::number(snapshot.as_ref().and_then(|s| s.files).unwrap_or(0)),
+        snapshot.as_ref().map_or_else(String::new, |s| s.id.to_string()),
+        refs.join(" "),
+        updated.map_or_else(String::new, |time| time.format("%Y-%m-%d %H:%M:%SZ").to_string()),
+    ]
+}

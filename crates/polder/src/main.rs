@@ -1,0 +1,44 @@
+//! The `polder` binary: argv in, exit code out.
+//!
+//! Only this crate knows the command line (and later HTTP). What a command does lives in `cli/`,
+//! what a job does in `worker.rs`, what both need opened in `app.rs`.
+
+mod app;
+mod cli;
+mod exit;
+mod output;
+mod progress;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+/// Open files wished for: writers keep one for each partition they are in.
+const OPEN_FILES: u64 = 16_384;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    let filter = EnvFilter::try_from_env("POLDER_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Where the limit cannot be raised, what needs more files says so itself.
+    let _ = rlimit::increase_nofile_limit(OPEN_FILES);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::note(&format!("error: the runtime cannot be started: {error}"));
+            return ExitCode::from(exit::FAILED);
+        }
+    };
+    let code = match runtime.block_on(cli::run(arguments)) {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error);
+            exit::of(&error)
+        }
+    };
+    // A reader that still blocks on its source must not hold the exit back.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    ExitCode::from(code)
+}

@@ -1,0 +1,142 @@
+//! Carries out jobs: the one place where the control plane's decisions meet the data plane.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use polder_control::runs::{self, RunState};
+use polder_control::{OrgPipeline, Store};
+use polder_core::spec::{Limits, TableSpec};
+use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result, RunProgress, Source};
+use polder_lake::Lake;
+use polder_pipeline::{IngestLimits, IngestReport, IngestRequest, ingest};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::output;
+
+/// Something to do for one org.
+pub(crate) enum Job {
+    /// Bring one lake table up to date.
+    Ingest { org: Authorized<OrgId>, table: TableSpec, full_refresh: bool },
+}
+
+impl Job {
+    /// The ingest jobs of a pipeline, in its order.
+    ///
+    /// # Errors
+    /// `control.denied` when the principal may not act for the org.
+    pub(crate) fn of_pipeline(
+        principal: &Principal,
+        pipeline: &OrgPipeline,
+        full_refresh: bool,
+    ) -> Result<Vec<Self>> {
+        let org = principal.authorize(&pipeline.org)?;
+        let job = |table: &TableSpec| Self::Ingest {
+            org: org.clone(),
+            table: table.clone(),
+            full_refresh,
+        };
+        Ok(pipeline.tables.iter().map(job).collect())
+    }
+}
+
+/// A job with its progress, as whoever watches sees it.
+pub(crate) struct Watched {
+    pub(crate) job: Job,
+    pub(crate) progress: Arc<RunProgress>,
+}
+
+/// How a job ended.
+pub(crate) struct Ended {
+    pub(crate) org: OrgId,
+    pub(crate) table: String,
+    pub(crate) outcome: Result<IngestReport>,
+}
+
+/// Carries out jobs side by side, within the process's limits.
+#[derive(Clone)]
+pub(crate) struct Worker {
+    pub(crate) lake: Lake,
+    pub(crate) store: Store,
+    pub(crate) sources: Arc<BTreeMap<String, Arc<dyn Source>>>,
+    pub(crate) limits: Limits,
+    pub(crate) cancel: CancellationToken,
+}
+
+impl Worker {
+    /// Runs all jobs and hands each one's end to `ended`, in the order they end.
+    pub(crate) async fn run(&self, jobs: Vec<Watched>, mut ended: impl FnMut(Ended)) {
+        let places = Arc::new(Semaphore::new(self.limits.runs.max(1)));
+        let mut tasks = JoinSet::new();
+        for watched in jobs {
+            let (worker, places) = (self.clone(), Arc::clone(&places));
+            tasks.spawn(async move {
+                // The semaphore is never closed.
+                let _place = places.acquire_owned().await;
+                worker.carry_out(watched).await
+            });
+        }
+        while let Some(joined) = tasks.join_next().await {
+            match joined {
+                Ok(end) => ended(end),
+                Err(error) => output::note(&format!("error: a run panicked: {error}")),
+            }
+        }
+    }
+
+    async fn carry_out(&self, watched: Watched) -> Ended {
+        let Watched { job: Job::Ingest { org, table, full_refresh }, progress } = watched;
+        let (id, name) = (org.get().clone(), table.name.clone());
+        let outcome = Box::pin(self.ingest(org, table, full_refresh, progress)).await;
+        Ended { org: id, table: name, outcome }
+    }
+
+    async fn ingest(
+        &self,
+        org: Authorized<OrgId>,
+        table: TableSpec,
+        full_refresh: bool,
+        progress: Arc<RunProgress>,
+    ) -> Result<IngestReport> {
+        if self.cancel.is_cancelled() {
+            return Err(Error::new(ErrorCode::Cancelled, "the run was cancelled before it began"));
+        }
+        let source = self.sources.get(&table.source).ok_or_else(|| {
+            Error::new(ErrorCode::Internal, format!("source {:?} was not opened", table.source))
+        })?;
+        let run_id = runs::enqueue(&self.store, &org, &table.name).await?;
+        let request = IngestRequest {
+            org: org.clone(),
+            run_id,
+            table,
+            full_refresh,
+            limits: self.ingest_limits(),
+            progress,
+            cancel: self.cancel.clone(),
+        };
+        let outcome = ingest(&self.lake, source.as_ref(), &request).await;
+        let (state, report) = match &outcome {
+            Ok(report) => (RunState::Succeeded, serde_json::to_string(report)),
+            Err(error) if error.code() == ErrorCode::Cancelled => {
+                (RunState::Cancelled, Ok(output::error_json(error).to_string()))
+            }
+            Err(error) => (RunState::Failed, Ok(output::error_json(error).to_string())),
+        };
+        // The table is the truth; a record that cannot be written must not fail the run.
+        let report = report.unwrap_or_default();
+        if let Err(error) = runs::finish(&self.store, &org, run_id, state, &report).await {
+            tracing::warn!(%run_id, "the end of the run was not recorded: {error}");
+        }
+        outcome
+    }
+
+    fn ingest_limits(&self) -> IngestLimits {
+        let runs = self.limits.runs.max(1);
+        IngestLimits {
+            splits: NonZeroUsize::new(self.limits.splits).unwrap_or(NonZeroUsize::MIN),
+            memory_bytes: (self.limits.memory_mb << 20) / runs,
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The binary from outside: commands in, output, exit codes and tables out.
+//!
+//! Modules under `service` need the servers of `cargo xtask services up`.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod configuration;
+mod files;
+mod project;
+mod service;
