@@ -1,0 +1,26 @@
+"""Fixtures shared by the reader tests: the running services and the binary under test.
+
+`cargo xtask test` starts the services and sets the environment; a missing variable is an error.
+"""
+
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+INTEROP = Path(__file__).resolve().parent
+sys.path[:0] = [str(INTEROP), str(INTEROP.parent / "demo")]
+
+from lakes import Services  # noqa: E402  (found through the line above)
+
+
+@pytest.fixture(scope="session")
+def services() -> Services:
+    return Services.from_environment()
+
+
+@pytest.fixture(scope="module")
+def suffix() -> str:
+    """Makes the names of databases and buckets a module's own."""
+    return uuid.uuid4().hex[:8]
