@@ -241,10 +241,13 @@ impl Literal {
         })
     }
 
-    /// An integer in the column's width.
-    fn widened(&self, column: &LakeType) -> Self {
+    /// An integer in the column's width, where it fits.
+    fn in_width_of(&self, column: &LakeType) -> Self {
         match (self, column) {
             (Self::Int(value), LakeType::Long) => Self::Long(i64::from(*value)),
+            (Self::Long(value), LakeType::Int) => {
+                i32::try_from(*value).map_or_else(|_| self.clone(), Self::Int)
+            }
             (other, _) => other.clone(),
         }
     }
@@ -363,7 +366,7 @@ impl Pruning<'_> {
                 _ => IcebergPredicate::AlwaysTrue,
             };
         }
-        let value = &value.widened(&found.data_type);
+        let value = &value.in_width_of(&found.data_type);
         let Some(datum) = value.to_datum(&found.data_type) else {
             return IcebergPredicate::AlwaysTrue;
         };

@@ -29,6 +29,8 @@ use crate::storage::Store;
 /// The catalog's name inside the database, as other engines have to give it.
 const CATALOG: &str = "polder";
 const CONNECTIONS_MAX: u32 = 8;
+/// Each table may be created by another process while we try, and any number of those start at once.
+const CREATE_TRIES_MAX: u32 = 8;
 /// How long SQLite waits for another writer of the same file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -84,8 +86,12 @@ impl SqlCatalog {
         let catalog = Self { database, store, cache: MetadataCache::default() };
         // Two processes may create the tables at the same time; the slower one's statement fails on
         // PostgreSQL, and finds them there when it tries again.
-        if catalog.create_tables().await.is_err() {
-            catalog.create_tables().await?;
+        let mut tries = 1;
+        while let Err(error) = catalog.create_tables().await {
+            if tries == CREATE_TRIES_MAX {
+                return Err(error);
+            }
+            tries += 1;
         }
         Ok(catalog)
     }

@@ -196,7 +196,10 @@ impl Shared {
         let prepared = statement::prepare(sql)?;
         let listing_tables = matches!(prepared.statement, ast::Statement::ShowTables { .. });
         let statement = Statement::Statement(Box::new(prepared.statement));
-        let references = self.functions.resolve_table_references(&statement).map_err(planning)?;
+        let mut references =
+            self.functions.resolve_table_references(&statement).map_err(planning)?;
+        let functions = self.functions.table_functions();
+        references.retain(|r| r.schema().is_some() || !functions.contains_key(r.table()));
         let names = Names {
             principal: &session.principal,
             versions: &prepared.versions,

@@ -226,7 +226,8 @@ fn redact(text: &str) -> String {
             None => {}
         }
         let digit = letter.is_ascii_digit();
-        if digit && (in_number || !redacted.ends_with(char::is_alphabetic)) {
+        // The digits of `Int64` are a part of its name.
+        if digit && (in_number || !redacted.ends_with(char::is_alphanumeric)) {
             if !in_number {
                 redacted.push('…');
             }

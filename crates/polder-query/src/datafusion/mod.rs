@@ -12,6 +12,7 @@ mod table;
 mod uuids;
 mod version;
 mod weight;
+mod with_queries;
 mod workers;
 
 pub use engine::{DataFusionEngine, DataFusionSettings};

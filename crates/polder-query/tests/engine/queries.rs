@@ -86,11 +86,11 @@ const QUERIES: &[(&str, &str)] = &[
     ("SELECT upper(name) || '!' FROM lake.org_1.account WHERE name LIKE 'e%'", "EVEN!"),
     ("SELECT 7 / 2, 7 % 2, 0.1 + 0.2, 1.10", "3|1|0.3|1.10"),
     (
-        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 3) SELECT sum(x) FROM n",
+        "WITH RECURSIVE n AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM n WHERE x < 3) SELECT sum(x) FROM n",
         "6",
     ),
     ("SELECT * FROM (VALUES (1, 'a'), (2, 'b')) v(x, y) ORDER BY x", "1|a\n2|b"),
-    ("SELECT id FROM o OFFSET 5", "6"),
+    ("SELECT id FROM o ORDER BY id OFFSET 5", "6"),
     ("SELECT count(*) FROM o a, o b", "36"),
     ("SELECT avg(amount) FROM o WHERE id IN (1, 2)", "0.150000"),
     ("SELECT id FROM o WHERE (id, \"Stage\") IN ((1, 'Won'), (2, 'Won'))", "1"),

@@ -74,8 +74,8 @@ async fn versions_answer_as_they_were() {
 #[tokio::test]
 async fn times_answer_as_they_were() {
     let (test, made) = lake().await;
-    let history = "SELECT cast(made_current_at AS varchar), snapshot_id, is_current_ancestor \
-                   FROM lake.org_1.\"Opp$history\" ORDER BY made_current_at";
+    let history = "SELECT cast(made_current_at AS varchar) AS at, snapshot_id, is_current_ancestor \
+                   FROM lake.org_1.\"Opp$history\" ORDER BY at";
     let history = test.text(history).await.expect("a history");
     let times: Vec<&str> = history.lines().map(|l| l.split('|').next().expect("a time")).collect();
     assert_eq!(times.len(), 3, "{history}");
