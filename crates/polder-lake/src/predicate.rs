@@ -223,7 +223,7 @@ impl Literal {
             (
                 Self::Decimal { unscaled, scale: own, .. },
                 LakeType::Decimal { precision, scale },
-            ) if own == scale => {
+            ) if own == scale && unscaled.unsigned_abs() < 10_u128.pow(u32::from(*precision)) => {
                 let data_type = PrimitiveType::Decimal {
                     precision: u32::from(*precision),
                     scale: u32::from(*scale),
@@ -241,12 +241,18 @@ impl Literal {
         })
     }
 
-    /// An integer in the column's width, where it fits.
+    /// An integer or decimal in the column's width, where it fits.
     fn in_width_of(&self, column: &LakeType) -> Self {
         match (self, column) {
             (Self::Int(value), LakeType::Long) => Self::Long(i64::from(*value)),
             (Self::Long(value), LakeType::Int) => {
                 i32::try_from(*value).map_or_else(|_| self.clone(), Self::Int)
+            }
+            (
+                Self::Decimal { unscaled, scale, .. },
+                LakeType::Decimal { precision, scale: own },
+            ) if scale == own => {
+                Self::Decimal { unscaled: *unscaled, precision: *precision, scale: *scale }
             }
             (other, _) => other.clone(),
         }
@@ -265,7 +271,9 @@ impl Literal {
             Self::Timestamp(value) => long(*value).map(Self::Timestamp),
             Self::Timestamptz(value) => long(*value).map(Self::Timestamptz),
             Self::Decimal { unscaled, precision, scale } => {
+                let most = 10_u128.pow(u32::from(*precision));
                 let next = unscaled.checked_add(i128::from(step));
+                let next = next.filter(|next| next.unsigned_abs() < most);
                 next.map(|unscaled| Self::Decimal {
                     unscaled,
                     precision: *precision,

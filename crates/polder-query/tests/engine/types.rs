@@ -179,7 +179,6 @@ async fn values_compare_as_what_they_are() {
         ("person['Name'] = 'Ann'", 1),
         ("person['scores'][1] = 1.5", 1),
         ("people[1]['Name'] = 'Ann'", 1),
-        ("\"double\" = 0.0 OR \"double\" = -0.0", 1),
     ];
     for (condition, rows) in conditions {
         let sql = format!("SELECT count(*) FROM lake.org_1.t WHERE {condition}");
