@@ -85,6 +85,8 @@ pub enum Literal {
     Binary(Vec<u8>),
 }
 
+/// The times of a day, in microseconds.
+const DAY_MICROS: std::ops::Range<i64> = 0..86_400_000_000;
 /// The most values of an [`Predicate::In`] that files are skipped by.
 const IN_MAX: usize = 200;
 
@@ -267,7 +269,9 @@ impl Literal {
             Self::Int(value) => int(*value).map(Self::Int),
             Self::Date(value) => int(*value).map(Self::Date),
             Self::Long(value) => long(*value).map(Self::Long),
-            Self::Time(value) => long(*value).map(Self::Time),
+            Self::Time(value) => {
+                long(*value).filter(|next| DAY_MICROS.contains(next)).map(Self::Time)
+            }
             Self::Timestamp(value) => long(*value).map(Self::Timestamp),
             Self::Timestamptz(value) => long(*value).map(Self::Timestamptz),
             Self::Decimal { unscaled, precision, scale } => {
