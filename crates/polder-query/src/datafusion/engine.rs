@@ -28,6 +28,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use super::doubles::DoublesWithDecimals;
 use super::error::{planning, running};
 use super::names::{CATALOG, INFORMATION_SCHEMA, Listing, Names, default_schema};
 use super::statement;
@@ -269,7 +270,8 @@ fn functions() -> SessionState {
         .with_file_formats(Vec::new())
         .with_table_factories(HashMap::new());
     builder.expr_planners().get_or_insert_default().insert(0, Arc::new(UuidComparisons));
-    let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(UuidLists)];
+    let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> =
+        vec![Arc::new(UuidLists), Arc::new(DoublesWithDecimals)];
     rules.extend(Analyzer::new().rules);
     builder.with_analyzer_rules(rules).build()
 }

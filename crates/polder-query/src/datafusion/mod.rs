@@ -1,5 +1,6 @@
 //! DataFusion over the lake.
 
+mod doubles;
 mod engine;
 mod error;
 mod field_ids;
@@ -7,6 +8,7 @@ mod filter;
 mod metadata;
 mod names;
 mod parquet;
+mod rewrite;
 mod statement;
 mod table;
 mod uuids;
