@@ -82,7 +82,7 @@ fn expression(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
         }
     }
     let expr = if changed { Transformed::yes(expr) } else { Transformed::no(expr) };
-    expr.transform_data(|expr| zeros(expr, schema))
+    expr.transform_data(|expr| Ok(zeros(expr, schema)))
 }
 
 /// The groups of operands that DataFusion would give one type each. Arithmetic is not among them:
@@ -145,9 +145,9 @@ fn double(decimal: &ScalarValue) -> Result<ScalarValue> {
 }
 
 /// A comparison of a double with a constant zero → one that takes `-0.0` and `0.0` as equal.
-fn zeros(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+fn zeros(expr: Expr, schema: &DFSchema) -> Transformed<Expr> {
     let is_double = |expr: &Expr| expr.get_type(schema).is_ok_and(|found| found.is_floating());
-    Ok(match expr {
+    match expr {
         Expr::BinaryExpr(BinaryExpr { left, op, right })
             if compares(op) && is_zero(&left) && is_double(&right) && !is_zero(&right) =>
         {
@@ -172,7 +172,7 @@ fn zeros(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
             Transformed::yes(Expr::Between(Between { expr, negated, low, high }))
         }
         other => Transformed::no(other),
-    })
+    }
 }
 
 fn is_zero(expr: &Expr) -> bool {
