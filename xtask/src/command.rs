@@ -18,8 +18,14 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = command(cargo);
     command.args(args);
-    // Set by `cargo run` for this program; a child's build scripts must not see them change.
-    command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_PKG_NAME");
+    // Set by `cargo run` for this program; a child's build scripts must not see them change, or
+    // what depends on them (`ring`, so nearly everything) is compiled again.
+    for (name, _) in std::env::vars_os() {
+        let of_our_package = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+        if of_our_package.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
