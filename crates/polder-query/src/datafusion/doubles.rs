@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, DecimalType};
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::{Transformed, TransformedResult};
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNodeRewriter};
 use datafusion::common::{DFSchema, ExprSchema, Result, ScalarValue, plan_datafusion_err};
 use datafusion::logical_expr::expr::{InList, InSubquery, ScalarFunction, SetComparison};
 use datafusion::logical_expr::{
@@ -19,10 +19,15 @@ use datafusion::logical_expr::{
     Subquery, Union, lit,
 };
 use datafusion::optimizer::AnalyzerRule;
+use datafusion::optimizer::analyzer::type_coercion::TypeCoercionRewriter;
 
 use super::rewrite;
 
-/// Before DataFusion makes the types of operands equal.
+/// The functions whose arguments get one type.
+const OF_ONE_TYPE: [&str; 7] =
+    ["coalesce", "greatest", "least", "make_array", "nullif", "nvl", "nvl2"];
+
+/// Makes the types of operands equal, as DataFusion does, but for doubles with decimals.
 #[derive(Debug)]
 pub(super) struct DoublesWithDecimals;
 
@@ -82,7 +87,9 @@ fn expression(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
         }
     }
     let expr = if changed { Transformed::yes(expr) } else { Transformed::no(expr) };
-    expr.transform_data(|expr| Ok(zeros(expr, schema)))
+    expr.transform_data(|expr| zeros(expr, schema))?
+        // Here and not only later: `CASE … THEN 1 ELSE 0.5 END` is a decimal from now on.
+        .transform_data(|expr| TypeCoercionRewriter::new(schema).f_up(expr))
 }
 
 /// The groups of operands that DataFusion would give one type each. Arithmetic is not among them:
@@ -96,7 +103,11 @@ fn operands(expr: &mut Expr) -> Vec<Vec<&mut Expr>> {
             vec![list.iter_mut().chain([expr.as_mut()]).collect()]
         }
         Expr::Between(Between { expr, low, high, .. }) => vec![vec![expr, low, high]],
-        Expr::ScalarFunction(ScalarFunction { args, .. }) => vec![args.iter_mut().collect()],
+        Expr::ScalarFunction(ScalarFunction { func, args })
+            if OF_ONE_TYPE.contains(&func.name()) =>
+        {
+            vec![args.iter_mut().collect()]
+        }
         Expr::Case(Case { expr, when_then_expr, else_expr }) => {
             let (mut compared, mut results) = (Vec::new(), Vec::new());
             for (when, then) in when_then_expr {
@@ -145,55 +156,84 @@ fn double(decimal: &ScalarValue) -> Result<ScalarValue> {
 }
 
 /// A comparison of a double with a constant zero → one that takes `-0.0` and `0.0` as equal.
-fn zeros(expr: Expr, schema: &DFSchema) -> Transformed<Expr> {
-    let is_double = |expr: &Expr| expr.get_type(schema).is_ok_and(|found| found.is_floating());
-    match expr {
-        Expr::BinaryExpr(BinaryExpr { left, op, right })
-            if compares(op) && is_zero(&left) && is_double(&right) && !is_zero(&right) =>
-        {
-            Transformed::yes(with_zero(right, op.swap().unwrap_or(op)))
-        }
-        Expr::BinaryExpr(BinaryExpr { left, op, right })
-            if compares(op) && is_zero(&right) && is_double(&left) =>
-        {
-            Transformed::yes(with_zero(left, op))
-        }
-        Expr::InList(InList { expr, mut list, negated })
-            if list.iter().any(is_zero) && is_double(&expr) =>
-        {
-            list.extend([lit(-0.0), lit(0.0)]);
-            Transformed::yes(Expr::InList(InList { expr, list, negated }))
-        }
-        Expr::Between(Between { expr, negated, mut low, mut high }) if is_double(&expr) => {
-            let zeros = [(&mut low, -0.0), (&mut high, 0.0)];
-            for (bound, zero) in zeros.into_iter().filter(|(bound, _)| is_zero(bound)) {
-                **bound = lit(zero);
+fn zeros(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let double = |expr: &Expr| expr.get_type(schema).ok().filter(DataType::is_floating);
+    Ok(match expr {
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) if compares(op) => {
+            match (double(&left), double(&right)) {
+                (Some(of), _) if is_zero(&right) => {
+                    Transformed::yes(with_zero(left, op, &Zeros::new(&of)?))
+                }
+                (_, Some(of)) if is_zero(&left) => {
+                    let op = op.swap().unwrap_or(op);
+                    Transformed::yes(with_zero(right, op, &Zeros::new(&of)?))
+                }
+                _ => Transformed::no(Expr::BinaryExpr(BinaryExpr { left, op, right })),
             }
-            Transformed::yes(Expr::Between(Between { expr, negated, low, high }))
+        }
+        Expr::InList(mut within) if within.list.iter().any(is_zero) => {
+            let Some(of) = double(&within.expr) else {
+                return Ok(Transformed::no(Expr::InList(within)));
+            };
+            let Zeros { least, greatest } = Zeros::new(&of)?;
+            within.list.extend([least, greatest]);
+            Transformed::yes(Expr::InList(within))
+        }
+        Expr::Between(mut between) => {
+            let of = double(&between.expr);
+            let (low, high) = (is_zero(&between.low), is_zero(&between.high));
+            if let Some(of) = of.filter(|_| low || high) {
+                let Zeros { least, greatest } = Zeros::new(&of)?;
+                between.low = if low { Box::new(least) } else { between.low };
+                between.high = if high { Box::new(greatest) } else { between.high };
+                return Ok(Transformed::yes(Expr::Between(between)));
+            }
+            Transformed::no(Expr::Between(between))
         }
         other => Transformed::no(other),
-    }
+    })
 }
 
 fn is_zero(expr: &Expr) -> bool {
-    let Expr::Literal(value, _) = expr else { return false };
-    let double = value.data_type().is_numeric().then(|| value.cast_to(&DataType::Float64));
-    matches!(double, Some(Ok(ScalarValue::Float64(Some(0.0)))))
+    match expr {
+        Expr::Literal(value, _) if value.data_type().is_numeric() => {
+            let double = value.cast_to(&DataType::Float64);
+            matches!(double, Ok(ScalarValue::Float64(Some(0.0))))
+        }
+        Expr::Cast(cast) => cast.data_type.is_numeric() && is_zero(&cast.expr),
+        _ => false,
+    }
+}
+
+/// `-0.0` and `0.0` of one type.
+struct Zeros {
+    least: Expr,
+    greatest: Expr,
+}
+
+impl Zeros {
+    fn new(of: &DataType) -> Result<Self> {
+        let zero = |value| ScalarValue::Float64(Some(value)).cast_to(of).map(lit::<ScalarValue>);
+        Ok(Self { least: zero(-0.0)?, greatest: zero(0.0)? })
+    }
 }
 
 /// `expr op 0`.
-fn with_zero(expr: Box<Expr>, op: Operator) -> Expr {
-    let (least, greatest) = (Box::new(lit(-0.0)), Box::new(lit(0.0)));
-    let between = |expr, negated| {
-        Expr::Between(Between { expr, negated, low: least.clone(), high: greatest.clone() })
-    };
+fn with_zero(expr: Box<Expr>, op: Operator, Zeros { least, greatest }: &Zeros) -> Expr {
+    let (low, high) = (Box::new(least.clone()), Box::new(greatest.clone()));
     match op {
-        Operator::Eq => between(expr, false),
-        Operator::NotEq => between(expr, true),
-        Operator::Lt | Operator::GtEq => {
-            Expr::BinaryExpr(BinaryExpr { left: expr, op, right: least })
+        Operator::Eq => Expr::Between(Between { expr, negated: false, low, high }),
+        Operator::NotEq => Expr::Between(Between { expr, negated: true, low, high }),
+        Operator::IsNotDistinctFrom => {
+            Expr::IsTrue(Box::new(Expr::Between(Between { expr, negated: false, low, high })))
         }
-        _ => Expr::BinaryExpr(BinaryExpr { left: expr, op, right: greatest }),
+        Operator::IsDistinctFrom => {
+            Expr::IsNotTrue(Box::new(Expr::Between(Between { expr, negated: false, low, high })))
+        }
+        Operator::Lt | Operator::GtEq => {
+            Expr::BinaryExpr(BinaryExpr { left: expr, op, right: low })
+        }
+        _ => Expr::BinaryExpr(BinaryExpr { left: expr, op, right: high }),
     }
 }
 
@@ -227,8 +267,9 @@ fn columns(mut union: Union) -> Result<LogicalPlan> {
             *input = with_doubles(input, &mixed)?;
         }
     }
-    // Also without a change of ours: the inputs may have other types than when it was planned.
-    Union::try_new_with_loose_types(union.inputs).map(LogicalPlan::Union)
+    // The planner gave the union the types of its first input; plans above see the right ones.
+    let union = Union::try_new_with_loose_types(union.inputs)?;
+    TypeCoercionRewriter::coerce_union(union)
 }
 
 /// The plan with doubles for the decimals of the columns that are marked.
