@@ -141,6 +141,17 @@ fn names_that_mean_nothing_are_found() {
 }
 
 #[test]
+fn half_an_s3_account_is_refused() {
+    for named in ["access_key", "secret_key"] {
+        let storage = format!("[storage.s3]\npath_style = true\n{named} = \"env:KEY\"\n");
+        let text = complaint(&(PROCESS.to_owned() + &storage), PIPELINE);
+        assert!(text.contains(&format!("has {named} but no ")), "{text}");
+        assert!(text.contains("polder.toml:19:1"), "{text}");
+        assert!(text.contains("name both, or neither"), "{text}");
+    }
+}
+
+#[test]
 fn a_pasted_secret_is_refused_and_not_repeated() {
     let text = complaint(&PROCESS.replace("env:REVDB_URL", "postgres://u:hunter2@h/d"), PIPELINE);
     assert!(text.contains("a secret has to be a reference"), "{text}");

@@ -324,8 +324,8 @@ pub struct FormatOptions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CsvOptions {
-    /// One ASCII character.
-    pub delimiter: char,
+    /// One ASCII character; when absent, a tab in files named `.tsv` and a comma in others.
+    pub delimiter: Option<char>,
     /// One ASCII character.
     pub quote: char,
     /// Whether the first line names the columns; otherwise they are `column_1`, `column_2`, ….
@@ -336,6 +336,6 @@ pub struct CsvOptions {
 
 impl Default for CsvOptions {
     fn default() -> Self {
-        Self { delimiter: ',', quote: '"', header: true, null: String::new() }
+        Self { delimiter: None, quote: '"', header: true, null: String::new() }
     }
 }

@@ -100,7 +100,7 @@ impl FilesSource {
         ));
         match format {
             FileFormat::Csv => {
-                let format = Arc::new(csv::CsvFormat::new(request, bad_lines)?);
+                let format = Arc::new(csv::CsvFormat::new(request, bad_lines));
                 let (learner, files) = (format.clone(), inputs.clone());
                 request.progress.wait_for(format!("the types of {} CSV files", inputs.len()));
                 let learnt = blocking::run(move || learner.learn(&files)).await?;

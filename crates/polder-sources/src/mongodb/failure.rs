@@ -9,6 +9,9 @@ use polder_core::{Error, ErrorCode};
 /// `IllegalOperation`, `InvalidOptions`, `NotAReplicaSet`, `SnapshotTooOld`, `SnapshotUnavailable`
 /// (mongod's `error_codes.yml`).
 const NO_SNAPSHOT: [i32; 5] = [20, 72, 123, 239, 246];
+/// States a server leaves by itself: those after which the driver reads once more (MongoDB's
+/// retryable reads specification, "Retryable Error").
+const TEMPORARY: [i32; 13] = [6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436];
 /// `Unauthorized` and `AuthenticationFailed`.
 const DENIED: [i32; 2] = [13, 18];
 
@@ -16,6 +19,11 @@ pub(super) fn source_error(error: DriverError) -> Error {
     let failure = match &*error.kind {
         ErrorKind::Authentication { .. } => denied(),
         ErrorKind::Command(command) if DENIED.contains(&command.code) => denied(),
+        ErrorKind::Command(command) if TEMPORARY.contains(&command.code) => Error::new(
+            ErrorCode::SourceUnavailable,
+            format!("the MongoDB server cannot answer at present ({})", command.code_name),
+        )
+        .hint("run again when its replica set has a primary and is not shutting down"),
         ErrorKind::Command(command) => Error::new(
             ErrorCode::SourceFailed,
             format!("the MongoDB server refused a command ({})", command.code_name),

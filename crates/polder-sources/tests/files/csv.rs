@@ -41,27 +41,28 @@ async fn quotes_line_ends_and_marks_are_read_as_they_are_meant() {
 async fn syntax_is_the_spec_s() {
     let folder = Folder::with(&[
         ("a.csv", "1;'x;''y';NA\n2;\"z\";\n"),
-        ("b.csv", "a\tb\n1\t\\N\n2\t\n"),
+        ("b.TSV", "a\tb\n1\t\\N\n2\t\n"),
         ("c.export", "a|b\n1|2\n"),
     ]);
     let source = folder.source();
-    let options = CsvOptions { delimiter: ';', quote: '\'', header: false, null: "NA".to_owned() };
+    let options =
+        CsvOptions { delimiter: Some(';'), quote: '\'', header: false, null: "NA".to_owned() };
     let found = read(&source, request("a.csv").csv(options)).await.expect("read");
     assert_eq!(found.types(), "column_1 int, column_2 string, column_3 string");
     assert_eq!(found.shown("column_2"), ["x;'y", "\"z\""]);
     assert_eq!(found.shown("column_3"), [NULL, ""], "only the null text is null");
-    let options = CsvOptions { delimiter: '\t', null: "\\N".to_owned(), ..CsvOptions::default() };
-    let found = read(&source, request("b.csv").csv(options)).await.expect("read");
+    let options = CsvOptions { null: "\\N".to_owned(), ..CsvOptions::default() };
+    let found = read(&source, request("b.TSV").csv(options)).await.expect("read");
     assert_eq!(
         (found.types().as_str(), found.shown("b")),
         ("a int, b string", vec![NULL.to_owned(), String::new()])
     );
-    let options = CsvOptions { delimiter: '|', ..CsvOptions::default() };
+    let options = CsvOptions { delimiter: Some('|'), ..CsvOptions::default() };
     let asked = request("c.export").csv(options);
     assert_eq!(refused(&source, asked.clone()).await.code(), ErrorCode::SpecInvalid);
     let found = read(&source, asked.format(FileFormat::Csv)).await.expect("a format that is told");
     assert_eq!(found.types(), "a int, b int");
-    let options = CsvOptions { delimiter: '"', ..CsvOptions::default() };
+    let options = CsvOptions { delimiter: Some('"'), ..CsvOptions::default() };
     assert_eq!(
         refused(&source, request("a.csv").csv(options)).await.code(),
         ErrorCode::SpecInvalid

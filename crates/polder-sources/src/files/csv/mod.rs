@@ -28,14 +28,13 @@ const COLUMNS_MAX: usize = 10_000;
 
 /// What reading needs to know beside the files.
 pub(super) struct CsvFormat {
-    syntax: Syntax,
     request: ReadRequest,
     bad_lines: Arc<BadLines>,
 }
 
 impl CsvFormat {
-    pub(super) fn new(request: &ReadRequest, bad_lines: Arc<BadLines>) -> Result<Self> {
-        Ok(Self { syntax: Syntax::new(&request.format.csv)?, request: request.clone(), bad_lines })
+    pub(super) fn new(request: &ReadRequest, bad_lines: Arc<BadLines>) -> Self {
+        Self { request: request.clone(), bad_lines }
     }
 
     fn policy(&self) -> polder_core::spec::OnUnrepresentable {
@@ -48,8 +47,9 @@ impl CsvFormat {
     }
 
     fn open(&self, input: &Input) -> Result<CsvFile> {
+        let syntax = Syntax::new(&self.request.format.csv, &input.object.key)?;
         let slice = input.open()?;
-        let records = Records::new(input.decompressed(&slice)?, self.syntax);
+        let records = Records::new(input.decompressed(&slice)?, syntax);
         let mut file = CsvFile {
             input: input.clone(),
             slice,

@@ -9,6 +9,8 @@ use std::io::Read;
 use polder_core::spec::CsvOptions;
 use polder_core::{Error, ErrorCode, Result};
 
+use super::super::ending;
+
 const BUFFER_BYTES: usize = 256 * 1024;
 /// A longer record is taken for a quote that never closes.
 const RECORD_BYTES_MAX: usize = 64 << 20;
@@ -22,20 +24,31 @@ pub(super) struct Syntax {
 }
 
 impl Syntax {
-    pub(super) fn new(options: &CsvOptions) -> Result<Self> {
+    /// The syntax of the file `key`.
+    pub(super) fn new(options: &CsvOptions, key: &str) -> Result<Self> {
         let ascii = |character: char, what: &str| {
             u8::try_from(character).ok().filter(u8::is_ascii).ok_or_else(|| {
                 let message = format!("csv.{what} {character:?} is not one ASCII character");
                 Error::new(ErrorCode::SpecInvalid, message)
             })
         };
-        let delimiter = ascii(options.delimiter, "delimiter")?;
+        let delimiter = match options.delimiter {
+            Some(delimiter) => ascii(delimiter, "delimiter")?,
+            None => default_delimiter(key),
+        };
         let quote = ascii(options.quote, "quote")?;
         if delimiter == quote || [delimiter, quote].iter().any(|b| matches!(b, b'\n' | b'\r')) {
             let message = "csv.delimiter and csv.quote are the same or a line end";
             return Err(Error::new(ErrorCode::SpecInvalid, message));
         }
         Ok(Self { delimiter, quote })
+    }
+}
+
+fn default_delimiter(key: &str) -> u8 {
+    match ending(key) {
+        Some((_, ending)) if ending.to_ascii_lowercase().starts_with(".tsv") => b'\t',
+        _ => b',',
     }
 }
 
@@ -305,7 +318,7 @@ mod tests {
     }
 
     fn records(reader: impl Read) -> Vec<String> {
-        let syntax = Syntax::new(&CsvOptions::default()).expect("syntax");
+        let syntax = Syntax::new(&CsvOptions::default(), "a.csv").expect("syntax");
         let mut records = Records::new(reader, syntax);
         let (mut record, mut found) = (Record::default(), Vec::new());
         while records.read(&mut record).expect("read") {
@@ -356,8 +369,9 @@ mod tests {
     #[test]
     fn odd_syntax_is_refused() {
         for (delimiter, quote) in [('é', '"'), ('"', '"'), ('\n', '"')] {
+            let delimiter = Some(delimiter);
             let options = CsvOptions { delimiter, quote, ..CsvOptions::default() };
-            assert!(Syntax::new(&options).is_err());
+            assert!(Syntax::new(&options, "a.csv").is_err());
         }
     }
 }
