@@ -143,7 +143,7 @@ impl Lake {
     }
 }
 
-fn ident(org: &OrgId, name: &str) -> TableIdent {
+pub(crate) fn ident(org: &OrgId, name: &str) -> TableIdent {
     TableIdent::new(NamespaceIdent::new(org.namespace()), name.to_owned())
 }
 

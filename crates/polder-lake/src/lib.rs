@@ -23,11 +23,12 @@ mod table;
 mod write;
 
 pub use catalog::{Catalog, CommitFailure, SqlCatalog, TableState};
+pub use commit::RolledBack;
 pub use lake::Lake;
 pub use predicate::{CmpOp, Literal, Predicate};
 pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};
 pub use settings::{LakeSettings, S3Settings};
 pub use stage::{Committed, RunSummary, Stage, StageKind, StageRequest};
 pub use storage::Store;
-pub use table::{LakeTable, RefInfo, RefKind, SnapshotInfo};
+pub use table::{LakeTable, RefInfo, RefKind, Rollback, SnapshotInfo, Version};
 pub use write::{StagedFile, TableWriter};

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::catalog::{self, TableState};
 use crate::lake::Lake;
 use crate::schema::{self, Base};
-use crate::table::Properties;
+use crate::table::{Properties, follows};
 use crate::write::{Budget, Layout, StagedFile, TableWriter};
 
 /// What a run is going to publish.
@@ -138,9 +138,12 @@ impl Stage {
     /// # Errors
     /// `lake.conflict` if a run committed in between.
     pub fn check_base(&self, seen: Option<&crate::LakeTable>) -> Result<()> {
-        let own = self.base.as_ref().map(|base| (base.metadata.uuid(), runs_of(base)));
-        let seen = seen.map(|table| (table.uuid(), table.run_ids()));
-        if own == seen {
+        let unchanged = match (&self.base, seen) {
+            (Some(base), Some(seen)) => follows(&base.metadata, seen.metadata()),
+            (None, None) => true,
+            _ => false,
+        };
+        if unchanged {
             return Ok(());
         }
         Err(Error::new(ErrorCode::LakeConflict, "another run changed the table meanwhile")
@@ -153,10 +156,6 @@ impl Stage {
             tracing::warn!(table = %self.ident, "staged files stay until orphan removal: {error}");
         }
     }
-}
-
-fn runs_of(state: &TableState) -> Vec<Uuid> {
-    Properties(state.metadata.properties()).run_ids()
 }
 
 fn new_target((uuid, location): (Uuid, String), request: &StageRequest) -> Result<Target> {

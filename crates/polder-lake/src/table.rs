@@ -4,13 +4,15 @@
 //! [`crate::scan`].
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use iceberg::spec::{Schema, SnapshotRef, SnapshotReference, TableMetadata};
+use iceberg::spec::{Schema, Snapshot, SnapshotRef, SnapshotReference, TableMetadata};
 use iceberg::table::Table;
 use polder_core::spec::PartitionField;
 use polder_core::{Checkpoint, Error, ErrorCode, OrgId, Result, TableSchema};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::catalog::TableState;
@@ -20,6 +22,8 @@ use crate::storage::Store;
 
 /// Runs remembered in a table's properties, newest last.
 const RUN_IDS_MAX: usize = 20;
+/// Sets of marks remembered in a table's properties.
+const MARKS_MAX: usize = 5;
 /// Versions named in an error's hint.
 const NAMES_SHOWN_MAX: usize = 10;
 
@@ -28,19 +32,30 @@ pub(crate) struct Properties<'a>(pub(crate) &'a HashMap<String, String>);
 
 impl Properties<'_> {
     pub(crate) const SCHEMA: &'static str = "polder.schema";
+    /// Here, and in the summary of the snapshot that it belongs to.
     pub(crate) const CHECKPOINT: &'static str = "polder.checkpoint";
+    /// The snapshot that the checkpoint belongs to: see [`checkpoint_text`].
+    pub(crate) const CHECKPOINT_AT: &'static str = "polder.checkpoint-at";
     pub(crate) const RUN_IDS: &'static str = "polder.run-ids";
     pub(crate) const VERSION: &'static str = "polder.version";
-    /// In a snapshot's summary.
+    /// The marked columns, by the run that brought them, which `main` had before: see [`Marks`].
+    pub(crate) const MARKS: &'static str = "polder.marks";
+    pub(crate) const ROLLBACKS: &'static str = "polder.rollbacks";
+    /// In a snapshot's summary: who made it, and how its files are partitioned.
     pub(crate) const RUN_ID: &'static str = "polder.run-id";
+    pub(crate) const SPEC_ID: &'static str = "polder.partition-spec-id";
+    /// Here and in a snapshot's summary: the run that brought the marks of the columns.
+    pub(crate) const MARKED_BY: &'static str = "polder.marked-by";
 
     pub(crate) fn run_ids(&self) -> Vec<Uuid> {
         let text = self.0.get(Self::RUN_IDS).map(String::as_str).unwrap_or_default();
         text.split(',').filter_map(|id| id.parse().ok()).collect()
     }
 
-    pub(crate) fn checkpoint_text(&self) -> Option<&str> {
-        self.0.get(Self::CHECKPOINT).map(String::as_str)
+    /// The last times that `main` was moved back, oldest first.
+    pub(crate) fn rollbacks(&self) -> Vec<Rollback> {
+        let text = self.0.get(Self::ROLLBACKS).map(String::as_str).unwrap_or_default();
+        serde_json::from_str(text).unwrap_or_default()
     }
 
     /// The number of the last version.
@@ -55,26 +70,122 @@ impl Properties<'_> {
         Ok(schema::with_marks(schema::table_schema(schema)?, marks))
     }
 
-    /// The properties after a run.
+    /// The properties after a run, but for its checkpoint.
     pub(crate) fn after(
         &self,
         run_id: Uuid,
-        checkpoint: &Checkpoint,
         columns: &TableSchema,
     ) -> Result<Vec<(String, String)>> {
         let mut ids = self.run_ids();
         ids.push(run_id);
         let ids = &ids[ids.len().saturating_sub(RUN_IDS_MAX)..];
         let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
-        let columns = serde_json::to_string(columns).map_err(|cause| {
-            Error::new(ErrorCode::Internal, "cannot serialise the schema").caused_by(cause)
-        })?;
+        let mut after = vec![(Self::RUN_IDS.to_owned(), ids.join(","))];
+        if self.marked_by(run_id, columns) == run_id {
+            after.extend(self.marks().put(run_id, columns.clone()).properties()?);
+        }
+        Ok(after)
+    }
+
+    /// The run that brought the columns' marks, if `run_id` is to publish these columns.
+    pub(crate) fn marked_by(&self, run_id: Uuid, columns: &TableSchema) -> Uuid {
+        match self.marks().0.pop() {
+            Some((run, marked)) if marked == *columns => run,
+            _ => run_id,
+        }
+    }
+
+    pub(crate) fn marks(&self) -> Marks {
+        let text = self.0.get(Self::MARKS).map(String::as_str).unwrap_or_default();
+        let mut marks = Marks(serde_json::from_str(text).unwrap_or_default());
+        let own = self.0.get(Self::SCHEMA).and_then(|text| serde_json::from_str(text).ok());
+        let by = self.0.get(Self::MARKED_BY).and_then(|text| text.parse().ok());
+        marks.0.extend(by.zip(own));
+        marks
+    }
+}
+
+/// The marks that the columns had, oldest first and the present ones last, each with the run that
+/// brought them. Iceberg's schemas do not hold them, and a rollback needs those of its state.
+pub(crate) struct Marks(Vec<(Uuid, TableSchema)>);
+
+impl Marks {
+    /// Makes these the present ones.
+    pub(crate) fn put(mut self, run: Uuid, columns: TableSchema) -> Self {
+        self.0.retain(|(other, _)| *other != run);
+        self.0.push((run, columns));
+        self.0.drain(..self.0.len().saturating_sub(MARKS_MAX));
+        self
+    }
+
+    /// Those that a snapshot was written with.
+    pub(crate) fn of(&self, snapshot: &Snapshot) -> Option<&(Uuid, TableSchema)> {
+        let run: Uuid = summary(snapshot, Properties::MARKED_BY)?.parse().ok()?;
+        self.0.iter().find(|(found, _)| *found == run)
+    }
+
+    /// As the property of past ones only: the present state has none.
+    pub(crate) fn archived(&self) -> Result<(String, String)> {
+        Ok((Properties::MARKS.to_owned(), json(&self.0)?))
+    }
+
+    /// As table properties.
+    pub(crate) fn properties(self) -> Result<Vec<(String, String)>> {
+        let Some(((run, columns), past)) = self.0.split_last() else { return Ok(Vec::new()) };
         Ok(vec![
-            (Self::SCHEMA.to_owned(), columns),
-            (Self::CHECKPOINT.to_owned(), checkpoint.to_json()),
-            (Self::RUN_IDS.to_owned(), ids.join(",")),
+            (Properties::SCHEMA.to_owned(), json(columns)?),
+            (Properties::MARKED_BY.to_owned(), run.to_string()),
+            (Properties::MARKS.to_owned(), json(&past)?),
         ])
     }
+}
+
+/// The value of a property that is JSON.
+pub(crate) fn json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|cause| {
+        Error::new(ErrorCode::Internal, "cannot serialise a table property").caused_by(cause)
+    })
+}
+
+/// A snapshot's place in the table's history: its sequence number and id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct At {
+    sequence_number: i64,
+    snapshot_id: i64,
+}
+
+impl At {
+    pub(crate) fn of(snapshot: &Snapshot) -> Self {
+        Self { sequence_number: snapshot.sequence_number(), snapshot_id: snapshot.snapshot_id() }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (sequence_number, snapshot_id) = text.split_once(':')?;
+        Some(Self {
+            sequence_number: sequence_number.parse().ok()?,
+            snapshot_id: snapshot_id.parse().ok()?,
+        })
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.sequence_number, self.snapshot_id)
+    }
+}
+
+/// One time that `main` was moved to another version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollback {
+    pub id: Uuid,
+    /// Milliseconds since the epoch.
+    pub at_ms: i64,
+    /// What was asked for: a version, tag or snapshot id.
+    pub to: String,
+    pub from_snapshot: i64,
+    pub to_snapshot: i64,
+    /// The tag that keeps the state before.
+    pub kept_as: String,
 }
 
 /// A table of the lake. Cheap to clone.
@@ -108,6 +219,15 @@ pub struct SnapshotInfo {
     pub run_id: Option<Uuid>,
     /// The branches and tags that point here.
     pub refs: Vec<String>,
+}
+
+/// A published full refresh: the tag `v<number>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    pub number: u64,
+    pub snapshot: SnapshotInfo,
+    /// The table's rows are this version's, and what runs have added to it since.
+    pub current: bool,
 }
 
 /// A named snapshot.
@@ -177,13 +297,42 @@ impl LakeTable {
         schema::partition_fields(self.metadata())
     }
 
-    /// How far the table has read its source; `None` if no run of ours wrote it.
+    /// How far the table's rows have read their source; `None` if that is not known: no run of ours
+    /// wrote them, or `main` was moved to a state that does not say.
     ///
     /// # Errors
-    /// `lake.corrupt` if the property cannot be read.
+    /// `lake.corrupt` if it cannot be read.
     pub fn checkpoint(&self) -> Result<Option<Checkpoint>> {
-        let properties = Properties(self.metadata().properties());
-        properties.checkpoint_text().map(Checkpoint::from_json).transpose()
+        checkpoint_text(self.metadata()).map(Checkpoint::from_json).transpose()
+    }
+
+    /// The published versions, oldest first.
+    pub fn versions(&self) -> Vec<Version> {
+        let metadata = self.metadata();
+        let mut versions: Vec<Version> = self
+            .inner
+            .refs
+            .iter()
+            .filter(|found| found.kind == RefKind::Tag)
+            .filter_map(|found| {
+                let number = version_number(&found.name)?;
+                let snapshot = self.info(metadata.snapshot_by_id(found.snapshot_id)?);
+                Some(Version { number, snapshot, current: false })
+            })
+            .collect();
+        versions.sort_by_key(|version| version.number);
+        let current = ancestors(metadata, metadata.current_snapshot()).find_map(|ancestor| {
+            versions.iter().rposition(|version| version.snapshot.id == ancestor.snapshot_id())
+        });
+        if let Some(current) = current {
+            versions[current].current = true;
+        }
+        versions
+    }
+
+    /// The last times that `main` was moved to another version, oldest first.
+    pub fn rollbacks(&self) -> Vec<Rollback> {
+        Properties(self.metadata().properties()).rollbacks()
     }
 
     /// The last runs that committed, oldest first.
@@ -291,13 +440,90 @@ impl LakeTable {
     }
 }
 
-pub(crate) fn run_of(snapshot: &SnapshotRef) -> Option<Uuid> {
-    snapshot.summary().additional_properties.get(Properties::RUN_ID)?.parse().ok()
+pub(crate) fn run_of(snapshot: &Snapshot) -> Option<Uuid> {
+    summary(snapshot, Properties::RUN_ID)?.parse().ok()
+}
+
+fn summary<'a>(snapshot: &'a Snapshot, key: &str) -> Option<&'a str> {
+    snapshot.summary().additional_properties.get(key).map(String::as_str)
+}
+
+/// The number of a version's tag: `v1`, `v2`, …
+pub(crate) fn version_number(name: &str) -> Option<u64> {
+    name.strip_prefix('v')?.parse().ok()
+}
+
+/// A snapshot, its parent and so on, as far as they are in the table still.
+pub(crate) fn ancestors<'a>(
+    metadata: &'a TableMetadata,
+    snapshot: Option<&'a SnapshotRef>,
+) -> impl Iterator<Item = &'a SnapshotRef> {
+    std::iter::successors(snapshot, |child| {
+        child.parent_snapshot_id().and_then(|id| metadata.snapshot_by_id(id))
+    })
+}
+
+/// The checkpoint that the rows of `main` have reached.
+///
+/// The property is the checkpoint of the last commit of ours. It tells nothing if another engine has
+/// moved `main` behind that commit since; then the checkpoint is the one in the summary of the
+/// nearest ancestor. An ancestor that is gone was expired, which moves nothing.
+pub(crate) fn checkpoint_text(metadata: &TableMetadata) -> Option<&str> {
+    let properties = metadata.properties();
+    let property = properties.get(Properties::CHECKPOINT).map(String::as_str);
+    // Tables of earlier versions do not say which snapshot it belongs to.
+    let at = properties.get(Properties::CHECKPOINT_AT).and_then(|text| At::parse(text));
+    let Some(at) = at else { return property };
+    let mut oldest = None;
+    for ancestor in ancestors(metadata, metadata.current_snapshot()) {
+        if ancestor.snapshot_id() == at.snapshot_id {
+            return property;
+        }
+        if ancestor.sequence_number() < at.sequence_number {
+            return snapshot_checkpoint(metadata, ancestor);
+        }
+        oldest = Some(ancestor);
+    }
+    property.filter(|_| oldest.is_some_and(|oldest| oldest.parent_snapshot_id().is_some()))
+}
+
+/// The checkpoint that the rows of a snapshot have reached, where a summary says it.
+pub(crate) fn snapshot_checkpoint<'a>(
+    metadata: &'a TableMetadata,
+    snapshot: &'a SnapshotRef,
+) -> Option<&'a str> {
+    summary(last_run(metadata, snapshot)?, Properties::CHECKPOINT)
+}
+
+/// The last snapshot of a run that a snapshot builds on, or is.
+pub(crate) fn last_run<'a>(
+    metadata: &'a TableMetadata,
+    snapshot: &'a SnapshotRef,
+) -> Option<&'a SnapshotRef> {
+    ancestors(metadata, Some(snapshot)).find(|ancestor| run_of(ancestor).is_some())
+}
+
+/// The partition spec that a snapshot of ours was written for.
+pub(crate) fn spec_id(snapshot: &Snapshot) -> Option<i32> {
+    summary(snapshot, Properties::SPEC_ID)?.parse().ok()
+}
+
+/// Whether `now` is `before` plus, at most, what other engines have changed: the same table, no run
+/// in between, and `main` not moved to another state.
+pub(crate) fn follows(now: &TableMetadata, before: &TableMetadata) -> bool {
+    let kept = before.current_snapshot_id().is_none_or(|id| {
+        ancestors(now, now.current_snapshot()).any(|ancestor| ancestor.snapshot_id() == id)
+    });
+    let (new, old) = (Properties(now.properties()), Properties(before.properties()));
+    kept && now.uuid() == before.uuid()
+        && new.run_ids() == old.run_ids()
+        && new.rollbacks() == old.rollbacks()
+        && checkpoint_text(now) == checkpoint_text(before)
 }
 
 /// Branches and tags by name. The crate offers no list of them, but its JSON has them.
 pub(crate) fn references(metadata: &TableMetadata) -> Result<BTreeMap<String, SnapshotReference>> {
-    #[derive(serde::Deserialize)]
+    #[derive(Deserialize)]
     struct Json {
         #[serde(default)]
         refs: BTreeMap<String, SnapshotReference>,

@@ -3,6 +3,7 @@
 mod commits;
 mod faults;
 mod partitions;
+mod rollback;
 mod service;
 mod support;
 mod tables;

@@ -107,6 +107,12 @@ pub(crate) fn bytes(value: u64) -> String {
     if unit == 0 { format!("{value} B") } else { format!("{size:.1} {}", UNITS[unit]) }
 }
 
+/// Milliseconds since the epoch → `2026-11-25 13:00:00Z`.
+pub(crate) fn time(ms: i64) -> String {
+    let time = chrono::DateTime::from_timestamp_millis(ms);
+    time.map_or_else(String::new, |time| time.format("%Y-%m-%d %H:%M:%SZ").to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

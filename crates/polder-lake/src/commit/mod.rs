@@ -1,26 +1,27 @@
-//! Publishing a stage: exactly one table commit, whatever happens to answers.
+//! Committing: exactly one table commit an action, whatever happens to answers.
 //!
 //! One call of [`Catalog::commit`](crate::Catalog::commit) is one attempt. Between attempts the table
-//! is read anew and searched for our run id, so that a commit whose answer was lost is found and
-//! never made twice. Files are removed only when it is certain that no metadata can name them.
+//! is read anew and searched for the action's own id, so that a commit whose answer was lost is found
+//! and never made twice. Files are removed only when it is certain that no metadata can name them.
 //!
-//! The actions here (append, replace) exist because `iceberg` 0.10 has only `fast_append`, whose own
-//! retry doubles rows when an answer is lost. Each goes when upstream has it.
+//! The actions exist because `iceberg` 0.10 has only `fast_append`, whose own retry doubles rows when
+//! an answer is lost. Each goes when upstream has it.
 
+mod publish;
+mod rollback;
 mod snapshot;
 
 use std::time::Duration;
 
 use iceberg::spec::MAIN_BRANCH;
-use iceberg::{TableRequirement, TableUpdate};
-use polder_core::{Checkpoint, Error, ErrorCode, Result};
+use iceberg::{TableIdent, TableRequirement, TableUpdate};
+use polder_core::{Error, ErrorCode, Result};
 use rand::Rng;
 
+pub use rollback::RolledBack;
+
 use crate::catalog::{self, CommitFailure, TableState};
-use crate::stage::{Committed, RunSummary, Stage, target_of};
-use crate::table::{Properties, references, run_of};
-use crate::write::StagedFile;
-use snapshot::Snapshots;
+use crate::lake::Lake;
 
 /// Commits tried before giving up.
 const ATTEMPTS_MAX: u32 = 8;
@@ -30,71 +31,62 @@ const LOADS_MAX: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(4);
 
-impl Stage {
-    /// Publishes the files, the schema, the checkpoint and the run id in one table commit.
-    ///
-    /// Readers see all of it or nothing. A commit that this run made before is found and reported
-    /// with [`Committed::already`]; `files` are removed then.
+/// One change to a table, made anew for every state of the table it meets.
+trait Action {
+    /// What the caller learns of the commit.
+    type Done;
+
+    /// The action's commit, if the table has it. `sent`: this call has sent it at least once.
+    fn find(&self, present: &TableState, sent: bool) -> Option<Self::Done>;
+
+    /// Checks that the change still makes sense on top of the table's present state.
     ///
     /// # Errors
-    /// - `lake.conflict`: another run changed the table since the stage began. Nothing is visible,
-    ///   the files are gone; stage again.
-    /// - `lake.unknown_outcome`: the catalog cannot be asked whether the commit was made. Nothing is
-    ///   removed; staging and committing again with the same run id finds out.
-    /// - `internal`: the files do not hold the rows the run counted.
-    pub async fn commit(
-        self,
-        files: Vec<StagedFile>,
-        checkpoint: &Checkpoint,
-        summary: RunSummary,
-    ) -> Result<Committed> {
-        let staged: u64 = files.iter().map(StagedFile::rows).sum();
-        if staged != summary.rows {
-            self.remove(&files).await;
-            return Err(Error::new(ErrorCode::Internal, "the staged files lack or double rows")
-                .detail(format!("{} rows counted, {staged} in files", summary.rows)));
-        }
-        let snapshots = Snapshots::new(&self, &files);
-        let publication =
-            Publication { stage: &self, checkpoint, snapshots, unclear: None, sent: false };
-        let outcome = publication.run().await;
-        match outcome {
-            Ok(done) => {
-                if done.already {
-                    // Names are unique to a stage: the commit that landed cannot name these files.
-                    self.remove(&files).await;
-                }
-                Ok(done)
-            }
-            Err(Failure { error, leftovers }) => {
-                if let Some(locations) = leftovers {
-                    self.remove(&files).await;
-                    let _ = self.lake.store().delete(locations).await;
-                }
-                Err(error.detail(self.ident.to_string()))
-            }
-        }
-    }
+    /// `lake.conflict` if it does not.
+    fn validate(&self, present: Option<&TableState>) -> Result<()>;
+
+    /// Makes the change for a state, and writes the metadata files it needs.
+    async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<Self::Done>>;
+
+    /// The metadata files written so far.
+    fn written(&self) -> Vec<String>;
+}
+
+/// A change ready to be sent.
+struct Prepared<T> {
+    updates: Vec<TableUpdate>,
+    /// What is true once they are committed.
+    done: T,
 }
 
 /// A commit that was not made, as far as is known.
 struct Failure {
     error: Error,
-    /// Metadata files to remove along with the data files; `None` if nothing may be removed.
+    /// The action's metadata files, to be removed with its data files; `None` if nothing may be
+    /// removed.
     leftovers: Option<Vec<String>>,
 }
 
-struct Publication<'a> {
-    stage: &'a Stage,
-    checkpoint: &'a Checkpoint,
-    snapshots: Snapshots<'a>,
+/// Makes the action's commit, once.
+async fn commit<A: Action>(
+    lake: &Lake,
+    ident: &TableIdent,
+    action: &mut A,
+) -> Result<A::Done, Failure> {
+    Attempts { lake, ident, action, unclear: None, sent: false }.run().await
+}
+
+struct Attempts<'a, A> {
+    lake: &'a Lake,
+    ident: &'a TableIdent,
+    action: &'a mut A,
     /// The requirements of an attempt whose answer was lost: it may yet land as long as they hold.
     unclear: Option<Vec<TableRequirement>>,
     sent: bool,
 }
 
-impl Publication<'_> {
-    async fn run(mut self) -> Result<Committed, Failure> {
+impl<A: Action> Attempts<'_, A> {
+    async fn run(mut self) -> Result<A::Done, Failure> {
         let mut last = None;
         let mut pause = PAUSE;
         for _ in 0..ATTEMPTS_MAX {
@@ -134,7 +126,7 @@ impl Publication<'_> {
     async fn load(&mut self) -> Result<Option<TableState>> {
         let mut tries = 0;
         let present = loop {
-            match self.stage.lake.state(&self.stage.ident).await {
+            match self.lake.state(self.ident).await {
                 Ok(present) => break present,
                 Err(error) if error.retryable() && tries + 1 < LOADS_MAX => {
                     tries += 1;
@@ -153,99 +145,34 @@ impl Publication<'_> {
         Ok(present)
     }
 
-    /// Our run's commit, if the table has it.
-    fn find(&self, present: Option<&TableState>) -> Option<Committed> {
-        let metadata = &present?.metadata;
-        let run = self.stage.request.run_id;
-        let own = metadata.snapshots().find(|snapshot| run_of(snapshot) == Some(run));
-        // Either may be gone: the snapshot by expiry, the property by another engine's replace.
-        if own.is_none() && !Properties(metadata.properties()).run_ids().contains(&run) {
-            return None;
-        }
-        // Ours, if this call sent anything: of an expired snapshot nobody can say whose it was, and
-        // its files may live on in later ones.
-        let mine = own.map_or(self.sent, |own| own.snapshot_id() == self.snapshots.id());
-        let snapshot_id = own.or(metadata.current_snapshot())?.snapshot_id();
-        let versions = references(metadata).unwrap_or_default();
-        let version = versions
-            .into_iter()
-            .find(|(name, found)| {
-                found.snapshot_id == snapshot_id
-                    && !found.is_branch()
-                    && version_number(name).is_some()
-            })
-            .map(|(name, _)| name);
-        Some(Committed { snapshot_id, already: !mine, version })
+    fn find(&self, present: Option<&TableState>) -> Option<A::Done> {
+        self.action.find(present?, self.sent)
     }
 
-    async fn attempt(&mut self, present: Option<&TableState>) -> Result<Committed, CommitFailure> {
-        self.check_rebase(present).map_err(CommitFailure::Rejected)?;
-        let (version, updates) = self.updates(present).await.map_err(CommitFailure::Rejected)?;
-        let requirements = requirements(present);
+    async fn attempt(&mut self, present: Option<&TableState>) -> Result<A::Done, CommitFailure> {
+        self.action.validate(present).map_err(CommitFailure::Rejected)?;
+        let prepared = self.action.prepare(present).await.map_err(CommitFailure::Rejected)?;
         self.sent = true;
-        let stage = self.stage;
-        stage.lake.catalog().commit(&stage.ident, &requirements, updates).await?;
-        Ok(Committed { snapshot_id: self.snapshots.id(), already: false, version })
-    }
-
-    /// Whether the stage's files still make sense on top of the table's present state: only if no
-    /// other run has committed, and its shape is the one the files were written in.
-    fn check_rebase(&self, present: Option<&TableState>) -> Result<()> {
-        let (base, present) = match (&self.stage.base, present) {
-            (None, None) => return Ok(()),
-            (Some(base), Some(present)) => (base, present),
-            _ => return Err(conflict()),
-        };
-        if base.metadata_location == present.metadata_location {
-            return Ok(());
-        }
-        let (old, new) =
-            (Properties(base.metadata.properties()), Properties(present.metadata.properties()));
-        let same_runs = old.run_ids() == new.run_ids()
-            && old.checkpoint_text() == new.checkpoint_text()
-            && base.metadata.uuid() == present.metadata.uuid();
-        let (target, staged) = (target_of(present, &self.stage.request)?, &self.stage.target);
-        let same_shape = target.schema == staged.schema && target.spec == staged.spec;
-        if same_runs && same_shape { Ok(()) } else { Err(conflict()) }
-    }
-
-    async fn updates(
-        &mut self,
-        present: Option<&TableState>,
-    ) -> Result<(Option<String>, Vec<TableUpdate>)> {
-        let stage = self.stage;
-        let mut updates = stage.target.updates.clone();
-        let published = self.snapshots.publish(present).await?;
-        updates.extend(published.updates);
-        let empty = std::collections::HashMap::new();
-        let properties = Properties(present.map_or(&empty, |p| p.metadata.properties()));
-        let request = &stage.request;
-        let mut set = properties.after(request.run_id, self.checkpoint, &request.schema)?;
-        set.extend(STANDING_PROPERTIES.map(|(key, value)| (key.to_owned(), value.to_owned())));
-        if let Some(version) = published.version {
-            set.push((Properties::VERSION.to_owned(), version.to_string()));
-        }
-        updates.push(TableUpdate::SetProperties { updates: set.into_iter().collect() });
-        Ok((published.version.map(|version| format!("v{version}")), updates))
+        let requirements = requirements(present);
+        self.lake.catalog().commit(self.ident, &requirements, prepared.updates).await?;
+        Ok(prepared.done)
     }
 
     fn failure(&self, error: Error) -> Failure {
+        let table = self.ident.to_string();
         if self.unclear.is_some() {
             let unknown = Error::new(
                 ErrorCode::LakeUnknownOutcome,
                 "the outcome of the commit could not be learnt",
             )
+            .detail(table)
             .hint("run again: the next run finds the commit, or makes it")
             .caused_by(error);
             return Failure { error: unknown, leftovers: None };
         }
-        Failure { error, leftovers: Some(self.snapshots.written()) }
+        Failure { error: error.detail(table), leftovers: Some(self.action.written()) }
     }
 }
-
-/// Set with every commit, so that they are right whoever created the table.
-const STANDING_PROPERTIES: [(&str, &str); 2] =
-    [("write.parquet.compression-codec", "zstd"), ("write.metadata.previous-versions-max", "100")];
 
 /// What must still be so when the catalog takes the commit: the state the updates were made for.
 fn requirements(present: Option<&TableState>) -> Vec<TableRequirement> {
@@ -270,13 +197,8 @@ fn requirements(present: Option<&TableState>) -> Vec<TableRequirement> {
     ]
 }
 
-/// The number of a version's tag: `v1`, `v2`, …
-fn version_number(name: &str) -> Option<u64> {
-    name.strip_prefix('v')?.parse().ok()
-}
-
 /// A hiccup of the store or the catalog is worth another attempt with the same data files; a conflict
-/// found by [`Publication::check_rebase`] is not: the run has to read again.
+/// found by [`Action::validate`] is not: the run has to read again.
 fn may_repeat(error: &Error) -> bool {
     error.retryable() && error.code() != ErrorCode::LakeConflict
 }

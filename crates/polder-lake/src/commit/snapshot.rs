@@ -11,23 +11,25 @@ use iceberg::spec::{
     ManifestWriterBuilder, Operation, PartitionSpec, Snapshot, SnapshotReference,
     SnapshotRetention, Summary,
 };
-use polder_core::{Error, ErrorCode, Result};
+use polder_core::{Checkpoint, Error, ErrorCode, Result};
 use uuid::Uuid;
 
-use super::version_number;
 use crate::catalog::TableState;
 use crate::error;
 use crate::stage::{Stage, StageKind};
-use crate::table::{Properties, references};
+use crate::table::{At, Properties, references, version_number};
 use crate::write::StagedFile;
 
 /// Data files per manifest, which readers load as a whole.
 const ENTRIES_MAX: usize = 10_000;
+/// The longest checkpoint that a snapshot's summary holds, as all summaries are read with the table.
+const CHECKPOINT_BYTES_MAX: usize = 8 << 10;
 
 /// The snapshots of one commit's attempts: all have one id, so that at most one can be in a table.
 pub(super) struct Snapshots<'a> {
     stage: &'a Stage,
     files: &'a [StagedFile],
+    checkpoint: &'a Checkpoint,
     id: i64,
     /// Distinguishes this commit's metadata files from every other's.
     unique: Uuid,
@@ -38,16 +40,21 @@ pub(super) struct Snapshots<'a> {
 /// How one attempt publishes.
 pub(super) struct Published {
     pub(super) updates: Vec<TableUpdate>,
+    pub(super) at: At,
     /// The number of the version a replace makes.
     pub(super) version: Option<u64>,
 }
 
 impl<'a> Snapshots<'a> {
-    pub(super) fn new(stage: &'a Stage, files: &'a [StagedFile]) -> Self {
+    pub(super) fn new(
+        stage: &'a Stage,
+        files: &'a [StagedFile],
+        checkpoint: &'a Checkpoint,
+    ) -> Self {
         // Positive, as other implementations choose them, and random: see the spec, *Snapshots*.
         let id = (rand::random::<u64>() >> 1).max(1) as i64;
         let unique = Uuid::new_v4();
-        Self { stage, files, id, unique, manifests: None, lists: Vec::new() }
+        Self { stage, files, checkpoint, id, unique, manifests: None, lists: Vec::new() }
     }
 
     pub(super) fn id(&self) -> i64 {
@@ -84,7 +91,7 @@ impl<'a> Snapshots<'a> {
             // Never before the last change: readers and the library refuse clocks that go back.
             .with_timestamp_ms(chrono::Utc::now().timestamp_millis().max(last_ms))
             .with_manifest_list(list)
-            .with_summary(self.summary(parent.map(|parent| &**parent)))
+            .with_summary(self.summary(present))
             .with_schema_id(self.stage.target.schema.schema_id())
             .build();
         self.refer(present, snapshot)
@@ -97,6 +104,7 @@ impl<'a> Snapshots<'a> {
             None => std::collections::BTreeMap::new(),
         };
         // The branch keeps its retention.
+        let at = At::of(&snapshot);
         let main = refs.get(MAIN_BRANCH).map_or_else(
             || SnapshotRetention::branch(None, None, None),
             |main| main.retention.clone(),
@@ -116,7 +124,7 @@ impl<'a> Snapshots<'a> {
             let tag = SnapshotRetention::Tag { max_ref_age_ms: None };
             updates.push(point(&format!("v{version}"), tag));
         }
-        Ok(Published { updates, version })
+        Ok(Published { updates, at, version })
     }
 
     async fn new_manifests(&mut self) -> Result<Vec<ManifestFile>> {
@@ -172,8 +180,27 @@ impl<'a> Snapshots<'a> {
         Ok(path)
     }
 
+    /// What only Polder reads: where a rollback to this snapshot leads.
+    fn own_fields(&self, present: Option<&TableState>) -> Vec<(String, String)> {
+        let request = &self.stage.request;
+        let empty = HashMap::new();
+        let properties = Properties(present.map_or(&empty, |p| p.metadata.properties()));
+        let marked_by = properties.marked_by(request.run_id, &request.schema);
+        let mut fields = vec![
+            (Properties::RUN_ID.to_owned(), request.run_id.to_string()),
+            (Properties::SPEC_ID.to_owned(), self.stage.target.spec.spec_id().to_string()),
+            (Properties::MARKED_BY.to_owned(), marked_by.to_string()),
+        ];
+        let checkpoint = self.checkpoint.to_json();
+        if checkpoint.len() <= CHECKPOINT_BYTES_MAX {
+            fields.push((Properties::CHECKPOINT.to_owned(), checkpoint));
+        }
+        fields
+    }
+
     /// What changed and what there is now (spec, *Optional Snapshot Summary Fields*).
-    fn summary(&self, parent: Option<&Snapshot>) -> Summary {
+    fn summary(&self, present: Option<&TableState>) -> Summary {
+        let parent = present.and_then(|p| p.metadata.current_snapshot()).map(|parent| &**parent);
         let replaces = self.stage.request.kind == StageKind::Replace;
         let mut fields = HashMap::new();
         let mut set = |key: &str, value: u64| fields.insert(key.to_owned(), value.to_string());
@@ -206,8 +233,7 @@ impl<'a> Snapshots<'a> {
         }
         let partitions: HashSet<_> = self.files.iter().map(|f| f.data_file().partition()).collect();
         set("changed-partition-count", partitions.len() as u64);
-        let run_id = self.stage.request.run_id.to_string();
-        fields.insert(Properties::RUN_ID.to_owned(), run_id);
+        fields.extend(self.own_fields(present));
         let overwrites = replaces && parent.is_some();
         let operation = if overwrites { Operation::Overwrite } else { Operation::Append };
         Summary { operation, additional_properties: fields }

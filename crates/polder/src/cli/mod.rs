@@ -4,9 +4,11 @@ mod check;
 mod discover;
 mod init;
 mod query;
+mod rollback;
 mod run;
 mod schema;
 mod tables;
+mod versions;
 
 use std::path::PathBuf;
 
@@ -42,6 +44,10 @@ enum Command {
     Run(run::Run),
     /// List the lake's tables.
     Tables(tables::Tables),
+    /// List the published versions of an org's tables.
+    Versions(versions::Versions),
+    /// Make an older version of a table the current one.
+    Rollback(rollback::Rollback),
     /// Answer one SQL query over the lake.
     Query(query::Query),
     /// Print the version, and those of the formats and engines inside.
@@ -58,6 +64,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Discover(discover) => discover.run(&load()?).await,
         Command::Run(run) => Box::pin(run.run(&load()?)).await,
         Command::Tables(tables) => tables.run(&load()?).await,
+        Command::Versions(versions) => versions.run(&load()?).await,
+        Command::Rollback(rollback) => rollback.run(&load()?).await,
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
         Command::Version => {
             output::line(&format!("polder {}", env!("CARGO_PKG_VERSION")));

@@ -87,8 +87,6 @@ fn describe(table: &LakeTable) -> Value {
 fn row(table: &LakeTable) -> Vec<String> {
     let snapshot = table.current_snapshot();
     let refs: Vec<_> = table.refs().iter().map(|r| r.name.clone()).collect();
-    let updated =
-        snapshot.as_ref().and_then(|s| chrono::DateTime::from_timestamp_millis(s.timestamp_ms));
     vec![
         table.org().to_string(),
         table.name().to_owned(),
@@ -96,6 +94,6 @@ fn row(table: &LakeTable) -> Vec<String> {
         output::number(snapshot.as_ref().and_then(|s| s.files).unwrap_or(0)),
         snapshot.as_ref().map_or_else(String::new, |s| s.id.to_string()),
         refs.join(" "),
-        updated.map_or_else(String::new, |time| time.format("%Y-%m-%d %H:%M:%SZ").to_string()),
+        snapshot.as_ref().map_or_else(String::new, |s| output::time(s.timestamp_ms)),
     ]
 }

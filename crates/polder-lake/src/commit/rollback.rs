@@ -1,0 +1,225 @@
+//! Rolling back: `main` moves to an older state, whose schema, partition spec and checkpoint come
+//! with it, in one commit. The state before stays in the table under a tag, so that the way back is a
+//! rollback too.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::Utc;
+use iceberg::TableUpdate;
+use iceberg::spec::{
+    FormatVersion, MAIN_BRANCH, ManifestList, Snapshot, SnapshotRef, SnapshotReference,
+    SnapshotRetention, SortOrder, TableMetadata,
+};
+use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
+use uuid::Uuid;
+
+use super::{Action, Failure, Prepared};
+use crate::catalog::TableState;
+use crate::error;
+use crate::lake::{Lake, ident};
+use crate::table::{
+    At, LakeTable, Properties, Rollback, json, last_run, references, snapshot_checkpoint, spec_id,
+};
+
+/// Rollbacks remembered in a table's properties, newest last.
+const ROLLBACKS_MAX: usize = 20;
+/// What the tags of states before a rollback begin with.
+const KEPT_AS: &str = "before-rollback-";
+
+/// The outcome of a rollback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RolledBack {
+    /// The snapshot that is the current one now.
+    pub snapshot_id: i64,
+    /// What was done; `None` if the table was in that state already.
+    pub done: Option<Rollback>,
+}
+
+impl Lake {
+    /// Makes an older state of a table the current one: a version (`v3`), another tag, or a
+    /// snapshot's id. One commit, visible to every engine at once.
+    ///
+    /// Later runs read on from the checkpoint of that state, or reload the table where the state does
+    /// not say what it is. Committing twice with one `id` rolls back once.
+    ///
+    /// # Errors
+    /// - `lake.not_found` for an unknown table or state, naming those there are.
+    /// - `lake.schema_refused` if the table cannot be partitioned as it was then.
+    /// - `lake.unknown_outcome` as for [`crate::Stage::commit`].
+    pub async fn rollback(
+        &self,
+        org: &Authorized<OrgId>,
+        table: &str,
+        to: &str,
+        id: Uuid,
+    ) -> Result<RolledBack> {
+        let ident = ident(org.get(), table);
+        let mut action = MoveMain { lake: self, org: org.get(), table, to, id };
+        let done = super::commit(self, &ident, &mut action).await;
+        done.map_err(|Failure { error, .. }| error)
+    }
+}
+
+struct MoveMain<'a> {
+    lake: &'a Lake,
+    org: &'a OrgId,
+    table: &'a str,
+    to: &'a str,
+    id: Uuid,
+}
+
+impl MoveMain<'_> {
+    fn no_table(&self) -> Error {
+        Error::new(ErrorCode::LakeNotFound, format!("there is no table {:?}", self.table))
+            .hint("`polder tables` lists all tables")
+    }
+
+    /// The snapshot to go back to.
+    fn target<'t>(&self, present: &'t TableState) -> Result<&'t SnapshotRef> {
+        let table = LakeTable::new(self.org, present.clone(), self.lake.store())?;
+        let id = table.resolve(self.to)?;
+        present
+            .metadata
+            .snapshot_by_id(id)
+            .ok_or_else(|| Error::new(ErrorCode::LakeCorrupt, "a reference leads to no snapshot"))
+    }
+
+    /// The partition spec that new files had when the snapshot was the current one.
+    async fn spec(&self, metadata: &TableMetadata, snapshot: &Snapshot) -> Result<i32> {
+        if let Some(id) = spec_id(snapshot) {
+            return Ok(id);
+        }
+        // Another engine's: as its newest files are.
+        let bytes = self.lake.store().read(snapshot.manifest_list()).await?;
+        let list = ManifestList::parse_with_version(&bytes, FormatVersion::V2)
+            .map_err(|cause| error::iceberg("read a manifest list", cause))?;
+        let newest = list.entries().iter().max_by_key(|manifest| manifest.sequence_number);
+        let default = metadata.default_partition_spec_id();
+        Ok(newest.map_or(default, |manifest| manifest.partition_spec_id))
+    }
+}
+
+impl Action for MoveMain<'_> {
+    type Done = RolledBack;
+
+    fn find(&self, present: &TableState, _sent: bool) -> Option<RolledBack> {
+        let rollbacks = Properties(present.metadata.properties()).rollbacks();
+        let done = rollbacks.into_iter().find(|rollback| rollback.id == self.id);
+        if let Some(done) = done {
+            return Some(RolledBack { snapshot_id: done.to_snapshot, done: Some(done) });
+        }
+        let target = self.target(present).ok()?.snapshot_id();
+        let there = present.metadata.current_snapshot_id() == Some(target);
+        there.then_some(RolledBack { snapshot_id: target, done: None })
+    }
+
+    fn validate(&self, present: Option<&TableState>) -> Result<()> {
+        self.target(present.ok_or_else(|| self.no_table())?).map(drop)
+    }
+
+    async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<RolledBack>> {
+        let present = present.ok_or_else(|| self.no_table())?;
+        let metadata = &present.metadata;
+        let target = self.target(present)?;
+        let refs = references(metadata)?;
+        let mut updates = shape(metadata, target, self.spec(metadata, target).await?)?;
+        let main = refs.get(MAIN_BRANCH);
+        let retention = main.map_or_else(
+            || SnapshotRetention::branch(None, None, None),
+            |main| main.retention.clone(),
+        );
+        updates.push(point(MAIN_BRANCH, target.snapshot_id(), retention));
+        let from = metadata.current_snapshot_id().unwrap_or(target.snapshot_id());
+        let kept_as = kept_as(&refs, from);
+        if !refs.contains_key(&kept_as) {
+            updates.push(point(&kept_as, from, SnapshotRetention::Tag { max_ref_age_ms: None }));
+        }
+        let done = Rollback {
+            id: self.id,
+            at_ms: Utc::now().timestamp_millis(),
+            to: self.to.to_owned(),
+            from_snapshot: from,
+            to_snapshot: target.snapshot_id(),
+            kept_as,
+        };
+        updates.extend(properties(metadata, target, &done)?);
+        let done = RolledBack { snapshot_id: target.snapshot_id(), done: Some(done) };
+        Ok(Prepared { updates, done })
+    }
+
+    fn written(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+fn point(name: &str, snapshot_id: i64, retention: SnapshotRetention) -> TableUpdate {
+    let reference = SnapshotReference::new(snapshot_id, retention);
+    TableUpdate::SetSnapshotRef { ref_name: name.to_owned(), reference }
+}
+
+/// The tag that keeps the state before: one it has already, or a new one.
+fn kept_as(refs: &BTreeMap<String, SnapshotReference>, from: i64) -> String {
+    let tags = refs.iter().filter(|(_, found)| !found.is_branch());
+    let numbers = tags.clone().filter_map(|(name, _)| name.strip_prefix(KEPT_AS)?.parse().ok());
+    let next = numbers.max().unwrap_or(0_u64) + 1;
+    let mut tags = tags.filter(|(_, found)| found.snapshot_id == from);
+    tags.next().map_or_else(|| format!("{KEPT_AS}{next}"), |(name, _)| name.clone())
+}
+
+/// What gives the table the schema and the partitions of the snapshot.
+fn shape(metadata: &TableMetadata, target: &SnapshotRef, spec: i32) -> Result<Vec<TableUpdate>> {
+    let failed = |cause| error::iceberg("find a snapshot's schema", cause);
+    let schema = target.schema(metadata).map_err(failed)?;
+    let fields = metadata.partition_spec_by_id(spec).map(|spec| spec.fields()).unwrap_or_default();
+    if let Some(lost) = fields.iter().find(|field| schema.field_by_id(field.source_id).is_none()) {
+        return Err(Error::new(
+            ErrorCode::LakeSchemaRefused,
+            format!("the table was partitioned by {:?} and had no such column", lost.name),
+        )
+        .hint("reload the table instead: run once with --full-refresh"));
+    }
+    Ok(vec![
+        // A sort order that another engine set may name a column that was not there yet.
+        TableUpdate::AddSortOrder { sort_order: SortOrder::unsorted_order() },
+        TableUpdate::SetDefaultSortOrder { sort_order_id: -1 },
+        TableUpdate::SetCurrentSchema { schema_id: schema.schema_id() },
+        TableUpdate::SetDefaultSpec { spec_id: spec },
+    ])
+}
+
+/// The properties that belong to the rows, as they were, and the rollback itself.
+///
+/// Where the state does not say what they were, there are none: the next run reloads the table.
+fn properties(
+    metadata: &TableMetadata,
+    target: &SnapshotRef,
+    done: &Rollback,
+) -> Result<Vec<TableUpdate>> {
+    let own = Properties(metadata.properties());
+    let mut rollbacks = own.rollbacks();
+    rollbacks.push(done.clone());
+    rollbacks.drain(..rollbacks.len().saturating_sub(ROLLBACKS_MAX));
+    let mut set = HashMap::from([(Properties::ROLLBACKS.to_owned(), json(&rollbacks)?)]);
+    let mut removals = Vec::new();
+    let marks = own.marks();
+    let marked = last_run(metadata, target).and_then(|run| marks.of(run)).cloned();
+    let checkpoint = snapshot_checkpoint(metadata, target);
+    match (marked, checkpoint) {
+        (Some((run, columns)), Some(checkpoint)) => {
+            set.extend(marks.put(run, columns).properties()?);
+            set.insert(Properties::CHECKPOINT.to_owned(), checkpoint.to_owned());
+            set.insert(Properties::CHECKPOINT_AT.to_owned(), At::of(target).to_string());
+        }
+        _ => {
+            set.extend([marks.archived()?]);
+            let gone = [Properties::SCHEMA, Properties::MARKED_BY, Properties::CHECKPOINT];
+            removals.extend(gone.map(str::to_owned));
+            removals.push(Properties::CHECKPOINT_AT.to_owned());
+        }
+    }
+    let mut updates = vec![TableUpdate::SetProperties { updates: set }];
+    if !removals.is_empty() {
+        updates.push(TableUpdate::RemoveProperties { removals });
+    }
+    Ok(updates)
+}
