@@ -86,6 +86,16 @@ impl Lake {
         Stage::begin(self, ident, base, new_location, request)
     }
 
+    /// Prepares a new state of a table that follows on exactly the state read: what was decided from
+    /// `table`'s files holds for the stage's conflict checks.
+    ///
+    /// # Errors
+    /// `lake.schema_refused` for a schema that cannot become the table's.
+    pub fn stage_on(&self, table: &LakeTable, request: StageRequest) -> Result<Stage> {
+        let base = table.state();
+        Stage::begin(self, base.ident.clone(), Some(base), None, request)
+    }
+
     /// The object store all files of the lake are in, for engines that read them themselves.
     pub fn object_store(&self) -> Arc<dyn ObjectStore> {
         self.store.objects()

@@ -23,7 +23,7 @@ mod table;
 mod write;
 
 pub use catalog::{Catalog, CommitFailure, SqlCatalog, TableState};
-pub use commit::RolledBack;
+pub use commit::{FilesCommitted, RolledBack};
 pub use lake::Lake;
 pub use predicate::{CmpOp, Literal, Predicate};
 pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};
@@ -31,4 +31,4 @@ pub use settings::{LakeSettings, S3Settings};
 pub use stage::{Committed, RunSummary, Stage, StageKind, StageRequest};
 pub use storage::Store;
 pub use table::{LakeTable, RefInfo, RefKind, Rollback, SnapshotInfo, Version};
-pub use write::{StagedFile, TableWriter};
+pub use write::{StagedDeletes, StagedFile, TableWriter};

@@ -13,12 +13,16 @@ use arrow::datatypes::SchemaRef;
 use futures::{Stream, StreamExt, TryStreamExt};
 use iceberg::expr::Predicate as IcebergPredicate;
 use iceberg::scan::FileScanTask;
-use iceberg::spec::{DataContentType, PrimitiveType, Transform, Type};
+use iceberg::spec::{DataContentType, ManifestContentType, PrimitiveType, Struct, Transform, Type};
+use polder_core::spec::PartitionField;
 use polder_core::{Error, ErrorCode, Result};
 
+use crate::catalog::TableState;
+use crate::commit::read_list;
 use crate::error;
 use crate::predicate::{Predicate, Prunable, pruning};
 use crate::schema;
+use crate::storage::Store;
 use crate::table::LakeTable;
 
 /// Files read at the same time by [`LakeTable::read`].
@@ -52,6 +56,13 @@ pub struct ScanFile {
     pub has_deletes: bool,
 }
 
+/// A file's place in the partitions of one spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FilePartition {
+    pub(crate) spec_id: i32,
+    pub(crate) values: Struct,
+}
+
 /// Batches in the layout of [`LakeTable::schema_at`], without field ids.
 pub type BatchStream = Pin<Box<dyn Stream<Item = Result<RecordBatch>> + Send>>;
 
@@ -73,6 +84,50 @@ impl LakeTable {
     /// As [`Self::plan`]; `lake.*` in the stream when files cannot be read.
     pub async fn read(&self, scan: ScanRequest) -> Result<BatchStream> {
         let tasks = self.tasks(&scan).await?;
+        self.read_tasks(scan, tasks)
+    }
+
+    /// Reads all rows of some files of the table as it is now, deleted rows left out.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; `lake.not_found` if the table has one of the files no more.
+    pub async fn read_files(&self, files: &HashSet<String>) -> Result<BatchStream> {
+        let scan = ScanRequest { snapshot: None, filter: Predicate::True, columns: None };
+        let mut tasks = self.tasks(&scan).await?;
+        tasks.retain(|task| files.contains(&task.data_file_path));
+        let found: HashSet<_> = tasks.iter().map(|task| &task.data_file_path).collect();
+        if found.len() < files.len() {
+            let message = format!("files of table {} are gone", self.name());
+            return Err(Error::new(ErrorCode::LakeNotFound, message));
+        }
+        self.read_tasks(scan, tasks)
+    }
+
+    /// The files of the table as it is now that are partitioned in another way.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub async fn files_partitioned_otherwise(
+        &self,
+        partition: &[PartitionField],
+    ) -> Result<Vec<ScanFile>> {
+        let metadata = self.metadata();
+        let schema = metadata.current_schema();
+        let other: HashSet<i32> = metadata
+            .partition_specs_iter()
+            .filter(|spec| schema::fields_of_spec(spec, schema) != partition)
+            .map(|spec| spec.spec_id())
+            .collect();
+        let places = places(&self.state(), self.store()).await?;
+        let scan = ScanRequest { snapshot: None, filter: Predicate::True, columns: None };
+        let mut files = self.plan(scan).await?.files;
+        files.retain(|file| {
+            places.get(&file.path).is_none_or(|place| other.contains(&place.spec_id))
+        });
+        Ok(files)
+    }
+
+    fn read_tasks(&self, scan: ScanRequest, tasks: Vec<FileScanTask>) -> Result<BatchStream> {
         let (layout, wanted) = self.layout(&scan)?;
         let iceberg_schema = self.iceberg_schema(scan.snapshot)?;
         let names = layout.fields().iter().map(|field| field.name().as_str());
@@ -176,6 +231,29 @@ impl LakeTable {
         let failed = |cause| error::arrow("choose columns", cause);
         Ok((Arc::new(all.project(&indices).map_err(failed)?), names.len()))
     }
+}
+
+/// Where the live data files of a state lie in the table's partitions, by address.
+pub(crate) async fn places(
+    state: &TableState,
+    store: &Store,
+) -> Result<HashMap<String, FilePartition>> {
+    let failed = |cause| error::iceberg("read a manifest", cause);
+    let Some(snapshot) = state.metadata.current_snapshot() else { return Ok(HashMap::new()) };
+    let file_io = store.file_io();
+    let mut places = HashMap::new();
+    for manifest in read_list(store, snapshot).await? {
+        if manifest.content != ManifestContentType::Data {
+            continue;
+        }
+        let loaded = manifest.load_manifest(&file_io).await.map_err(failed)?;
+        for entry in loaded.entries().iter().filter(|entry| entry.is_alive()) {
+            let values = entry.data_file().partition().clone();
+            let place = FilePartition { spec_id: manifest.partition_spec_id, values };
+            places.insert(entry.file_path().to_owned(), place);
+        }
+    }
+    Ok(places)
 }
 
 /// The types that the crate's reader can compare with a row group's statistics.

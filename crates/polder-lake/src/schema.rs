@@ -10,8 +10,8 @@ use arrow::datatypes::{
     DataType, Field as ArrowField, FieldRef, Fields, Schema as ArrowSchema, SchemaRef,
 };
 use iceberg::spec::{
-    ListType, NestedField, NestedFieldRef, PrimitiveType, Schema, StructType, TableMetadata,
-    Transform as IcebergTransform, Type, UnboundPartitionSpec,
+    ListType, NestedField, NestedFieldRef, PartitionSpec, PrimitiveType, Schema, StructType,
+    TableMetadata, Transform as IcebergTransform, Type, UnboundPartitionSpec,
 };
 use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
 use polder_core::spec::{PartitionField, Transform};
@@ -389,8 +389,12 @@ fn iceberg_transform(transform: Transform) -> IcebergTransform {
 
 /// How a table's new files are partitioned, in our words; transforms we never make are left out.
 pub(crate) fn partition_fields(metadata: &TableMetadata) -> Vec<PartitionField> {
-    let schema = metadata.current_schema();
-    let fields = metadata.default_partition_spec().fields().iter();
+    fields_of_spec(metadata.default_partition_spec(), metadata.current_schema())
+}
+
+/// How the files of one spec are partitioned, under the columns' present names.
+pub(crate) fn fields_of_spec(spec: &PartitionSpec, schema: &Schema) -> Vec<PartitionField> {
+    let fields = spec.fields().iter();
     fields
         .filter_map(|field| {
             let transform = match field.transform {

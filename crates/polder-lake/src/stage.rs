@@ -17,9 +17,10 @@ use uuid::Uuid;
 
 use crate::catalog::{self, TableState};
 use crate::lake::Lake;
+use crate::scan::{self, ScanFile};
 use crate::schema::{self, Base};
 use crate::table::{Properties, follows};
-use crate::write::{Budget, Layout, StagedFile, TableWriter};
+use crate::write::{self, Budget, Layout, StagedDeletes, StagedFile, TableWriter};
 
 /// What a run is going to publish.
 #[derive(Clone, Debug)]
@@ -42,8 +43,12 @@ pub enum StageKind {
     /// The new rows replace them; the table is created where there is none. Schema and partitions
     /// may be any. The result is a version (`v1`, `v2`, …).
     Replace,
-    /// The new rows are added. The table has to exist; columns may be added at the end.
+    /// The new rows are added. The table has to exist; columns may be added at the end, and the
+    /// partitions of new files changed.
     Append,
+    /// Files change, and the run's checkpoint does not: see [`Stage::rewrite_files`] and the like.
+    /// The table has to exist and to have exactly these columns.
+    Files,
 }
 
 /// What the run says of itself, to be checked and kept with the snapshot.
@@ -127,6 +132,30 @@ impl Stage {
         TableWriter::new(Arc::clone(&self.layout), Arc::clone(&self.budget), number)
     }
 
+    /// Writes deletes of rows of some of the table's data files, by their positions in each, from 0.
+    ///
+    /// # Errors
+    /// `lake.conflict` if the table has one of the files no more; `internal` for no positions, or
+    /// positions that a file does not have; `lake.*` when the store fails.
+    pub async fn write_deletes(
+        &self,
+        deletes: &[(ScanFile, Vec<u64>)],
+    ) -> Result<Vec<StagedDeletes>> {
+        let Some(base) = &self.base else { return Ok(Vec::new()) };
+        let places = scan::places(base, self.lake.store()).await?;
+        let mut staged = Vec::with_capacity(deletes.len());
+        for (file, positions) in deletes {
+            let place = places.get(&file.path).ok_or_else(|| {
+                Error::new(ErrorCode::LakeConflict, "a file to delete rows of is gone")
+                    .detail(self.ident.to_string())
+            })?;
+            let location = &self.target.location;
+            let written = write::write_deletes(self.lake.store(), location, file, place, positions);
+            staged.push(written.await?);
+        }
+        Ok(staged)
+    }
+
     /// Removes staged files. Only for a stage whose commit was not attempted.
     pub async fn abort(self, files: Vec<StagedFile>) {
         self.remove(&files).await;
@@ -151,7 +180,20 @@ impl Stage {
     }
 
     pub(crate) async fn remove(&self, files: &[StagedFile]) {
-        let locations = files.iter().map(|file| file.location().to_owned()).collect();
+        self.discard(files.iter().map(|file| file.location().to_owned()).collect()).await;
+    }
+
+    /// The partition spec that a file of the table was written for.
+    ///
+    /// # Errors
+    /// `internal` if the table has no such spec.
+    pub(crate) fn spec_of(&self, spec_id: i32) -> Result<PartitionSpecRef> {
+        let base = self.base.as_ref().and_then(|base| base.metadata.partition_spec_by_id(spec_id));
+        base.cloned().ok_or_else(|| Error::new(ErrorCode::Internal, "an unknown partition spec"))
+    }
+
+    /// Removes files that no metadata names.
+    pub(crate) async fn discard(&self, locations: Vec<String>) {
         if let Err(error) = self.lake.store().delete(locations).await {
             tracing::warn!(table = %self.ident, "staged files stay until orphan removal: {error}");
         }
@@ -187,16 +229,19 @@ pub(crate) fn target_of(base: &TableState, request: &StageRequest) -> Result<Tar
             let spec = schema::partition_spec(&request.partition, &schema)?;
             reshape(schema, spec).to_vec()
         }
-        StageKind::Append => {
-            if schema::partition_fields(metadata) != request.partition {
-                return Err(Error::new(
-                    ErrorCode::SpecInvalid,
-                    "an append cannot change the table's partitions",
-                )
-                .hint("reload the table: run once with --full-refresh"));
-            }
+        StageKind::Append | StageKind::Files => {
             let schema = schema::append(&request.schema, &old)?;
-            vec![TableUpdate::AddSchema { schema }, TableUpdate::SetCurrentSchema { schema_id: -1 }]
+            let mut updates = Vec::new();
+            if schema::partition_fields(metadata) != request.partition {
+                let spec = schema::partition_spec(&request.partition, &schema)?;
+                updates.push(TableUpdate::AddSpec { spec });
+                updates.push(TableUpdate::SetDefaultSpec { spec_id: -1 });
+            }
+            updates.push(TableUpdate::AddSchema { schema });
+            updates.push(TableUpdate::SetCurrentSchema { schema_id: -1 });
+            // A new spec may name a new column.
+            updates.rotate_right(2);
+            updates
         }
     };
     previewed(Some(base), metadata.location().to_owned(), updates)

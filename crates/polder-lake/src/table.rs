@@ -20,8 +20,8 @@ use crate::error;
 use crate::schema;
 use crate::storage::Store;
 
-/// Runs remembered in a table's properties, newest last.
-const RUN_IDS_MAX: usize = 20;
+/// Runs and other commits remembered in a table's properties, newest last.
+const IDS_MAX: usize = 20;
 /// Sets of marks remembered in a table's properties.
 const MARKS_MAX: usize = 5;
 /// Versions named in an error's hint.
@@ -37,19 +37,43 @@ impl Properties<'_> {
     /// The snapshot that the checkpoint belongs to: see [`checkpoint_text`].
     pub(crate) const CHECKPOINT_AT: &'static str = "polder.checkpoint-at";
     pub(crate) const RUN_IDS: &'static str = "polder.run-ids";
+    /// The last commits that were no runs.
+    pub(crate) const COMMIT_IDS: &'static str = "polder.commit-ids";
     pub(crate) const VERSION: &'static str = "polder.version";
     /// The marked columns, by the run that brought them, which `main` had before: see [`Marks`].
     pub(crate) const MARKS: &'static str = "polder.marks";
     pub(crate) const ROLLBACKS: &'static str = "polder.rollbacks";
     /// In a snapshot's summary: who made it, and how its files are partitioned.
     pub(crate) const RUN_ID: &'static str = "polder.run-id";
+    pub(crate) const COMMIT_ID: &'static str = "polder.commit-id";
     pub(crate) const SPEC_ID: &'static str = "polder.partition-spec-id";
     /// Here and in a snapshot's summary: the run that brought the marks of the columns.
     pub(crate) const MARKED_BY: &'static str = "polder.marked-by";
 
     pub(crate) fn run_ids(&self) -> Vec<Uuid> {
-        let text = self.0.get(Self::RUN_IDS).map(String::as_str).unwrap_or_default();
+        self.ids(Self::RUN_IDS)
+    }
+
+    pub(crate) fn commit_ids(&self) -> Vec<Uuid> {
+        self.ids(Self::COMMIT_IDS)
+    }
+
+    /// The property of commits that were no runs, with one more.
+    pub(crate) fn with_commit(&self, id: Uuid) -> (String, String) {
+        self.with_id(Self::COMMIT_IDS, id)
+    }
+
+    fn ids(&self, key: &str) -> Vec<Uuid> {
+        let text = self.0.get(key).map(String::as_str).unwrap_or_default();
         text.split(',').filter_map(|id| id.parse().ok()).collect()
+    }
+
+    fn with_id(&self, key: &str, id: Uuid) -> (String, String) {
+        let mut ids = self.ids(key);
+        ids.push(id);
+        let last = &ids[ids.len().saturating_sub(IDS_MAX)..];
+        let last: Vec<String> = last.iter().map(Uuid::to_string).collect();
+        (key.to_owned(), last.join(","))
     }
 
     /// The last times that `main` was moved back, oldest first.
@@ -76,11 +100,7 @@ impl Properties<'_> {
         run_id: Uuid,
         columns: &TableSchema,
     ) -> Result<Vec<(String, String)>> {
-        let mut ids = self.run_ids();
-        ids.push(run_id);
-        let ids = &ids[ids.len().saturating_sub(RUN_IDS_MAX)..];
-        let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
-        let mut after = vec![(Self::RUN_IDS.to_owned(), ids.join(","))];
+        let mut after = vec![self.with_id(Self::RUN_IDS, run_id)];
         if self.marked_by(run_id, columns) == run_id {
             after.extend(self.marks().put(run_id, columns.clone()).properties()?);
         }
@@ -201,6 +221,7 @@ struct Inner {
     metadata_location: String,
     columns: TableSchema,
     refs: Vec<RefInfo>,
+    store: Store,
 }
 
 /// One state of a table.
@@ -262,7 +283,9 @@ impl LakeTable {
             .map_err(failed)?;
         let metadata_location = state.metadata_location;
         let org = org.clone();
-        Ok(Self { inner: Arc::new(Inner { org, table, metadata_location, columns, refs }) })
+        let store = store.clone();
+        let inner = Inner { org, table, metadata_location, columns, refs, store };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     pub fn org(&self) -> &OrgId {
@@ -418,6 +441,18 @@ impl LakeTable {
         self.inner.table.metadata()
     }
 
+    pub(crate) fn state(&self) -> TableState {
+        TableState {
+            ident: self.inner.table.identifier().clone(),
+            metadata: self.inner.table.metadata_ref(),
+            metadata_location: self.inner.metadata_location.clone(),
+        }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
     pub(crate) fn iceberg(&self) -> &Table {
         &self.inner.table
     }
@@ -442,6 +477,11 @@ impl LakeTable {
 
 pub(crate) fn run_of(snapshot: &Snapshot) -> Option<Uuid> {
     summary(snapshot, Properties::RUN_ID)?.parse().ok()
+}
+
+/// The commit that is no run and made the snapshot.
+pub(crate) fn commit_of(snapshot: &Snapshot) -> Option<Uuid> {
+    summary(snapshot, Properties::COMMIT_ID)?.parse().ok()
 }
 
 fn summary<'a>(snapshot: &'a Snapshot, key: &str) -> Option<&'a str> {
@@ -511,14 +551,19 @@ pub(crate) fn spec_id(snapshot: &Snapshot) -> Option<i32> {
 /// Whether `now` is `before` plus, at most, what other engines have changed: the same table, no run
 /// in between, and `main` not moved to another state.
 pub(crate) fn follows(now: &TableMetadata, before: &TableMetadata) -> bool {
-    let kept = before.current_snapshot_id().is_none_or(|id| {
-        ancestors(now, now.current_snapshot()).any(|ancestor| ancestor.snapshot_id() == id)
-    });
     let (new, old) = (Properties(now.properties()), Properties(before.properties()));
-    kept && now.uuid() == before.uuid()
+    descends(now, before)
         && new.run_ids() == old.run_ids()
         && new.rollbacks() == old.rollbacks()
         && checkpoint_text(now) == checkpoint_text(before)
+}
+
+/// Whether `now` is the same table as `before`, and what `main` was is among its ancestors.
+pub(crate) fn descends(now: &TableMetadata, before: &TableMetadata) -> bool {
+    now.uuid() == before.uuid()
+        && before.current_snapshot_id().is_none_or(|id| {
+            ancestors(now, now.current_snapshot()).any(|ancestor| ancestor.snapshot_id() == id)
+        })
 }
 
 /// Branches and tags by name. The crate offers no list of them, but its JSON has them.

@@ -9,7 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
-use polder_lake::{Catalog, CommitFailure, Lake, SqlCatalog, StageKind, Store, TableState};
+use polder_lake::{
+    Catalog, CmpOp, CommitFailure, Lake, Literal, Predicate, ScanRequest, SqlCatalog, StageKind,
+    Store, TableState,
+};
+use uuid::Uuid;
 
 use crate::support::*;
 
@@ -248,4 +252,122 @@ async fn a_missing_data_folder_is_an_error_and_not_an_empty_table() {
         columns: None,
     };
     assert!(now.read(scan).await.is_err());
+}
+
+/// What a commit can do to a table of the ids 0 to 2 (`v1`), then 3 to 5 added.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    AppendFiles,
+    ReplaceTable,
+    RewriteFiles,
+    OverwriteFiles,
+    DeleteFiles,
+    RowDelta,
+    Rollback,
+}
+
+const CHANGES: [Change; 7] = [
+    Change::AppendFiles,
+    Change::ReplaceTable,
+    Change::RewriteFiles,
+    Change::OverwriteFiles,
+    Change::DeleteFiles,
+    Change::RowDelta,
+    Change::Rollback,
+];
+
+impl Change {
+    /// The ids after the change.
+    fn expected(self) -> &'static [i64] {
+        match self {
+            Self::AppendFiles => &[0, 1, 2, 3, 4, 5, 6],
+            Self::ReplaceTable => &[6],
+            Self::RewriteFiles => &[0, 1, 2, 3, 4, 5],
+            Self::OverwriteFiles => &[3, 4, 5, 6],
+            Self::DeleteFiles => &[3, 4, 5],
+            Self::RowDelta => &[0, 2, 3, 4, 5, 6],
+            Self::Rollback => &[0, 1, 2],
+        }
+    }
+
+    async fn make(self, lake: &Lake) -> Result<()> {
+        let schema = id_and_text();
+        let now = table(lake, "t").await;
+        let below_3 =
+            Predicate::Cmp { column: "id".to_owned(), op: CmpOp::Lt, value: Literal::Long(3) };
+        let scan = ScanRequest { snapshot: None, filter: below_3.clone(), columns: None };
+        let first = now.plan(scan).await?.files;
+        let old: Vec<String> = first.iter().map(|file| file.path.clone()).collect();
+        let stage = || lake.stage_on(&now, request(StageKind::Files, &schema));
+        match self {
+            Self::AppendFiles | Self::ReplaceTable => {
+                let appends = matches!(self, Self::AppendFiles);
+                let kind = if appends { StageKind::Append } else { StageKind::Replace };
+                run(lake, "t", request(kind, &schema), &[rows(6..7)]).await.map(drop)
+            }
+            Self::RewriteFiles => {
+                let stage = stage()?;
+                let files = written(&stage, &[rows(0..3)]).await;
+                stage.rewrite_files(old, files).await.map(drop)
+            }
+            Self::OverwriteFiles => {
+                let stage = stage()?;
+                let files = written(&stage, &[rows(6..7)]).await;
+                stage.overwrite_files(below_3, old, files).await.map(drop)
+            }
+            Self::DeleteFiles => stage()?.delete_files(old).await.map(drop),
+            Self::RowDelta => {
+                let stage = stage()?;
+                let files = written(&stage, &[rows(6..7)]).await;
+                let deletes = stage.write_deletes(&[(first[0].clone(), vec![1])]).await?;
+                stage.row_delta(deletes, files).await.map(drop)
+            }
+            Self::Rollback => lake.rollback(&org("401"), "t", "v1", Uuid::new_v4()).await.map(drop),
+        }
+    }
+}
+
+async fn before_a_change() -> Faults {
+    let lake = Faults::new().await;
+    let schema = id_and_text();
+    run(&lake.lake, "t", request(StageKind::Replace, &schema), &[rows(0..3)])
+        .await
+        .expect("create");
+    run(&lake.lake, "t", request(StageKind::Append, &schema), &[rows(3..6)]).await.expect("append");
+    lake
+}
+
+#[tokio::test]
+async fn every_change_is_made_once_whatever_becomes_of_the_answer() {
+    use Fault::{LandsThenConflict, LandsUnanswered, NotSent};
+    let cases: [&[Fault]; 5] =
+        [&[], &[LandsUnanswered], &[NotSent], &[LandsThenConflict], &[NotSent, LandsUnanswered]];
+    for change in CHANGES {
+        for faults in cases {
+            let lake = before_a_change().await;
+            lake.next(faults);
+            change.make(&lake.lake).await.expect("made");
+            assert_eq!(lake.ids().await, change.expected(), "{change:?} {faults:?}");
+            let snapshots = table(&lake.scratch.lake, "t").await.snapshots().len();
+            let made = usize::from(!matches!(change, Change::Rollback));
+            assert_eq!(snapshots, 2 + made, "{change:?} {faults:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_is_refused_leaves_no_file_and_one_of_unknown_outcome_all() {
+    for change in CHANGES {
+        let lake = before_a_change().await;
+        let before = lake.scratch.files("");
+        lake.next(&[Fault::Refused]);
+        let error = change.make(&lake.lake).await.expect_err("refused");
+        assert_eq!(error.code(), ErrorCode::LakeFailed, "{change:?}");
+        assert_eq!(lake.scratch.files(""), before, "{change:?}");
+        assert_eq!(lake.ids().await, [0, 1, 2, 3, 4, 5], "{change:?}");
+        lake.next(&[Fault::LandsThenDark]);
+        let error = change.make(&lake.lake).await.expect_err("dark");
+        assert_eq!(error.code(), ErrorCode::LakeUnknownOutcome, "{change:?}");
+        assert_eq!(lake.ids().await, change.expected(), "{change:?}: it had landed");
+    }
 }

@@ -2,6 +2,7 @@
 
 mod commits;
 mod faults;
+mod files;
 mod partitions;
 mod rollback;
 mod service;

@@ -61,7 +61,7 @@ async fn rows_and_checkpoint_go_back_and_forth() {
     assert_eq!(ids(&now).await, [0, 1, 2]);
     assert_eq!(versions(&now), "v1* v2");
     assert_eq!(now.checkpoint().expect("good"), Some(checkpoint(3)));
-    assert_eq!(now.rollbacks(), [done.clone()]);
+    assert_eq!(now.rollbacks(), std::slice::from_ref(&done));
     assert_eq!(now.uuid(), before.uuid());
     // And back, to what was appended to the version too.
     rolled_back(&scratch, "before-rollback-1").await;

@@ -56,6 +56,7 @@ impl Scratch {
         let mut found = Vec::new();
         visit(&self.folder.path().join("lake"), &mut found);
         found.retain(|path| path.ends_with(end));
+        found.sort_unstable();
         found
     }
 }

@@ -108,10 +108,6 @@ async fn an_append_needs_the_table_and_its_shape() {
         .expect_err("no table");
     assert_eq!(error.code(), ErrorCode::LakeNotFound);
     run(&scratch.lake, "t", request(StageKind::Replace, &schema), &[]).await.expect("create");
-    let mut partitioned = request(StageKind::Append, &schema);
-    partitioned.partition = vec!["bucket(4, id)".parse().expect("field")];
-    let error = run(&scratch.lake, "t", partitioned, &[]).await.expect_err("partitions");
-    assert_eq!(error.code(), ErrorCode::SpecInvalid);
     let other = schema_without_text();
     let error =
         run(&scratch.lake, "t", request(StageKind::Append, &other), &[]).await.expect_err("shape");

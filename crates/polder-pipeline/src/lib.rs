@@ -4,5 +4,7 @@
 //! caller hands in a source, the lake and a [`polder_core::RunProgress`], and gets a report.
 
 pub mod ingest;
+mod maintain;
 
 pub use ingest::{IngestLimits, IngestReport, IngestRequest, Outcome, ingest};
+pub use maintain::{RepartitionReport, RepartitionRequest, repartition};

@@ -7,18 +7,22 @@
 //! The actions exist because `iceberg` 0.10 has only `fast_append`, whose own retry doubles rows when
 //! an answer is lost. Each goes when upstream has it.
 
+mod files;
 mod publish;
 mod rollback;
 mod snapshot;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use iceberg::spec::MAIN_BRANCH;
+use iceberg::spec::{MAIN_BRANCH, SnapshotReference, SnapshotRetention};
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 use rand::Rng;
 
+pub use files::FilesCommitted;
 pub use rollback::RolledBack;
+pub(crate) use snapshot::read_list;
 
 use crate::catalog::{self, CommitFailure, TableState};
 use crate::lake::Lake;
@@ -195,6 +199,20 @@ fn requirements(present: Option<&TableState>) -> Vec<TableRequirement> {
             last_assigned_partition_id: metadata.last_partition_id(),
         },
     ]
+}
+
+/// What points a branch or tag at a snapshot.
+fn point(name: &str, snapshot_id: i64, retention: SnapshotRetention) -> TableUpdate {
+    let reference = SnapshotReference::new(snapshot_id, retention);
+    TableUpdate::SetSnapshotRef { ref_name: name.to_owned(), reference }
+}
+
+/// What points `main` at a snapshot; the branch keeps its retention.
+fn main_to(snapshot_id: i64, refs: &BTreeMap<String, SnapshotReference>) -> TableUpdate {
+    let retention = refs
+        .get(MAIN_BRANCH)
+        .map_or_else(|| SnapshotRetention::branch(None, None, None), |main| main.retention.clone());
+    point(MAIN_BRANCH, snapshot_id, retention)
 }
 
 /// A hiccup of the store or the catalog is worth another attempt with the same data files; a conflict

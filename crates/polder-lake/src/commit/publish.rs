@@ -1,16 +1,20 @@
 //! Publishing a stage: files, schema, checkpoint and run id in one table commit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use iceberg::TableUpdate;
+use iceberg::spec::{Operation, SnapshotReference, SnapshotRetention};
 use polder_core::{Checkpoint, Error, ErrorCode, Result};
 
-use super::snapshot::Snapshots;
-use super::{Action, Failure, Prepared, conflict};
+use super::snapshot::{Change, NewFile, SnapshotWriter};
+use super::{Action, Failure, Prepared, conflict, main_to, point};
 use crate::catalog::TableState;
-use crate::stage::{Committed, RunSummary, Stage, target_of};
-use crate::table::{Properties, follows, references, run_of, version_number};
+use crate::stage::{Committed, RunSummary, Stage, StageKind, target_of};
+use crate::table::{At, Properties, follows, references, run_of, version_number};
 use crate::write::StagedFile;
+
+/// The longest checkpoint that a snapshot's summary holds, as all summaries are read with the table.
+const CHECKPOINT_BYTES_MAX: usize = 8 << 10;
 
 /// Set with every commit, so that they are right whoever created the table.
 const STANDING_PROPERTIES: [(&str, &str); 2] =
@@ -40,8 +44,9 @@ impl Stage {
             return Err(Error::new(ErrorCode::Internal, "the staged files lack or double rows")
                 .detail(format!("{} rows counted, {staged} in files", summary.rows)));
         }
-        let snapshots = Snapshots::new(&self, &files, checkpoint);
-        let mut publish = Publish { stage: &self, checkpoint, snapshots };
+        let target = &self.target;
+        let writer = SnapshotWriter::new(self.lake.store(), &target.location, &target.schema);
+        let mut publish = Publish { stage: &self, files: &files, checkpoint, writer };
         match super::commit(&self.lake, &self.ident, &mut publish).await {
             Ok(done) => {
                 if done.already {
@@ -63,8 +68,62 @@ impl Stage {
 
 struct Publish<'a> {
     stage: &'a Stage,
+    files: &'a [StagedFile],
     checkpoint: &'a Checkpoint,
-    snapshots: Snapshots<'a>,
+    writer: SnapshotWriter,
+}
+
+impl Publish<'_> {
+    fn change(&self, present: Option<&TableState>) -> Change {
+        let stage = self.stage;
+        let replaces = stage.request.kind == StageKind::Replace;
+        let parent = present.and_then(|present| present.metadata.current_snapshot());
+        let overwrites = replaces && parent.is_some();
+        let new = |file: &StagedFile| NewFile {
+            file: file.data_file().clone(),
+            spec: stage.target.spec.clone(),
+            sequence_number: None,
+        };
+        Change {
+            operation: if overwrites { Operation::Overwrite } else { Operation::Append },
+            added: self.files.iter().map(new).collect(),
+            removed: HashSet::new(),
+            keeps: !replaces,
+            fields: self.summary_fields(present),
+        }
+    }
+
+    /// What only Polder reads of a snapshot: where a rollback to it leads.
+    fn summary_fields(&self, present: Option<&TableState>) -> Vec<(String, String)> {
+        let request = &self.stage.request;
+        let empty = HashMap::new();
+        let properties = Properties(present.map_or(&empty, |p| p.metadata.properties()));
+        let marked_by = properties.marked_by(request.run_id, &request.schema);
+        let mut fields = vec![
+            (Properties::RUN_ID.to_owned(), request.run_id.to_string()),
+            (Properties::SPEC_ID.to_owned(), self.stage.target.spec.spec_id().to_string()),
+            (Properties::MARKED_BY.to_owned(), marked_by.to_string()),
+        ];
+        let checkpoint = self.checkpoint.to_json();
+        if checkpoint.len() <= CHECKPOINT_BYTES_MAX {
+            fields.push((Properties::CHECKPOINT.to_owned(), checkpoint));
+        }
+        fields
+    }
+
+    /// The number of the version that a replace makes.
+    fn version(
+        &self,
+        present: Option<&TableState>,
+        refs: &BTreeMap<String, SnapshotReference>,
+    ) -> Option<u64> {
+        (self.stage.request.kind == StageKind::Replace).then(|| {
+            let last = present.map_or(0, |p| Properties(p.metadata.properties()).version());
+            // Somebody may have set such a tag by hand.
+            let tagged = refs.keys().filter_map(|name| version_number(name)).max();
+            last.max(tagged.unwrap_or(0)) + 1
+        })
+    }
 }
 
 impl Action for Publish<'_> {
@@ -80,7 +139,7 @@ impl Action for Publish<'_> {
         }
         // Ours, if this call sent anything: of an expired snapshot nobody can say whose it was, and
         // its files may live on in later ones.
-        let mine = own.map_or(sent, |own| own.snapshot_id() == self.snapshots.id());
+        let mine = own.map_or(sent, |own| own.snapshot_id() == self.writer.id());
         let snapshot_id = own.or(metadata.current_snapshot())?.snapshot_id();
         let versions = references(metadata).unwrap_or_default();
         let version = versions
@@ -113,26 +172,36 @@ impl Action for Publish<'_> {
 
     async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<Committed>> {
         let stage = self.stage;
+        let refs = match present {
+            Some(present) => references(&present.metadata)?,
+            None => BTreeMap::new(),
+        };
+        let change = self.change(present);
+        let snapshot = self.writer.write(present, &change).await?;
+        let at = At::of(&snapshot);
         let mut updates = stage.target.updates.clone();
-        let published = self.snapshots.publish(present).await?;
-        updates.extend(published.updates);
+        updates.push(TableUpdate::AddSnapshot { snapshot });
+        updates.push(main_to(self.writer.id(), &refs));
+        let version = self.version(present, &refs);
         let empty = HashMap::new();
         let properties = Properties(present.map_or(&empty, |p| p.metadata.properties()));
         let request = &stage.request;
         let mut set = properties.after(request.run_id, &request.schema)?;
         set.push((Properties::CHECKPOINT.to_owned(), self.checkpoint.to_json()));
-        set.push((Properties::CHECKPOINT_AT.to_owned(), published.at.to_string()));
+        set.push((Properties::CHECKPOINT_AT.to_owned(), at.to_string()));
         set.extend(STANDING_PROPERTIES.map(|(key, value)| (key.to_owned(), value.to_owned())));
-        if let Some(version) = published.version {
+        if let Some(version) = version {
+            let tag = SnapshotRetention::Tag { max_ref_age_ms: None };
+            updates.push(point(&format!("v{version}"), self.writer.id(), tag));
             set.push((Properties::VERSION.to_owned(), version.to_string()));
         }
         updates.push(TableUpdate::SetProperties { updates: set.into_iter().collect() });
-        let version = published.version.map(|version| format!("v{version}"));
-        let done = Committed { snapshot_id: self.snapshots.id(), already: false, version };
+        let version = version.map(|version| format!("v{version}"));
+        let done = Committed { snapshot_id: self.writer.id(), already: false, version };
         Ok(Prepared { updates, done })
     }
 
     fn written(&self) -> Vec<String> {
-        self.snapshots.written()
+        self.writer.written()
     }
 }

@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::Utc;
 use iceberg::TableUpdate;
 use iceberg::spec::{
-    FormatVersion, MAIN_BRANCH, ManifestList, Snapshot, SnapshotRef, SnapshotReference,
-    SnapshotRetention, SortOrder, TableMetadata,
+    Snapshot, SnapshotRef, SnapshotReference, SnapshotRetention, SortOrder, TableMetadata,
 };
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
 use uuid::Uuid;
 
-use super::{Action, Failure, Prepared};
+use super::snapshot::read_list;
+use super::{Action, Failure, Prepared, main_to, point};
 use crate::catalog::TableState;
 use crate::error;
 use crate::lake::{Lake, ident};
@@ -90,10 +90,8 @@ impl MoveMain<'_> {
             return Ok(id);
         }
         // Another engine's: as its newest files are.
-        let bytes = self.lake.store().read(snapshot.manifest_list()).await?;
-        let list = ManifestList::parse_with_version(&bytes, FormatVersion::V2)
-            .map_err(|cause| error::iceberg("read a manifest list", cause))?;
-        let newest = list.entries().iter().max_by_key(|manifest| manifest.sequence_number);
+        let list = read_list(self.lake.store(), snapshot).await?;
+        let newest = list.iter().max_by_key(|manifest| manifest.sequence_number);
         let default = metadata.default_partition_spec_id();
         Ok(newest.map_or(default, |manifest| manifest.partition_spec_id))
     }
@@ -123,12 +121,7 @@ impl Action for MoveMain<'_> {
         let target = self.target(present)?;
         let refs = references(metadata)?;
         let mut updates = shape(metadata, target, self.spec(metadata, target).await?)?;
-        let main = refs.get(MAIN_BRANCH);
-        let retention = main.map_or_else(
-            || SnapshotRetention::branch(None, None, None),
-            |main| main.retention.clone(),
-        );
-        updates.push(point(MAIN_BRANCH, target.snapshot_id(), retention));
+        updates.push(main_to(target.snapshot_id(), &refs));
         let from = metadata.current_snapshot_id().unwrap_or(target.snapshot_id());
         let kept_as = kept_as(&refs, from);
         if !refs.contains_key(&kept_as) {
@@ -150,11 +143,6 @@ impl Action for MoveMain<'_> {
     fn written(&self) -> Vec<String> {
         Vec::new()
     }
-}
-
-fn point(name: &str, snapshot_id: i64, retention: SnapshotRetention) -> TableUpdate {
-    let reference = SnapshotReference::new(snapshot_id, retention);
-    TableUpdate::SetSnapshotRef { ref_name: name.to_owned(), reference }
 }
 
 /// The tag that keeps the state before: one it has already, or a new one.
@@ -204,18 +192,15 @@ fn properties(
     let marks = own.marks();
     let marked = last_run(metadata, target).and_then(|run| marks.of(run)).cloned();
     let checkpoint = snapshot_checkpoint(metadata, target);
-    match (marked, checkpoint) {
-        (Some((run, columns)), Some(checkpoint)) => {
-            set.extend(marks.put(run, columns).properties()?);
-            set.insert(Properties::CHECKPOINT.to_owned(), checkpoint.to_owned());
-            set.insert(Properties::CHECKPOINT_AT.to_owned(), At::of(target).to_string());
-        }
-        _ => {
-            set.extend([marks.archived()?]);
-            let gone = [Properties::SCHEMA, Properties::MARKED_BY, Properties::CHECKPOINT];
-            removals.extend(gone.map(str::to_owned));
-            removals.push(Properties::CHECKPOINT_AT.to_owned());
-        }
+    if let (Some((run, columns)), Some(checkpoint)) = (marked, checkpoint) {
+        set.extend(marks.put(run, columns).properties()?);
+        set.insert(Properties::CHECKPOINT.to_owned(), checkpoint.to_owned());
+        set.insert(Properties::CHECKPOINT_AT.to_owned(), At::of(target).to_string());
+    } else {
+        set.extend([marks.archived()?]);
+        let gone = [Properties::SCHEMA, Properties::MARKED_BY, Properties::CHECKPOINT];
+        removals.extend(gone.map(str::to_owned));
+        removals.push(Properties::CHECKPOINT_AT.to_owned());
     }
     let mut updates = vec![TableUpdate::SetProperties { updates: set }];
     if !removals.is_empty() {

@@ -1,60 +1,87 @@
-//! Making snapshots: manifests, the manifest list, the summary and the updates that publish them.
+//! Making snapshots: manifests, the manifest list and the summary.
 //!
-//! Manifests do not depend on the table's state and are written once per commit; the list is written
-//! for every attempt, on top of the state found.
+//! What does not depend on the table's state (manifests of new files) is written once per commit; the
+//! list is written for every attempt, on top of the state found, and so are the manifests that lose
+//! files, once for each that is found.
 
 use std::collections::{HashMap, HashSet};
 
-use iceberg::TableUpdate;
 use iceberg::spec::{
-    FormatVersion, MAIN_BRANCH, ManifestFile, ManifestList, ManifestListWriter,
-    ManifestWriterBuilder, Operation, PartitionSpec, Snapshot, SnapshotReference,
-    SnapshotRetention, Summary,
+    DataContentType, DataFile, FormatVersion, ManifestContentType, ManifestFile, ManifestList,
+    ManifestListWriter, ManifestWriter, ManifestWriterBuilder, Operation, PartitionSpec,
+    PartitionSpecRef, SchemaRef, Snapshot, Struct, Summary,
 };
-use polder_core::{Checkpoint, Error, ErrorCode, Result};
+use polder_core::{Error, ErrorCode, Result};
 use uuid::Uuid;
 
 use crate::catalog::TableState;
 use crate::error;
-use crate::stage::{Stage, StageKind};
-use crate::table::{At, Properties, references, version_number};
-use crate::write::StagedFile;
+use crate::storage::Store;
 
-/// Data files per manifest, which readers load as a whole.
+/// Files per manifest, which readers load as a whole.
 const ENTRIES_MAX: usize = 10_000;
-/// The longest checkpoint that a snapshot's summary holds, as all summaries are read with the table.
-const CHECKPOINT_BYTES_MAX: usize = 8 << 10;
 
-/// The snapshots of one commit's attempts: all have one id, so that at most one can be in a table.
-pub(super) struct Snapshots<'a> {
-    stage: &'a Stage,
-    files: &'a [StagedFile],
-    checkpoint: &'a Checkpoint,
+/// What a snapshot makes of its parent's files.
+pub(super) struct Change {
+    pub(super) operation: Operation,
+    pub(super) added: Vec<NewFile>,
+    /// Locations of data and delete files that go.
+    pub(super) removed: HashSet<String>,
+    /// Whether the parent's other files stay.
+    pub(super) keeps: bool,
+    /// What else the summary says.
+    pub(super) fields: Vec<(String, String)>,
+}
+
+/// A data or delete file that no snapshot has yet.
+#[derive(Clone, Debug)]
+pub(super) struct NewFile {
+    pub(super) file: DataFile,
+    pub(super) spec: PartitionSpecRef,
+    /// The sequence number that its rows have; `None` for that of the commit.
+    pub(super) sequence_number: Option<i64>,
+}
+
+/// Writes the snapshots of one commit's attempts: all have one id, so that at most one can be in a
+/// table.
+pub(super) struct SnapshotWriter {
+    store: Store,
+    location: String,
+    schema: SchemaRef,
     id: i64,
     /// Distinguishes this commit's metadata files from every other's.
     unique: Uuid,
-    manifests: Option<Vec<ManifestFile>>,
-    lists: Vec<String>,
+    added: Option<Vec<ManifestFile>>,
+    /// What became of manifests that lost files, by their location.
+    thinned: HashMap<String, Thinned>,
+    written: Vec<String>,
+    lists: usize,
 }
 
-/// How one attempt publishes.
-pub(super) struct Published {
-    pub(super) updates: Vec<TableUpdate>,
-    pub(super) at: At,
-    /// The number of the version a replace makes.
-    pub(super) version: Option<u64>,
+/// A manifest after files were taken from it.
+#[derive(Clone)]
+struct Thinned {
+    manifest: ManifestFile,
+    removed: Counts,
+    locations: Vec<String>,
+    partitions: Vec<(i32, Struct)>,
 }
 
-impl<'a> Snapshots<'a> {
-    pub(super) fn new(
-        stage: &'a Stage,
-        files: &'a [StagedFile],
-        checkpoint: &'a Checkpoint,
-    ) -> Self {
-        // Positive, as other implementations choose them, and random: see the spec, *Snapshots*.
-        let id = (rand::random::<u64>() >> 1).max(1) as i64;
-        let unique = Uuid::new_v4();
-        Self { stage, files, checkpoint, id, unique, manifests: None, lists: Vec::new() }
+impl SnapshotWriter {
+    /// A writer for the table at `location`; the snapshots have the schema.
+    pub(super) fn new(store: &Store, location: &str, schema: &SchemaRef) -> Self {
+        Self {
+            store: store.clone(),
+            location: location.to_owned(),
+            schema: schema.clone(),
+            // Positive, as other implementations choose them, and random: see the spec, *Snapshots*.
+            id: (rand::random::<u64>() >> 1).max(1) as i64,
+            unique: Uuid::new_v4(),
+            added: None,
+            thinned: HashMap::new(),
+            written: Vec::new(),
+            lists: 0,
+        }
     }
 
     pub(super) fn id(&self) -> i64 {
@@ -63,12 +90,19 @@ impl<'a> Snapshots<'a> {
 
     /// The metadata files written so far.
     pub(super) fn written(&self) -> Vec<String> {
-        let manifests = self.manifests.iter().flatten();
-        let manifests = manifests.map(|manifest| manifest.manifest_path.clone());
-        manifests.chain(self.lists.iter().cloned()).collect()
+        self.written.clone()
     }
 
-    pub(super) async fn publish(&mut self, present: Option<&TableState>) -> Result<Published> {
+    /// Makes the snapshot that follows on `main` as it is at present. The change has to be the same
+    /// in every call.
+    ///
+    /// # Errors
+    /// `lake.conflict` if a file to be removed is not there any more.
+    pub(super) async fn write(
+        &mut self,
+        present: Option<&TableState>,
+        change: &Change,
+    ) -> Result<Snapshot> {
         if let Some(present) = present
             && present.metadata.format_version() != FormatVersion::V2
         {
@@ -76,90 +110,149 @@ impl<'a> Snapshots<'a> {
                 .hint("another engine upgraded the table; reload it into a new one"));
         }
         let parent = present.and_then(|present| present.metadata.current_snapshot());
-        let mut manifests = self.new_manifests().await?;
-        if let (StageKind::Append, Some(parent)) = (self.stage.request.kind, parent) {
-            manifests.extend(self.live_manifests(parent).await?);
+        let mut tally = Tally::of(&change.added);
+        let mut manifests = self.added_manifests(&change.added).await?;
+        if let (true, Some(parent)) = (change.keeps, parent) {
+            manifests.extend(self.kept_manifests(parent, &change.removed, &mut tally).await?);
         }
         let sequence_number = present.map_or(1, |present| present.metadata.next_sequence_number());
         let parent_id = parent.map(|parent| parent.snapshot_id());
         let list = self.write_list(manifests, parent_id, sequence_number).await?;
         let last_ms = present.map_or(0, |present| present.metadata.last_updated_ms());
-        let snapshot = Snapshot::builder()
+        let summary = summary(change, &tally, parent.map(|parent| &**parent));
+        Ok(Snapshot::builder()
             .with_snapshot_id(self.id)
             .with_parent_snapshot_id(parent_id)
             .with_sequence_number(sequence_number)
             // Never before the last change: readers and the library refuse clocks that go back.
             .with_timestamp_ms(chrono::Utc::now().timestamp_millis().max(last_ms))
             .with_manifest_list(list)
-            .with_summary(self.summary(present))
-            .with_schema_id(self.stage.target.schema.schema_id())
-            .build();
-        self.refer(present, snapshot)
+            .with_summary(summary)
+            .with_schema_id(self.schema.schema_id())
+            .build())
     }
 
-    /// The updates that add the snapshot, move `main` to it, and tag a version.
-    fn refer(&self, present: Option<&TableState>, snapshot: Snapshot) -> Result<Published> {
-        let refs = match present {
-            Some(present) => references(&present.metadata)?,
-            None => std::collections::BTreeMap::new(),
-        };
-        // The branch keeps its retention.
-        let at = At::of(&snapshot);
-        let main = refs.get(MAIN_BRANCH).map_or_else(
-            || SnapshotRetention::branch(None, None, None),
-            |main| main.retention.clone(),
-        );
-        let point = |name: &str, retention| TableUpdate::SetSnapshotRef {
-            ref_name: name.to_owned(),
-            reference: SnapshotReference::new(self.id, retention),
-        };
-        let mut updates = vec![TableUpdate::AddSnapshot { snapshot }, point(MAIN_BRANCH, main)];
-        let version = (self.stage.request.kind == StageKind::Replace).then(|| {
-            let last = present.map_or(0, |p| Properties(p.metadata.properties()).version());
-            // Somebody may have set such a tag by hand.
-            let tagged = refs.keys().filter_map(|name| version_number(name)).max();
-            last.max(tagged.unwrap_or(0)) + 1
-        });
-        if let Some(version) = version {
-            let tag = SnapshotRetention::Tag { max_ref_age_ms: None };
-            updates.push(point(&format!("v{version}"), tag));
-        }
-        Ok(Published { updates, at, version })
-    }
-
-    async fn new_manifests(&mut self) -> Result<Vec<ManifestFile>> {
-        if let Some(manifests) = &self.manifests {
+    async fn added_manifests(&mut self, added: &[NewFile]) -> Result<Vec<ManifestFile>> {
+        if let Some(manifests) = &self.added {
             return Ok(manifests.clone());
         }
-        let failed = |cause| error::iceberg("write a manifest", cause);
-        let target = &self.stage.target;
-        let file_io = self.stage.lake.store().file_io();
-        let mut manifests = Vec::new();
-        for (number, files) in self.files.chunks(ENTRIES_MAX).enumerate() {
-            let path = format!("{}/metadata/{}-m{number}.avro", target.location, self.unique);
-            let output = file_io.new_output(path).map_err(failed)?;
-            let spec = PartitionSpec::clone(&target.spec);
-            let mut writer =
-                ManifestWriterBuilder::new(output, Some(self.id), target.schema.clone(), spec)
-                    .build_v2_data();
-            for file in files {
-                // Below zero: the sequence number is inherited from the commit that lands.
-                writer.add_file(file.data_file().clone(), -1).map_err(failed)?;
+        let mut groups: Vec<(ManifestContentType, &PartitionSpecRef, Vec<&NewFile>)> = Vec::new();
+        for new in added {
+            let content = content(&new.file);
+            let own = |group: &&mut (ManifestContentType, &PartitionSpecRef, Vec<&NewFile>)| {
+                group.0 == content && group.1.spec_id() == new.spec.spec_id()
+            };
+            match groups.iter_mut().find(own) {
+                Some(group) => group.2.push(new),
+                None => groups.push((content, &new.spec, vec![new])),
             }
-            manifests.push(writer.write_manifest_file().await.map_err(failed)?);
         }
-        self.manifests = Some(manifests.clone());
+        let failed = |cause| error::iceberg("write a manifest", cause);
+        let mut manifests = Vec::new();
+        for (content, spec, files) in groups {
+            for files in files.chunks(ENTRIES_MAX) {
+                let schema = self.schema.clone();
+                let mut writer =
+                    self.manifest_writer(content, schema, PartitionSpec::clone(spec))?;
+                for new in files {
+                    // Below zero: inherited from the commit that lands.
+                    let sequence_number = new.sequence_number.unwrap_or(-1);
+                    writer.add_file(new.file.clone(), sequence_number).map_err(failed)?;
+                }
+                manifests.push(writer.write_manifest_file().await.map_err(failed)?);
+            }
+        }
+        self.added = Some(manifests.clone());
         Ok(manifests)
     }
 
-    /// The parent's manifests that still list live files.
-    async fn live_manifests(&self, parent: &Snapshot) -> Result<Vec<ManifestFile>> {
-        let bytes = self.stage.lake.store().read(parent.manifest_list()).await?;
-        let list = ManifestList::parse_with_version(&bytes, FormatVersion::V2)
-            .map_err(|cause| error::iceberg("read a manifest list", cause))?;
+    fn manifest_writer(
+        &mut self,
+        content: ManifestContentType,
+        schema: SchemaRef,
+        spec: PartitionSpec,
+    ) -> Result<ManifestWriter> {
+        let failed = |cause| error::iceberg("write a manifest", cause);
+        let number = self.written.len();
+        let path = format!("{}/metadata/{}-m{number}.avro", self.location, self.unique);
+        let output = self.store.file_io().new_output(&path).map_err(failed)?;
+        self.written.push(path);
+        let builder = ManifestWriterBuilder::new(output, Some(self.id), schema, spec);
+        Ok(match content {
+            ManifestContentType::Data => builder.build_v2_data(),
+            ManifestContentType::Deletes => builder.build_v2_deletes(),
+        })
+    }
+
+    /// The parent's manifests that list live files, without those that are removed.
+    async fn kept_manifests(
+        &mut self,
+        parent: &Snapshot,
+        removed: &HashSet<String>,
+        tally: &mut Tally,
+    ) -> Result<Vec<ManifestFile>> {
         let live =
             |manifest: &ManifestFile| manifest.has_added_files() || manifest.has_existing_files();
-        Ok(list.consume_entries().into_iter().filter(live).collect())
+        let manifests = read_list(&self.store, parent).await?;
+        let mut manifests: Vec<_> = manifests.into_iter().filter(live).collect();
+        if removed.is_empty() {
+            return Ok(manifests);
+        }
+        let mut found = 0;
+        for manifest in &mut manifests {
+            let Some(thinned) = self.thin(manifest, removed).await? else { continue };
+            found += thinned.locations.len();
+            tally.removed.add(&thinned.removed);
+            tally.partitions.extend(thinned.partitions);
+            *manifest = thinned.manifest;
+        }
+        if found < removed.len() {
+            return Err(Error::new(ErrorCode::LakeConflict, "files to be replaced are gone")
+                .detail(format!("{} of {} files", removed.len() - found, removed.len()))
+                .hint("another commit replaced them first: plan anew"));
+        }
+        Ok(manifests)
+    }
+
+    /// The manifest with the files marked as deleted; `None` if it has none of them.
+    async fn thin(
+        &mut self,
+        manifest: &ManifestFile,
+        removed: &HashSet<String>,
+    ) -> Result<Option<Thinned>> {
+        if let Some(done) = self.thinned.get(&manifest.manifest_path) {
+            return Ok(Some(done.clone()));
+        }
+        let failed = |cause| error::iceberg("rewrite a manifest", cause);
+        let file_io = self.store.file_io();
+        let (entries, own) = manifest.load_manifest(&file_io).await.map_err(failed)?.into_parts();
+        let goes = |path: &str| removed.contains(path);
+        if !entries.iter().any(|entry| entry.is_alive() && goes(entry.file_path())) {
+            return Ok(None);
+        }
+        let spec = PartitionSpec::clone(own.partition_spec());
+        let spec_id = spec.spec_id();
+        let mut writer = self.manifest_writer(manifest.content, own.schema().clone(), spec)?;
+        let (mut counts, mut partitions, mut locations) = (Counts::default(), vec![], vec![]);
+        for entry in entries.iter().filter(|entry| entry.is_alive()) {
+            let unnumbered = || Error::new(ErrorCode::LakeCorrupt, "a file without its numbers");
+            let number = entry.sequence_number().ok_or_else(unnumbered)?;
+            let file_number = entry.file_sequence_number;
+            let file = entry.data_file().clone();
+            if goes(entry.file_path()) {
+                counts.count(&file);
+                partitions.push((spec_id, file.partition().clone()));
+                locations.push(file.file_path().to_owned());
+                writer.add_delete_file(file, number, file_number).map_err(failed)?;
+            } else {
+                let snapshot = entry.snapshot_id().ok_or_else(unnumbered)?;
+                writer.add_existing_file(file, snapshot, number, file_number).map_err(failed)?;
+            }
+        }
+        let new = writer.write_manifest_file().await.map_err(failed)?;
+        let thinned = Thinned { manifest: new, removed: counts, locations, partitions };
+        self.thinned.insert(manifest.manifest_path.clone(), thinned.clone());
+        Ok(Some(thinned))
     }
 
     async fn write_list(
@@ -169,75 +262,135 @@ impl<'a> Snapshots<'a> {
         sequence_number: i64,
     ) -> Result<String> {
         let failed = |cause| error::iceberg("write a manifest list", cause);
-        let (location, attempt) = (&self.stage.target.location, self.lists.len());
+        let (location, attempt) = (&self.location, self.lists);
         let path = format!("{location}/metadata/snap-{}-{attempt}-{}.avro", self.id, self.unique);
-        let output = self.stage.lake.store().file_io().new_output(&path).map_err(failed)?;
-        self.lists.push(path.clone());
+        let output = self.store.file_io().new_output(&path).map_err(failed)?;
+        self.written.push(path.clone());
+        self.lists += 1;
         let writer = output.writer().await.map_err(failed)?;
         let mut list = ManifestListWriter::v2(writer, self.id, parent, sequence_number);
         list.add_manifests(manifests.into_iter()).map_err(failed)?;
         list.close().await.map_err(failed)?;
         Ok(path)
     }
+}
 
-    /// What only Polder reads: where a rollback to this snapshot leads.
-    fn own_fields(&self, present: Option<&TableState>) -> Vec<(String, String)> {
-        let request = &self.stage.request;
-        let empty = HashMap::new();
-        let properties = Properties(present.map_or(&empty, |p| p.metadata.properties()));
-        let marked_by = properties.marked_by(request.run_id, &request.schema);
-        let mut fields = vec![
-            (Properties::RUN_ID.to_owned(), request.run_id.to_string()),
-            (Properties::SPEC_ID.to_owned(), self.stage.target.spec.spec_id().to_string()),
-            (Properties::MARKED_BY.to_owned(), marked_by.to_string()),
-        ];
-        let checkpoint = self.checkpoint.to_json();
-        if checkpoint.len() <= CHECKPOINT_BYTES_MAX {
-            fields.push((Properties::CHECKPOINT.to_owned(), checkpoint));
+/// The manifests of a snapshot.
+pub(crate) async fn read_list(store: &Store, snapshot: &Snapshot) -> Result<Vec<ManifestFile>> {
+    let bytes = store.read(snapshot.manifest_list()).await?;
+    let list = ManifestList::parse_with_version(&bytes, FormatVersion::V2)
+        .map_err(|cause| error::iceberg("read a manifest list", cause))?;
+    Ok(list.consume_entries().into_iter().collect())
+}
+
+fn content(file: &DataFile) -> ManifestContentType {
+    match file.content_type() {
+        DataContentType::Data => ManifestContentType::Data,
+        DataContentType::PositionDeletes | DataContentType::EqualityDeletes => {
+            ManifestContentType::Deletes
         }
-        fields
+    }
+}
+
+/// Files and what is in them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    data_files: u64,
+    records: u64,
+    bytes: u64,
+    delete_files: u64,
+    position_deletes: u64,
+    equality_deletes: u64,
+}
+
+impl Counts {
+    fn count(&mut self, file: &DataFile) {
+        let records = file.record_count();
+        self.bytes += file.file_size_in_bytes();
+        match file.content_type() {
+            DataContentType::Data => {
+                self.data_files += 1;
+                self.records += records;
+            }
+            DataContentType::PositionDeletes => {
+                self.delete_files += 1;
+                self.position_deletes += records;
+            }
+            DataContentType::EqualityDeletes => {
+                self.delete_files += 1;
+                self.equality_deletes += records;
+            }
+        }
     }
 
-    /// What changed and what there is now (spec, *Optional Snapshot Summary Fields*).
-    fn summary(&self, present: Option<&TableState>) -> Summary {
-        let parent = present.and_then(|p| p.metadata.current_snapshot()).map(|parent| &**parent);
-        let replaces = self.stage.request.kind == StageKind::Replace;
-        let mut fields = HashMap::new();
-        let mut set = |key: &str, value: u64| fields.insert(key.to_owned(), value.to_string());
-        let sum = |of: fn(&StagedFile) -> u64| self.files.iter().map(of).sum::<u64>();
-        let counts = [
-            ("data-files", sum(|_| 1)),
-            ("records", sum(StagedFile::rows)),
-            ("files-size", sum(StagedFile::size_bytes)),
-        ];
-        for (key, added) in counts {
-            set(&format!("added-{key}"), added);
-            let before = before(parent, &format!("total-{key}"));
-            if let Some(removed) = before.filter(|removed| replaces && *removed > 0) {
-                let verb = if key == "files-size" { "removed" } else { "deleted" };
-                set(&format!("{verb}-{key}"), removed);
-            }
-            // Where another engine gave no total, no total can be given.
-            if let Some(kept) = if replaces { Some(0) } else { before } {
-                set(&format!("total-{key}"), kept + added);
-            }
-        }
-        for key in ["delete-files", "position-deletes", "equality-deletes"] {
-            let before = before(parent, &format!("total-{key}"));
-            if let Some(removed) = before.filter(|removed| replaces && *removed > 0) {
-                set(&format!("removed-{key}"), removed);
-            }
-            if let Some(kept) = if replaces { Some(0) } else { before } {
-                set(&format!("total-{key}"), kept);
-            }
-        }
-        let partitions: HashSet<_> = self.files.iter().map(|f| f.data_file().partition()).collect();
-        set("changed-partition-count", partitions.len() as u64);
-        fields.extend(self.own_fields(present));
-        let overwrites = replaces && parent.is_some();
-        let operation = if overwrites { Operation::Overwrite } else { Operation::Append };
-        Summary { operation, additional_properties: fields }
+    fn add(&mut self, other: &Self) {
+        self.data_files += other.data_files;
+        self.records += other.records;
+        self.bytes += other.bytes;
+        self.delete_files += other.delete_files;
+        self.position_deletes += other.position_deletes;
+        self.equality_deletes += other.equality_deletes;
     }
+
+    /// The kinds as summaries name them: what is counted, the verb for its removal, how many.
+    fn kinds(&self) -> [(&'static str, &'static str, u64); 6] {
+        [
+            ("data-files", "deleted", self.data_files),
+            ("records", "deleted", self.records),
+            ("files-size", "removed", self.bytes),
+            ("delete-files", "removed", self.delete_files),
+            ("position-deletes", "removed", self.position_deletes),
+            ("equality-deletes", "removed", self.equality_deletes),
+        ]
+    }
+}
+
+/// What a snapshot adds and removes.
+struct Tally {
+    added: Counts,
+    removed: Counts,
+    partitions: HashSet<(i32, Struct)>,
+}
+
+impl Tally {
+    fn of(added: &[NewFile]) -> Self {
+        let mut counts = Counts::default();
+        for new in added {
+            counts.count(&new.file);
+        }
+        let partition = |new: &NewFile| (new.spec.spec_id(), new.file.partition().clone());
+        let partitions = added.iter().map(partition).collect();
+        Self { added: counts, removed: Counts::default(), partitions }
+    }
+}
+
+/// What changed and what there is now (spec, *Optional Snapshot Summary Fields*).
+fn summary(change: &Change, tally: &Tally, parent: Option<&Snapshot>) -> Summary {
+    let mut fields: HashMap<String, String> = change.fields.iter().cloned().collect();
+    let mut set = |key: String, value: u64| fields.insert(key, value.to_string());
+    let kinds = tally.added.kinds().into_iter().zip(tally.removed.kinds());
+    for ((kind, verb, added), (_, _, removed)) in kinds {
+        let before = before(parent, &format!("total-{kind}"));
+        // A replace removes everything, unseen.
+        let removed = if change.keeps { Some(removed) } else { before };
+        if added > 0 || ["data-files", "records", "files-size"].contains(&kind) {
+            set(format!("added-{kind}"), added);
+        }
+        if let Some(removed) = removed.filter(|removed| *removed > 0) {
+            set(format!("{verb}-{kind}"), removed);
+        }
+        // Where another engine gave no total, no total can be given.
+        let total = if change.keeps {
+            before.zip(removed).map(|(before, removed)| (before + added).saturating_sub(removed))
+        } else {
+            Some(added)
+        };
+        if let Some(total) = total {
+            set(format!("total-{kind}"), total);
+        }
+    }
+    set("changed-partition-count".to_owned(), tally.partitions.len() as u64);
+    Summary { operation: change.operation.clone(), additional_properties: fields }
 }
 
 /// A total of the state before; zero where there was none.

@@ -16,6 +16,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use polder_core::{Error, ErrorCode, Result};
 
+use super::dictionary;
 use super::layout::Layout;
 use super::metrics::{self, Finished, NanCounts};
 use super::partition::Slice;
@@ -193,7 +194,7 @@ impl Encoder {
             let location = self.layout.location(self.number, self.next_file);
             self.next_file += 1;
             self.files_open += 1;
-            partition.open = Some(OpenFile::new(&self.layout, location)?);
+            partition.open = Some(OpenFile::new(&self.layout, location, &waiting)?);
         }
         let Some(open) = &mut partition.open else { return Ok(()) };
         for rows in waiting {
@@ -280,9 +281,10 @@ impl Drop for Encoder {
 }
 
 impl OpenFile {
-    fn new(layout: &Layout, location: String) -> Result<Self> {
+    /// A file that begins with the `first` rows.
+    fn new(layout: &Layout, location: String, first: &[RecordBatch]) -> Result<Self> {
         let options = ArrowWriterOptions::new()
-            .with_properties(layout.properties.clone())
+            .with_properties(dictionary::properties(&layout.properties, first))
             .with_parquet_schema(layout.parquet.clone());
         let arrow = Arc::clone(&layout.arrow);
         let writer = ArrowWriter::try_new_with_options(Vec::new(), arrow, options);

@@ -5,10 +5,12 @@
 //! makes files visible: that is [`crate::commit`].
 
 mod bounds;
+mod dictionary;
 mod encode;
 mod layout;
 mod metrics;
 mod partition;
+mod position_deletes;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +22,8 @@ use polder_core::{Error, ErrorCode, Result};
 pub(crate) use bounds::string_after;
 pub(crate) use encode::Budget;
 pub(crate) use layout::Layout;
+pub use position_deletes::StagedDeletes;
+pub(crate) use position_deletes::{FILE_PATH_ID, write as write_deletes};
 
 use crate::error;
 use crate::storage::Output;

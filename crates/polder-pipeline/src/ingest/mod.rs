@@ -196,9 +196,6 @@ fn decide(
     if checkpoint.reads != reads(spec) {
         return full("the table spec reads other rows");
     }
-    if table.partition() != spec.partition {
-        return full("partitioning changed");
-    }
     if !capabilities.objects && checkpoint.cursor.is_none() {
         return full("no cursor value seen yet");
     }

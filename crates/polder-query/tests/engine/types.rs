@@ -230,8 +230,14 @@ async fn doubles_compare_as_doubles() {
         ),
         ("nullif(\"double\", 1e-30) > 0", 1),
         ("struct(\"double\", big)['c1'] = big", 2),
-        ("id IN (SELECT id FROM lake.org_1.t JOIN (SELECT 1e-30 AS \"double\") USING (\"double\"))", 0),
-        ("id IN (SELECT id FROM lake.org_1.t AS a JOIN (SELECT 1e-30 AS x) AS b ON a.\"double\" = b.x)", 0),
+        (
+            "id IN (SELECT id FROM lake.org_1.t JOIN (SELECT 1e-30 AS \"double\") AS u USING (\"double\"))",
+            0,
+        ),
+        (
+            "id IN (SELECT id FROM lake.org_1.t AS a JOIN (SELECT 1e-30 AS x) AS b ON a.\"double\" = b.x)",
+            0,
+        ),
         ("EXISTS (SELECT 1e-30 INTERSECT SELECT \"double\" FROM lake.org_1.t)", 0),
         ("array_has(make_array(\"double\"), 1e-30)", 0),
         ("array_has(make_array(0.5, 1e-30), \"double\")", 0),

@@ -3,6 +3,7 @@
 mod check;
 mod discover;
 mod init;
+mod maintain;
 mod query;
 mod rollback;
 mod run;
@@ -48,6 +49,8 @@ enum Command {
     Versions(versions::Versions),
     /// Make an older version of a table the current one.
     Rollback(rollback::Rollback),
+    /// Look after tables between runs.
+    Maintain(maintain::Maintain),
     /// Answer one SQL query over the lake.
     Query(query::Query),
     /// Print the version, and those of the formats and engines inside.
@@ -66,6 +69,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Tables(tables) => tables.run(&load()?).await,
         Command::Versions(versions) => versions.run(&load()?).await,
         Command::Rollback(rollback) => rollback.run(&load()?).await,
+        Command::Maintain(maintain) => Box::pin(maintain.run(&load()?)).await,
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
         Command::Version => {
             output::line(&format!("polder {}", env!("CARGO_PKG_VERSION")));

@@ -1,0 +1,298 @@
+//! Changing a table's files without a run: what maintenance and merges do.
+//!
+//! The actions are named as in Iceberg's Java API and checked for conflicts as there: each says what
+//! it has assumed of the state it was made for, and is refused if a commit in between has broken it.
+//! Neither the checkpoint nor the versions change.
+
+use std::collections::HashSet;
+
+use iceberg::TableUpdate;
+use iceberg::spec::{
+    DataContentType, DataFile, Datum, ManifestContentType, Operation, PrimitiveLiteral,
+};
+use polder_core::{Error, ErrorCode, OrgId, Result};
+use uuid::Uuid;
+
+use super::snapshot::{Change, NewFile, SnapshotWriter, read_list};
+use super::{Action, Failure, Prepared, conflict, main_to};
+use crate::catalog::TableState;
+use crate::error;
+use crate::predicate::Predicate;
+use crate::scan::ScanRequest;
+use crate::stage::{Stage, target_of};
+use crate::table::{LakeTable, Properties, commit_of, descends, references};
+use crate::write::{FILE_PATH_ID, StagedDeletes, StagedFile};
+
+/// A change of files that is visible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilesCommitted {
+    pub snapshot_id: i64,
+    /// The commit had been made before this call, which found it.
+    pub already: bool,
+}
+
+/// All of these need a stage of [`crate::StageKind::Files`]. They are made at most once under the
+/// stage's id, and remove the files they were given when they are not made.
+///
+/// # Errors
+/// - `lake.conflict` if the table has changed in a way that the action does not bear. Plan it anew.
+/// - `lake.unknown_outcome` as for [`Stage::commit`].
+impl Stage {
+    /// `RewriteFiles`: the same rows in other files.
+    ///
+    /// Conflicts with a commit that removed one of the `replaced` files or deleted rows of them. Rows
+    /// keep the age that equality deletes ask for.
+    pub async fn rewrite_files(
+        self,
+        replaced: Vec<String>,
+        files: Vec<StagedFile>,
+    ) -> Result<FilesCommitted> {
+        let base = self.base.as_ref().and_then(|base| base.metadata.current_snapshot());
+        let age = base.map(|base| base.sequence_number());
+        let change = self.change(Operation::Replace, replaced.clone(), &files, age);
+        let assumed = Assumed { untouched: set(&replaced), ..Assumed::default() };
+        self.apply(change, assumed).await
+    }
+
+    /// `OverwriteFiles`: new rows in place of those that `filter` matches, which are all the rows of
+    /// the `replaced` files.
+    ///
+    /// Conflicts with a commit that removed one of the `replaced` files, deleted rows of them, or
+    /// added a file that may hold rows the filter matches.
+    pub async fn overwrite_files(
+        self,
+        filter: Predicate,
+        replaced: Vec<String>,
+        files: Vec<StagedFile>,
+    ) -> Result<FilesCommitted> {
+        let change = self.change(Operation::Overwrite, replaced.clone(), &files, None);
+        let unmatched = Some(filter);
+        let assumed = Assumed { untouched: set(&replaced), unmatched, ..Assumed::default() };
+        self.apply(change, assumed).await
+    }
+
+    /// `DeleteFiles`: the files go with all their rows.
+    ///
+    /// Conflicts with a commit that removed one of them.
+    pub async fn delete_files(self, files: Vec<String>) -> Result<FilesCommitted> {
+        let change = self.change(Operation::Delete, files, &[], None);
+        self.apply(change, Assumed::default()).await
+    }
+
+    /// `RowDelta`: rows that go, by their positions, and rows that come.
+    ///
+    /// Conflicts with a commit that removed a file in which rows are deleted, or deleted rows of it.
+    pub async fn row_delta(
+        self,
+        deletes: Vec<StagedDeletes>,
+        files: Vec<StagedFile>,
+    ) -> Result<FilesCommitted> {
+        let referenced: HashSet<_> = deletes.iter().map(|d| d.of().to_owned()).collect();
+        let mut change = self.change(Operation::Overwrite, Vec::new(), &files, None);
+        for deletes in &deletes {
+            let spec = self.spec_of(deletes.spec_id())?;
+            let file = deletes.file().clone();
+            change.added.push(NewFile { file, spec, sequence_number: None });
+        }
+        let present = referenced.clone();
+        let assumed = Assumed { untouched: referenced, present, unmatched: None };
+        self.apply(change, assumed).await
+    }
+
+    fn change(
+        &self,
+        operation: Operation,
+        removed: Vec<String>,
+        files: &[StagedFile],
+        sequence_number: Option<i64>,
+    ) -> Change {
+        let new = |file: &StagedFile| NewFile {
+            file: file.data_file().clone(),
+            spec: self.target.spec.clone(),
+            sequence_number,
+        };
+        let fields = vec![
+            (Properties::COMMIT_ID.to_owned(), self.request.run_id.to_string()),
+            (Properties::SPEC_ID.to_owned(), self.target.spec.spec_id().to_string()),
+        ];
+        let added = files.iter().map(new).collect();
+        Change { operation, added, removed: removed.into_iter().collect(), keeps: true, fields }
+    }
+
+    async fn apply(self, change: Change, assumed: Assumed) -> Result<FilesCommitted> {
+        let added = change.added.iter().map(|new| new.file.file_path().to_owned());
+        let added: Vec<String> = added.collect();
+        let target = &self.target;
+        let writer = SnapshotWriter::new(self.lake.store(), &target.location, &target.schema);
+        let mut action = FilesAction { stage: &self, change, assumed, writer };
+        match super::commit(&self.lake, &self.ident, &mut action).await {
+            Ok(done) => {
+                if done.already {
+                    self.discard(added).await;
+                }
+                Ok(done)
+            }
+            Err(Failure { error, leftovers }) => {
+                if let Some(metadata) = leftovers {
+                    self.discard(added).await;
+                    self.discard(metadata).await;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+fn set(locations: &[String]) -> HashSet<String> {
+    locations.iter().cloned().collect()
+}
+
+/// What must be true of the commits between the state an action was made for and the present one.
+#[derive(Default)]
+struct Assumed {
+    /// None has deleted rows of these data files.
+    untouched: HashSet<String>,
+    /// None has removed one of these data files.
+    present: HashSet<String>,
+    /// None has added a data file that may hold rows of these.
+    unmatched: Option<Predicate>,
+}
+
+struct FilesAction<'a> {
+    stage: &'a Stage,
+    change: Change,
+    assumed: Assumed,
+    writer: SnapshotWriter,
+}
+
+impl FilesAction<'_> {
+    /// Checks what was assumed, if commits have come in between.
+    async fn check(&self, base: &TableState, present: &TableState) -> Result<()> {
+        if base.metadata.current_snapshot_id() == present.metadata.current_snapshot_id() {
+            return Ok(());
+        }
+        let broken = |what: &str| Err(conflict().detail(what.to_owned()));
+        let store = self.stage.lake.store();
+        let file_io = store.file_io();
+        let failed = |cause| error::iceberg("read a manifest", cause);
+        let mut old = HashSet::new();
+        if let Some(snapshot) = base.metadata.current_snapshot() {
+            let list = read_list(store, snapshot).await?;
+            old.extend(list.into_iter().map(|manifest| manifest.manifest_path));
+        }
+        let Some(snapshot) = present.metadata.current_snapshot() else { return Ok(()) };
+        let mut missing = self.assumed.present.clone();
+        for manifest in read_list(store, snapshot).await? {
+            let deletes = manifest.content == ManifestContentType::Deletes;
+            if deletes && old.contains(&manifest.manifest_path) || !deletes && missing.is_empty() {
+                continue;
+            }
+            let loaded = manifest.load_manifest(&file_io).await.map_err(failed)?;
+            let base_number = base.metadata.last_sequence_number();
+            for entry in loaded.entries().iter().filter(|entry| entry.is_alive()) {
+                missing.remove(entry.file_path());
+                let newer = entry.sequence_number().is_none_or(|number| number > base_number);
+                if deletes && newer && touches(entry.data_file(), &self.assumed.untouched) {
+                    return broken("rows of its files were deleted");
+                }
+            }
+        }
+        if !missing.is_empty() {
+            return broken("files in which it deletes rows are gone");
+        }
+        match &self.assumed.unmatched {
+            Some(filter) if self.new_match(base, present, filter).await? => {
+                broken("rows were added among those it replaces")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn new_match(
+        &self,
+        base: &TableState,
+        present: &TableState,
+        filter: &Predicate,
+    ) -> Result<bool> {
+        let no_org = || Error::new(ErrorCode::Internal, "a table outside the orgs' namespaces");
+        let namespace = self.stage.ident.namespace().to_url_string();
+        let org = OrgId::from_namespace(&namespace).ok_or_else(no_org)?;
+        let files = async |state: &TableState, filter: Predicate| -> Result<HashSet<String>> {
+            let table = LakeTable::new(&org, state.clone(), self.stage.lake.store())?;
+            let scan = ScanRequest { snapshot: None, filter, columns: None };
+            Ok(table.plan(scan).await?.files.into_iter().map(|file| file.path).collect())
+        };
+        let old = files(base, Predicate::True).await?;
+        Ok(files(present, filter.clone()).await?.iter().any(|path| !old.contains(path)))
+    }
+}
+
+/// Whether a delete file may delete rows of one of the data files.
+fn touches(deletes: &DataFile, files: &HashSet<String>) -> bool {
+    if files.is_empty() || deletes.content_type() != DataContentType::PositionDeletes {
+        // Equality deletes apply by age, which a rewrite keeps.
+        return false;
+    }
+    if let Some(file) = deletes.referenced_data_file() {
+        return files.contains(&file);
+    }
+    let text = |datum: Option<&Datum>| match datum.map(Datum::literal) {
+        Some(PrimitiveLiteral::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let lower = text(deletes.lower_bounds().get(&FILE_PATH_ID));
+    let upper = text(deletes.upper_bounds().get(&FILE_PATH_ID));
+    let (Some(lower), Some(upper)) = (lower, upper) else { return true };
+    // An upper bound may be cut short.
+    files.iter().any(|file| *file >= lower && (*file <= upper || file.starts_with(&upper)))
+}
+
+impl Action for FilesAction<'_> {
+    type Done = FilesCommitted;
+
+    fn find(&self, present: &TableState, sent: bool) -> Option<FilesCommitted> {
+        let metadata = &present.metadata;
+        let id: Uuid = self.stage.request.run_id;
+        let own = metadata.snapshots().find(|snapshot| commit_of(snapshot) == Some(id));
+        if own.is_none() && !Properties(metadata.properties()).commit_ids().contains(&id) {
+            return None;
+        }
+        let mine = own.map_or(sent, |own| own.snapshot_id() == self.writer.id());
+        let snapshot_id = own.or(metadata.current_snapshot())?.snapshot_id();
+        Some(FilesCommitted { snapshot_id, already: !mine })
+    }
+
+    fn validate(&self, present: Option<&TableState>) -> Result<()> {
+        let (Some(base), Some(present)) = (&self.stage.base, present) else {
+            return Err(conflict());
+        };
+        if base.metadata_location == present.metadata_location {
+            return Ok(());
+        }
+        let (target, staged) = (target_of(present, &self.stage.request)?, &self.stage.target);
+        let same_shape = target.schema == staged.schema && target.spec == staged.spec;
+        let descends = descends(&present.metadata, &base.metadata);
+        if same_shape && descends { Ok(()) } else { Err(conflict()) }
+    }
+
+    async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<FilesCommitted>> {
+        let (Some(base), Some(present)) = (&self.stage.base, present) else {
+            return Err(conflict());
+        };
+        self.check(base, present).await?;
+        let snapshot = self.writer.write(Some(present), &self.change).await?;
+        let refs = references(&present.metadata)?;
+        let mut updates = self.stage.target.updates.clone();
+        updates.push(TableUpdate::AddSnapshot { snapshot });
+        updates.push(main_to(self.writer.id(), &refs));
+        let properties = Properties(present.metadata.properties());
+        let set = [properties.with_commit(self.stage.request.run_id)];
+        updates.push(TableUpdate::SetProperties { updates: set.into() });
+        let done = FilesCommitted { snapshot_id: self.writer.id(), already: false };
+        Ok(Prepared { updates, done })
+    }
+
+    fn written(&self) -> Vec<String> {
+        self.writer.written()
+    }
+}

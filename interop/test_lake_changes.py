@@ -1,0 +1,148 @@
+"""What happens to a table between runs, as other engines see it: new partitions for new files, a
+rewrite of the old ones, a rollback and the way back."""
+
+from pathlib import Path
+
+import psycopg
+import pytest
+from lakes import READERS, Lake, Services
+from pyiceberg.expressions import And, GreaterThanOrEqual, LessThan
+
+ORG, TABLE = "changes", "event"
+
+CONFIG = """
+[lake]
+warehouse = "./lake"
+catalog = "sqlite://./polder.db"
+[store]
+url = "sqlite://./polder.db"
+[sources.pg]
+type = "postgres"
+url = "env:CHANGES_URL"
+"""
+PIPELINE = """
+orgs:
+  - id: changes
+    tables:
+      - {{ name: event, source: pg, from: public.event, mode: append, cursor: seen_at, key: [id], partition: {partition} }}
+"""
+# By account in the source's layout: every page has rows of every month.
+EVENTS = """
+CREATE TABLE event (
+  id bigint PRIMARY KEY, account int NOT NULL, happened_at timestamptz NOT NULL, note text,
+  seen_at timestamptz NOT NULL)
+"""
+INSERT = """
+INSERT INTO event
+SELECT i, i / 100, timestamptz '2026-01-01 00:00Z' + i % 90 * interval '1 day', md5(i::text),
+       now() - interval '1 hour' FROM generate_series(%s::int, %s::int) AS i
+"""
+FEBRUARY = And(
+    GreaterThanOrEqual("happened_at", "2026-02-01T00:00:00+00:00"),
+    LessThan("happened_at", "2026-03-01T00:00:00+00:00"),
+)
+
+
+class Events:
+    """A source table and the lake table made from it."""
+
+    def __init__(self, services: Services, name: str, work: Path):
+        self.url = services.database(name)
+        self.lake = Lake(services, work, {"CHANGES_URL": self.url})
+        (work / "polder.toml").write_text(CONFIG)
+        (work / "pipelines").mkdir()
+        self.partition("[]")
+
+    def partition(self, by: str) -> None:
+        (self.lake.work / "pipelines/changes.yaml").write_text(PIPELINE.format(partition=by))
+
+    def insert(self, first: int, last: int) -> None:
+        with psycopg.connect(self.url) as connection:
+            connection.execute(INSERT, [first, last])
+
+    def run(self, *args: str) -> dict:
+        return self.lake.polder("run", "--json", *args)["runs"][0]["report"]
+
+    def check(self, first: int, last: int) -> None:
+        """Both readers see exactly these ids, each with its own note."""
+        with psycopg.connect(self.url) as connection:
+            query = "SELECT id, note FROM event WHERE id BETWEEN %s AND %s ORDER BY id"
+            expected = connection.execute(query, [first, last]).fetchall()
+        for reader in READERS:
+            found = self.lake.read(reader, ORG, TABLE, "id", "note").sort_by("id")
+            rows = list(zip(found["id"].to_pylist(), found["note"].to_pylist()))
+            assert rows == expected, reader
+
+    def february(self) -> tuple[int, int, int]:
+        """Rows of one month, the bytes PyIceberg reads for them, and the bytes there are."""
+        table = self.lake._catalog.load_table((f"org_{ORG}", TABLE))
+        size = lambda tasks: sum(task.file.file_size_in_bytes for task in tasks)
+        scan = table.scan(row_filter=FEBRUARY)
+        return scan.to_arrow().num_rows, size(scan.plan_files()), size(table.scan().plan_files())
+
+
+@pytest.fixture
+def events(services: Services, suffix: str, tmp_path: Path) -> Events:
+    name = f"changes_{suffix}"
+    with psycopg.connect(services.postgres, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        connection.execute(f"CREATE DATABASE {name}")
+    events = Events(services, name, tmp_path)
+    with psycopg.connect(events.url) as connection:
+        connection.execute(EVENTS)
+    yield events
+    with psycopg.connect(services.postgres, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_partitions_follow_the_configuration(events: Events) -> None:
+    events.insert(1, 9000)
+    assert events.run()["outcome"] == "full_refresh"
+    rows, read, total = events.february()
+    assert (rows, read) == (2800, total), "without partitions every file is read"
+    events.partition('["month(happened_at)"]')
+    events.insert(9001, 9900)
+    assert events.run()["outcome"] == "append", "no reload"
+    events.check(1, 9900)
+    report = events.lake.polder("maintain", "repartition", "--json")["tables"][0]
+    assert (report["rows"], report["commits"]) == (9000, 1)
+    events.check(1, 9900)
+    rows, read, total = events.february()
+    assert rows == 3080
+    assert read < total * 0.4, "a month's files only"
+    again = events.lake.polder("maintain", "repartition", "--json")["tables"][0]
+    assert again["commits"] == 0
+    answer = events.lake.polder(
+        "query", "--format", "json",
+        "SELECT count(*) AS n FROM lake.org_changes.event"
+        " WHERE happened_at >= '2026-02-01T00:00:00Z' AND happened_at < '2026-03-01T00:00:00Z'",
+    )
+    assert answer == [{"n": 3080}]
+
+
+def test_a_rollback_is_seen_by_all_and_loses_no_row(events: Events) -> None:
+    events.insert(1, 500)
+    events.run()
+    events.partition('["month(happened_at)"]')
+    events.insert(501, 700)
+    assert events.run("--full-refresh")["version"] == "v2"
+    events.insert(701, 800)
+    events.run()
+    events.check(1, 800)
+    before = events.lake.tables()[ORG, TABLE]
+    back = ["rollback", "--org", ORG, "--table", TABLE, "--json", "--to"]
+    done = events.lake.polder(*back, "v1")["rollback"]
+    events.check(1, 500)
+    listed = events.lake.polder("versions", "--org", ORG, "--json")[0]
+    assert [(v["version"], v["current"]) for v in listed["versions"]] == [("v1", True), ("v2", False)]
+    # The next run reads on from v1's checkpoint, into the partitions asked for.
+    assert events.run()["outcome"] == "append"
+    events.check(1, 800)
+    events.lake.polder(*back, done["kept_as"])
+    events.check(1, 800)
+    now = events.lake.tables()[ORG, TABLE]
+    assert now["snapshot_id"] == before["snapshot_id"]
+    assert now["partition"] == before["partition"]
+    events.insert(801, 810)
+    assert events.run()["rows_written"] == 10
+    events.check(1, 810)
