@@ -6,6 +6,7 @@ mod init;
 mod query;
 mod run;
 mod schema;
+mod serve;
 mod tables;
 
 use std::path::PathBuf;
@@ -44,6 +45,8 @@ enum Command {
     Tables(tables::Tables),
     /// Answer one SQL query over the lake.
     Query(query::Query),
+    /// Serve the lake over HTTP: the Iceberg REST catalog at /iceberg.
+    Serve(serve::Serve),
     /// Print the version, and those of the formats and engines inside.
     Version,
 }
@@ -59,6 +62,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Run(run) => Box::pin(run.run(&load()?)).await,
         Command::Tables(tables) => tables.run(&load()?).await,
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
+        Command::Serve(serve) => Box::pin(serve.run(&load()?)).await,
         Command::Version => {
             output::line(&format!("polder {}", env!("CARGO_PKG_VERSION")));
             output::line(&format!("iceberg format 2, arrow {}", arrow::ARROW_VERSION));
