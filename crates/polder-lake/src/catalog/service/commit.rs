@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::documents::{CommitRequest, LoadedTable};
+use super::documents::{CommitRequest, LoadedTable, to_value};
 use super::refusal::{Answer, Refusal, RefusalKind, show};
 use super::requirements;
 use super::{ATTEMPTS_MAX, IcebergCatalog};
@@ -203,10 +203,7 @@ impl IcebergCatalog {
 
     /// Writes a metadata file, durably, before anything leads to it.
     pub(super) async fn write_json(&self, location: &str, content: &impl Serialize) -> Answer<()> {
-        let bytes = serde_json::to_vec(content).map_err(|cause| {
-            let message = "the metadata cannot be written as JSON";
-            polder_core::Error::new(polder_core::ErrorCode::Internal, message).caused_by(cause)
-        })?;
+        let bytes = to_value(content)?.to_string();
         Ok(self.store.put_new(location, Bytes::from(bytes)).await?)
     }
 }

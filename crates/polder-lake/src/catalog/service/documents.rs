@@ -173,14 +173,38 @@ impl LoadedView {
     }
 }
 
-fn to_value(value: &impl Serialize) -> Answer<Value> {
-    serde_json::to_value(value).map_err(|cause| {
+/// Lists in metadata, and the field by which they grow. The crate keeps them in hash maps; clients
+/// compare them as lists, oldest first.
+const ORDERED: [(&str, &str); 6] = [
+    ("schemas", "schema-id"),
+    ("partition-specs", "spec-id"),
+    ("sort-orders", "order-id"),
+    ("statistics", "snapshot-id"),
+    ("partition-statistics", "snapshot-id"),
+    ("versions", "version-id"),
+];
+
+/// Metadata as JSON, its lists in their order.
+pub(super) fn to_value(metadata: &impl Serialize) -> Answer<Value> {
+    let mut value = serde_json::to_value(metadata).map_err(|cause| {
         let error = polder_core::Error::new(
             polder_core::ErrorCode::Internal,
             "the metadata cannot be written as JSON",
         );
         Refusal::from(error.caused_by(cause))
-    })
+    })?;
+    for (list, field) in ORDERED {
+        if let Some(items) = value.get_mut(list).and_then(Value::as_array_mut) {
+            items.sort_by_key(|item| item[field].as_i64());
+        }
+    }
+    if let Some(snapshots) = value.get_mut("snapshots").and_then(Value::as_array_mut) {
+        // Format 1 has no sequence numbers.
+        snapshots.sort_by_key(|found| {
+            (found["sequence-number"].as_i64(), found["timestamp-ms"].as_i64())
+        });
+    }
+    Ok(value)
 }
 
 /// One page of a listing.
