@@ -31,10 +31,10 @@ org = "401"
 
 
 @contextmanager
-def server(binary: str, work: Path, config: str = ""):
+def server(binary: str, work: Path, config: str = "", warehouse: str = "lake"):
     """A server over a fresh lake; gives its address, and asks it to stop in the end."""
     (work / "polder.toml").write_text(
-        f'[lake]\nwarehouse = "lake"\ncatalog = "sqlite://catalog.db"\n\n'
+        f'[lake]\nwarehouse = "{warehouse}"\ncatalog = "sqlite://catalog.db"\n\n'
         f'[store]\nurl = "sqlite://store.db"\n{config}'
     )
     env = os.environ | {"OPERATOR_SECRET": SECRET, "CRM_SECRET": SECRET[::-1]}

@@ -436,9 +436,10 @@ async fn a_request_with_a_key_is_carried_out_once() {
     catalog.namespace("a").await;
     let key = [("idempotency-key", "01977c2e-0000-7000-8000-000000000001")];
     let path = "/v1/namespaces/a/tables";
+    let body = new_table("t");
     let (first, second) = tokio::join!(
-        catalog.send("POST", path, &key, &new_table("t")),
-        catalog.send("POST", path, &key, &new_table("t")),
+        catalog.send("POST", path, &key, &body),
+        catalog.send("POST", path, &key, &body),
     );
     assert_eq!((first.status, &first.body), (StatusCode::OK, &second.body));
     assert_eq!(first.headers["etag"], second.headers["etag"]);
