@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::command::{cargo, command, run};
 use crate::services::{self, Guard, Instance};
-use crate::{Result, places, tidy};
+use crate::{Result, places, rck, tidy};
 
 /// Tidy, clippy and every test that needs no server.
 pub(crate) fn check() -> Result {
@@ -35,11 +35,13 @@ fn tests(instance: &Instance) -> Result {
     // The runners all run, so that one summary tells everything that is wrong.
     let rust = run("Rust tests", &mut with_env(cargo(&["test", "--workspace", "--no-fail-fast"])));
     let readers = readers(&mut with_env(command(places::venv_bin("python"))));
+    let kit = rck::rck(&[]);
     println!("\n── summary");
-    for (what, outcome) in [("Rust tests", &rust), ("reader tests", &readers)] {
+    let all = [("Rust tests", &rust), ("reader tests", &readers), ("Iceberg REST kit", &kit)];
+    for (what, outcome) in all {
         println!("{what}: {}", if outcome.is_ok() { "passed" } else { "FAILED" });
     }
-    rust.and(readers)
+    rust.and(readers).and(kit)
 }
 
 /// DuckDB and PyIceberg against a lake that the binary made.

@@ -11,6 +11,7 @@ mod command;
 mod demo;
 mod places;
 mod process;
+mod rck;
 mod services;
 mod tidy;
 
@@ -32,6 +33,7 @@ cargo xtask <command>
            [--name NAME]  another instance than `test`
            [--purge]      down: remove the instance's data too
   demo [up|down]          the whole story on generated data (see demo/)
+  rck [ARGS for mvn]      Iceberg's REST Compatibility Kit against `polder serve`
   bench ingest            PostgreSQL to Iceberg against a plain drain
            [--scale N] [--runs N] [--json]
 ";
@@ -57,6 +59,7 @@ fn dispatch(args: &[String]) -> Result {
         ["services", rest @ ..] => services::command(rest),
         ["demo"] | ["demo", "up"] => demo::up(),
         ["demo", "down"] => demo::down(),
+        ["rck", rest @ ..] => rck::rck(rest),
         ["bench", "ingest", rest @ ..] => bench::ingest(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");

@@ -128,29 +128,35 @@ impl Lake {
 
     /// A location no table ever had: `<warehouse>/<org uuid>/<table uuid>`, and the table's uuid.
     async fn new_location(&self, org: &OrgId) -> Result<(Uuid, String)> {
-        let namespace = org.namespace();
-        let wanted = BTreeMap::from([(ORG_UUID.to_owned(), Uuid::new_v4().to_string())]);
-        let lost = || {
-            Error::new(ErrorCode::LakeCorrupt, "the org's namespace has no id for its files")
-                .detail(namespace.clone())
-        };
-        let found = match self.catalog.namespace(&namespace).await? {
-            Some(found) if found.contains_key(ORG_UUID) => found,
-            _ => {
-                self.catalog.ensure_namespace(&namespace, &wanted).await?;
-                self.catalog.namespace(&namespace).await?.ok_or_else(lost)?
-            }
-        };
-        let org_uuid: Uuid =
-            found.get(ORG_UUID).and_then(|text| text.parse().ok()).ok_or_else(lost)?;
-        let folder = format!("{}/{org_uuid}", self.store.root());
-        if !found.contains_key(LOCATION) {
-            let location = BTreeMap::from([(LOCATION.to_owned(), folder.clone())]);
-            self.catalog.ensure_namespace(&namespace, &location).await?;
-        }
+        let folder = org_folder(&*self.catalog, self.store.root(), org).await?;
         let table = Uuid::new_v4();
         Ok((table, format!("{folder}/{table}")))
     }
+}
+
+/// The folder that holds everything of an org: `<warehouse>/<org uuid>`. The org's namespace, which is
+/// created where it is absent, remembers it.
+pub(crate) async fn org_folder(catalog: &dyn Catalog, root: &str, org: &OrgId) -> Result<String> {
+    let namespace = org.namespace();
+    let wanted = BTreeMap::from([(ORG_UUID.to_owned(), Uuid::new_v4().to_string())]);
+    let lost = || {
+        Error::new(ErrorCode::LakeCorrupt, "the org's namespace has no id for its files")
+            .detail(namespace.clone())
+    };
+    let found = match catalog.namespace(&namespace).await? {
+        Some(found) if found.contains_key(ORG_UUID) => found,
+        _ => {
+            catalog.ensure_namespace(&namespace, &wanted).await?;
+            catalog.namespace(&namespace).await?.ok_or_else(lost)?
+        }
+    };
+    let org_uuid: Uuid = found.get(ORG_UUID).and_then(|text| text.parse().ok()).ok_or_else(lost)?;
+    let folder = format!("{root}/{org_uuid}");
+    if !found.contains_key(LOCATION) {
+        let location = BTreeMap::from([(LOCATION.to_owned(), folder.clone())]);
+        catalog.ensure_namespace(&namespace, &location).await?;
+    }
+    Ok(folder)
 }
 
 pub(crate) fn ident(org: &OrgId, name: &str) -> TableIdent {

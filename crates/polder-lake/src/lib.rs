@@ -22,6 +22,7 @@ mod storage;
 mod table;
 mod write;
 
+pub use catalog::service;
 pub use catalog::{Catalog, CommitFailure, SqlCatalog, TableState};
 pub use commit::{FilesCommitted, RolledBack};
 pub use lake::Lake;

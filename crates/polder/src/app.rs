@@ -25,14 +25,23 @@ impl App {
     }
 
     pub(crate) async fn lake(&self) -> Result<Lake> {
+        Lake::open(self.lake_settings()?).await
+    }
+
+    /// Where tables and their catalog are.
+    pub(crate) fn lake_settings(&self) -> Result<LakeSettings> {
         let lake = &self.config.process.lake;
         let s3 = self.config.process.storage.s3.as_ref();
-        Lake::open(LakeSettings {
+        Ok(LakeSettings {
             warehouse: self.config.address(&lake.warehouse),
             catalog_url: self.database(&lake.catalog)?,
             s3: s3.map(|s3| self.s3(s3)).transpose()?,
         })
-        .await
+    }
+
+    /// The value a reference leads to.
+    pub(crate) fn secret(&self, reference: &SecretRef) -> Result<SecretString> {
+        self.secrets.resolve(reference)
     }
 
     pub(crate) async fn store(&self) -> Result<Store> {

@@ -1,13 +1,15 @@
 //! The `polder` binary: argv in, exit code out.
 //!
-//! Only this crate knows the command line (and later HTTP). What a command does lives in `cli/`,
-//! what a job does in `worker.rs`, what both need opened in `app.rs`.
+//! Only this crate knows the command line and HTTP. What a command does lives in `cli/`,
+//! what a job does in `worker.rs`, what both need opened in `app.rs`,
+//! what is offered over HTTP in `serve/`.
 
 mod app;
 mod cli;
 mod exit;
 mod output;
 mod progress;
+mod serve;
 mod worker;
 
 use std::process::ExitCode;

@@ -6,4 +6,5 @@
 mod configuration;
 mod files;
 mod project;
+mod serve;
 mod service;

@@ -1,4 +1,4 @@
-//! Installs what the services need and a machine may lack: PostgreSQL and the Python environment.
+//! Installs what the tests need and a machine may lack: PostgreSQL, Maven, the Python environment.
 //!
 //! A second call finds everything in place and does nothing.
 
@@ -15,6 +15,9 @@ pub(crate) fn install() -> Result {
     if postgres_bin().is_err() {
         install_postgres()?;
         postgres_bin()?;
+    }
+    if command("mvn").arg("--version").output().is_err() {
+        apt_install("Maven and a JDK 17", &["maven", "openjdk-17-jdk-headless"])?;
     }
     if !python_can_make_environments() {
         apt_install("Python's venv module", &["python3", "python3-venv"])?;

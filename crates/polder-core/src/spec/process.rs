@@ -20,6 +20,35 @@ pub struct ProcessConfig {
     pub sources: BTreeMap<String, SourceSpec>,
     #[serde(default)]
     pub limits: Limits,
+    #[serde(default)]
+    pub serve: ServeConfig,
+}
+
+/// What `polder serve` offers, and to whom.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServeConfig {
+    /// IP address and port. An address others can reach needs clients.
+    pub listen: String,
+    /// Who may call, by client id. Without any, everybody who reaches the port is the operator.
+    pub clients: BTreeMap<String, ClientConfig>,
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:7070".to_owned(), clients: BTreeMap::new() }
+    }
+}
+
+/// Somebody who may call `polder serve`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClientConfig {
+    /// A reference to the client's secret, of 16 characters or more.
+    pub secret: SecretRef,
+    /// The one org the client may see; every org and everything else when absent.
+    #[serde(default)]
+    pub org: Option<String>,
 }
 
 /// Where tables and their metadata live.

@@ -3,6 +3,8 @@
 //!
 //! A catalog knows nothing of runs and retries: [`crate::Stage::commit`] does.
 
+mod names;
+pub mod service;
 mod sql;
 
 use std::collections::BTreeMap;

@@ -4,7 +4,9 @@
 //! that Java's `JdbcCatalog` and PyIceberg's `SqlCatalog` open the same database under the catalog
 //! name `polder`. A commit is one `UPDATE … WHERE metadata_location = <what we saw>`.
 
+mod entries;
 mod metadata_cache;
+mod namespaces;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use iceberg::spec::TableMetadata;
-use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
+use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -21,7 +23,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{PgPool, SqlitePool};
 use uuid::Uuid;
 
+pub(super) use self::entries::{Entry, EntryKind, Swap};
 use self::metadata_cache::MetadataCache;
+use super::names::namespace_text;
 use super::{Catalog, CommitFailure, TableState};
 use crate::error::{self, StatementOutcome};
 use crate::storage::Store;
@@ -70,6 +74,7 @@ macro_rules! on {
         }
     };
 }
+use on;
 
 /// The embedded catalog.
 #[derive(Debug)]
@@ -110,7 +115,7 @@ impl SqlCatalog {
             "SELECT metadata_location FROM iceberg_tables
              WHERE catalog_name = $1 AND table_namespace = $2 AND table_name = $3 AND {IS_TABLE}"
         );
-        let namespace = namespace_text(ident);
+        let namespace = namespace_text(&ident.namespace);
         let found: Option<(Option<String>,)> = on!(&self.database, pool => {
             sqlx::query_as(&sql)
                 .bind(CATALOG).bind(&namespace).bind(&ident.name)
@@ -120,7 +125,11 @@ impl SqlCatalog {
         Ok(found.and_then(|(location,)| location))
     }
 
-    async fn state_at(&self, ident: &TableIdent, location: String) -> Result<TableState> {
+    pub(super) async fn state_at(
+        &self,
+        ident: &TableIdent,
+        location: String,
+    ) -> Result<TableState> {
         let metadata = if let Some(metadata) = self.cache.get(&location) {
             metadata
         } else {
@@ -152,7 +161,7 @@ impl SqlCatalog {
         from: Option<&str>,
         to: &str,
     ) -> Result<bool, sqlx::Error> {
-        let namespace = namespace_text(ident);
+        let namespace = namespace_text(&ident.namespace);
         let Some(from) = from else {
             let sql = "INSERT INTO iceberg_tables (catalog_name, table_namespace, table_name,
                            metadata_location, previous_metadata_location, iceberg_type)
@@ -291,10 +300,6 @@ async fn connect(url: &str) -> Result<Database> {
         .hint("use sqlite://PATH or postgres://…"))
 }
 
-fn namespace_text(ident: &TableIdent) -> String {
-    NamespaceIdent::clone(&ident.namespace).inner().join(".")
-}
-
 /// `<table>/metadata/<version>-<uuid>.metadata.json`, as Iceberg's own catalogs name it.
 fn next_location(base: Option<&TableState>, metadata: &TableMetadata) -> String {
     let version = base
@@ -304,7 +309,7 @@ fn next_location(base: Option<&TableState>, metadata: &TableMetadata) -> String 
 }
 
 /// Metadata files of other engines may be compressed (spec, *Appendix D*: `write.metadata.compression-codec`).
-fn parse_metadata(bytes: &[u8], location: &str) -> Result<TableMetadata> {
+pub(super) fn parse_metadata(bytes: &[u8], location: &str) -> Result<TableMetadata> {
     const GZIP: [u8; 2] = [0x1F, 0x8B];
     let not_understood = || {
         Error::new(ErrorCode::LakeCorrupt, "the table's metadata cannot be understood")
@@ -318,7 +323,7 @@ fn parse_metadata(bytes: &[u8], location: &str) -> Result<TableMetadata> {
     parsed.map_err(|cause| not_understood().caused_by(cause))
 }
 
-fn missing_metadata(error: Error) -> Error {
+pub(super) fn missing_metadata(error: Error) -> Error {
     if error.code() != ErrorCode::LakeNotFound {
         return error;
     }

@@ -249,8 +249,11 @@ impl Store {
     }
 }
 
+/// `file:///a`, Hadoop's `file:/a` and `/a` are one path.
 fn local_path(location: &str) -> PathBuf {
-    PathBuf::from(location.strip_prefix(FILE_SCHEME).unwrap_or(location))
+    let hadoop = || location.strip_prefix("file:").filter(|rest| rest.starts_with('/'));
+    let path = location.strip_prefix(FILE_SCHEME).or_else(hadoop);
+    PathBuf::from(path.unwrap_or(location))
 }
 
 fn foreign(location: &str) -> Error {
@@ -281,7 +284,10 @@ mod tests {
         let name = folder.path().join("my lake é");
         let local = Store::open(&settings(name.to_str().expect("utf-8"))).expect("local");
         assert!(name.is_dir() && local.root().starts_with("file:///"));
-        assert_eq!(local.path("file:///a/b c").expect("path").as_ref(), "a/b c");
+        for same in ["file:///a/b c", "file:/a/b c", "/a/b c"] {
+            assert_eq!(local.path(same).expect("path").as_ref(), "a/b c");
+        }
+        assert!(local.path("file:a").is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod query;
 mod rollback;
 mod run;
 mod schema;
+mod serve;
 mod tables;
 mod versions;
 
@@ -53,6 +54,8 @@ enum Command {
     Maintain(maintain::Maintain),
     /// Answer one SQL query over the lake.
     Query(query::Query),
+    /// Serve the lake over HTTP: the Iceberg REST catalog at /iceberg.
+    Serve(serve::Serve),
     /// Print the version, and those of the formats and engines inside.
     Version,
 }
@@ -71,6 +74,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Rollback(rollback) => rollback.run(&load()?).await,
         Command::Maintain(maintain) => Box::pin(maintain.run(&load()?)).await,
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
+        Command::Serve(serve) => Box::pin(serve.run(&load()?)).await,
         Command::Version => {
             output::line(&format!("polder {}", env!("CARGO_PKG_VERSION")));
             output::line(&format!("iceberg format 2, arrow {}", arrow::ARROW_VERSION));

@@ -1,0 +1,142 @@
+//! The embedded catalog as an Iceberg REST catalog offers it: every operation of the specification
+//! as a function from a request to an answer or a [`Refusal`].
+//!
+//! It knows the documents (JSON) and the words of the protocol, and nothing of HTTP: routes, headers,
+//! tokens and status codes are the binary's. Each call carries the principal on whose behalf it is
+//! made; what an org may not see does not exist for it.
+
+mod commit;
+mod documents;
+mod location;
+mod namespaces;
+mod purge;
+mod refusal;
+mod requirements;
+mod storage;
+mod tables;
+mod transaction;
+mod views;
+
+use iceberg::{NamespaceIdent, TableIdent};
+use polder_core::{OrgId, Principal};
+use uuid::Uuid;
+
+pub use documents::{
+    CommitRequest, CreateNamespaceRequest, CreateTableRequest, CreateViewRequest, Identifier,
+    LoadedTable, LoadedView, NamespaceDocument, Page, RegisterRequest, RenameRequest, SnapshotMode,
+    TransactionRequest, UpdatePropertiesRequest, UpdatePropertiesResponse,
+};
+pub use refusal::{Answer, Refusal, RefusalKind};
+
+use self::location::Fence;
+use super::SqlCatalog;
+use super::names::namespace_text;
+use super::sql::EntryKind;
+use crate::lake::org_folder;
+use crate::settings::{LakeSettings, S3Settings};
+use crate::storage::Store;
+
+/// The folder below the warehouse for tables of namespaces without an org.
+const SHARED_FOLDER: &str = "shared";
+/// Commits tried when other writers keep being faster, if the requirements still hold each time.
+const ATTEMPTS_MAX: u32 = 12;
+/// The longest name; the database's column holds 255 characters.
+const NAME_CHARS_MAX: usize = 200;
+
+/// The catalog, as it is served.
+#[derive(Debug)]
+pub struct IcebergCatalog {
+    catalog: SqlCatalog,
+    store: Store,
+    s3: Option<S3Settings>,
+}
+
+impl IcebergCatalog {
+    /// Opens the same catalog and store as [`crate::Lake::open`].
+    pub async fn open(settings: &LakeSettings) -> polder_core::Result<Self> {
+        let store = Store::open(settings)?;
+        let catalog = SqlCatalog::open(&settings.catalog_url, store.clone()).await?;
+        Ok(Self { catalog, store, s3: settings.s3.clone() })
+    }
+
+    /// The namespace of these levels, if the principal may know of it.
+    fn namespace(principal: &Principal, levels: &[String]) -> Answer<NamespaceIdent> {
+        let valid = |level: &String| {
+            let length = level.chars().count();
+            (1..=NAME_CHARS_MAX).contains(&length) && !level.chars().any(char::is_control)
+        };
+        let ident = NamespaceIdent::from_vec(levels.to_vec())
+            .map_err(|_| Refusal::invalid("Invalid namespace: it has no level"))?;
+        if !levels.iter().all(valid) || namespace_text(&ident).chars().count() > NAME_CHARS_MAX {
+            return Err(Refusal::invalid(format!(
+                "Invalid namespace: use 1 to {NAME_CHARS_MAX} characters without control characters"
+            )));
+        }
+        if may_see(principal, &ident) { Ok(ident) } else { Err(Refusal::no_namespace(&ident)) }
+    }
+
+    /// The identifier of a new table or view.
+    fn new_ident(namespace: NamespaceIdent, name: &str) -> Answer<TableIdent> {
+        let length = name.chars().count();
+        if (1..=NAME_CHARS_MAX).contains(&length) && !name.chars().any(char::is_control) {
+            return Ok(TableIdent::new(namespace, name.to_owned()));
+        }
+        Err(Refusal::invalid(format!(
+            "Invalid name: use 1 to {NAME_CHARS_MAX} characters without control characters"
+        )))
+    }
+
+    /// # Errors
+    /// `NoSuchNamespace`.
+    async fn require_namespace(&self, namespace: &NamespaceIdent) -> Answer<()> {
+        match self.catalog.namespace_properties(&namespace_text(namespace)).await? {
+            Some(_) => Ok(()),
+            None => Err(Refusal::no_namespace(namespace)),
+        }
+    }
+
+    /// Whether the name is free.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, in the words for whoever wants to create a `wanted`.
+    async fn require_free(&self, ident: &TableIdent, wanted: EntryKind) -> Answer<()> {
+        let Some(entry) = self.catalog.entry(ident).await? else { return Ok(()) };
+        let shown = refusal::show(ident);
+        Err(Refusal::exists(match (wanted, entry.kind) {
+            (EntryKind::Table, EntryKind::Table) => format!("Table already exists: {shown}"),
+            (EntryKind::View, EntryKind::View) => format!("View already exists: {shown}"),
+            (_, EntryKind::View) => format!("View with same name already exists: {shown}"),
+            (_, EntryKind::Table) => format!("Table with same name already exists: {shown}"),
+        }))
+    }
+
+    /// Where the namespace's files have to lie.
+    async fn fence(&self, namespace: &NamespaceIdent) -> Answer<Fence> {
+        match org_at(namespace) {
+            Some(org) => Fence::org(&org_folder(&self.catalog, self.store.root(), &org).await?),
+            None => Fence::shared(self.store.root()),
+        }
+    }
+
+    /// A location that nothing had before, inside the namespace's fence.
+    async fn new_location(&self, namespace: &NamespaceIdent) -> Answer<String> {
+        let folder = match org_at(namespace) {
+            Some(org) => org_folder(&self.catalog, self.store.root(), &org).await?,
+            None => format!("{}/{SHARED_FOLDER}", self.store.root()),
+        };
+        Ok(format!("{folder}/{}", Uuid::new_v4()))
+    }
+}
+
+/// The org whose namespace this is, or is below.
+fn org_at(namespace: &NamespaceIdent) -> Option<OrgId> {
+    let levels: &[String] = namespace;
+    OrgId::from_namespace(levels.first()?)
+}
+
+fn may_see(principal: &Principal, namespace: &NamespaceIdent) -> bool {
+    match principal {
+        Principal::Operator => true,
+        principal => org_at(namespace).is_some_and(|org| principal.authorize(&org).is_ok()),
+    }
+}

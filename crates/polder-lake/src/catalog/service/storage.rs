@@ -1,0 +1,53 @@
+//! How clients reach the files: which objects belong to a table, and with which account.
+
+use polder_core::Principal;
+
+use super::IcebergCatalog;
+use super::location::Fence;
+use super::refusal::{Answer, Refusal, RefusalKind};
+use crate::catalog::sql::EntryKind;
+use crate::settings::S3Settings;
+
+/// Where a table's files may be beside its location.
+const OTHER_PLACES: [&str; 2] = ["write.data.path", "write.metadata.path"];
+
+impl IcebergCatalog {
+    /// The account and the bucket of a lake on S3; `None` on local disk.
+    pub fn s3(&self) -> Option<(&S3Settings, &str)> {
+        let bucket = self.store.url().strip_prefix("s3://")?;
+        Some((self.s3.as_ref()?, bucket))
+    }
+
+    /// Whether an object is the table's own. Of a table that is not there yet (a staged creation is
+    /// being written) it is enough that the object lies in the namespace's storage.
+    ///
+    /// # Errors
+    /// `Forbidden`; `NoSuchNamespace`.
+    pub async fn check_object(
+        &self,
+        principal: &Principal,
+        namespace: &[String],
+        name: &str,
+        location: &str,
+    ) -> Answer<()> {
+        let namespace = Self::namespace(principal, namespace)?;
+        self.require_namespace(&namespace).await?;
+        self.fence(&namespace).await?.check(location)?;
+        let ident = iceberg::TableIdent::new(namespace, name.to_owned());
+        let Some(entry) = self.catalog.entry(&ident).await? else { return Ok(()) };
+        if entry.kind != EntryKind::Table {
+            return Err(Refusal::no_table(&ident));
+        }
+        let metadata = self.table_at(&ident, entry.metadata_location).await?.metadata;
+        let others = OTHER_PLACES.iter().filter_map(|key| metadata.properties().get(*key));
+        let mut places = others.map(String::as_str).chain([metadata.location()]);
+        let inside =
+            places.any(|place| Fence::org(place).is_ok_and(|fence| fence.check(location).is_ok()));
+        if inside {
+            return Ok(());
+        }
+        let message =
+            format!("Object is not of table {}: {location}", super::refusal::show(&ident));
+        Err(Refusal::new(RefusalKind::Forbidden, message))
+    }
+}

@@ -1,0 +1,287 @@
+//! Tables: created, staged, registered, loaded, renamed, dropped.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use iceberg::spec::{FormatVersion, TableMetadata, TableMetadataBuilder, TableProperties};
+use iceberg::{TableCreation, TableIdent};
+use polder_core::{ErrorCode, Principal};
+
+use super::documents::{CreateTableRequest, LoadedTable, RegisterRequest, RenameRequest};
+use super::refusal::{Answer, Refusal, RefusalKind, show};
+use super::{IcebergCatalog, may_see};
+use crate::catalog::CommitFailure;
+use crate::catalog::names::namespace_text;
+use crate::catalog::sql::{Entry, EntryKind, Swap, parse_metadata};
+
+impl IcebergCatalog {
+    /// The names of the namespace's tables, in order.
+    pub async fn list_tables(
+        &self,
+        principal: &Principal,
+        namespace: &[String],
+    ) -> Answer<Vec<String>> {
+        let namespace = Self::namespace(principal, namespace)?;
+        self.require_namespace(&namespace).await?;
+        Ok(self.catalog.entries(&namespace_text(&namespace), EntryKind::Table).await?)
+    }
+
+    /// The identifier of a table that may be there. What the principal may not see is not.
+    pub(super) fn table_ident(
+        principal: &Principal,
+        namespace: &[String],
+        name: &str,
+    ) -> Answer<TableIdent> {
+        let ident = |namespace| TableIdent::new(namespace, name.to_owned());
+        Self::namespace(principal, namespace).map(ident).map_err(|refusal| {
+            if refusal.kind == RefusalKind::NoSuchNamespace {
+                let shown = format!("{}.{name}", namespace.join("."));
+                let message = format!("Table does not exist: {shown}");
+                return Refusal::new(RefusalKind::NoSuchTable, message);
+            }
+            refusal
+        })
+    }
+
+    async fn table_entry(&self, ident: &TableIdent) -> Answer<Entry> {
+        let entry = self.catalog.entry(ident).await?;
+        entry.filter(|entry| entry.kind == EntryKind::Table).ok_or_else(|| Refusal::no_table(ident))
+    }
+
+    /// Where the table's metadata is now: what changes with every commit.
+    pub async fn table_pointer(
+        &self,
+        principal: &Principal,
+        namespace: &[String],
+        name: &str,
+    ) -> Answer<String> {
+        let ident = Self::table_ident(principal, namespace, name)?;
+        Ok(self.table_entry(&ident).await?.metadata_location)
+    }
+
+    /// # Errors
+    /// `NoSuchTable`; `NotFound` when its metadata file is gone.
+    pub async fn load_table(
+        &self,
+        principal: &Principal,
+        namespace: &[String],
+        name: &str,
+    ) -> Answer<LoadedTable> {
+        let ident = Self::table_ident(principal, namespace, name)?;
+        let location = self.table_entry(&ident).await?.metadata_location;
+        // A parsed copy may outlive its file; a table whose file is gone is not one to work with.
+        self.store.head(&location).await.map_err(|error| missing(error, &location))?;
+        self.table_at(&ident, location).await
+    }
+
+    pub(super) async fn table_at(
+        &self,
+        ident: &TableIdent,
+        location: String,
+    ) -> Answer<LoadedTable> {
+        let state = self.catalog.state_at(ident, location.clone()).await;
+        let metadata = state.map_err(|error| missing(error, &location))?.metadata;
+        Ok(LoadedTable { metadata_location: Some(location), metadata })
+    }
+
+    /// Creates a table, or says what its first state would be (`stage-create`).
+    ///
+    /// # Errors
+    /// `NoSuchNamespace`; `AlreadyExists`; `Forbidden` for a location outside the namespace's own.
+    pub async fn create_table(
+        &self,
+        principal: &Principal,
+        namespace: &[String],
+        request: CreateTableRequest,
+    ) -> Answer<LoadedTable> {
+        let namespace = Self::namespace(principal, namespace)?;
+        self.require_namespace(&namespace).await?;
+        let ident = Self::new_ident(namespace, &request.name)?;
+        self.require_free(&ident, EntryKind::Table).await?;
+        let location = match &request.location {
+            Some(location) => location.trim_end_matches('/').to_owned(),
+            None => self.new_location(&ident.namespace).await?,
+        };
+        let staged = request.stage_create;
+        let metadata = new_metadata(request, location)?;
+        self.fence(&ident.namespace).await?.check_table(&metadata)?;
+        if staged {
+            return Ok(LoadedTable { metadata_location: None, metadata: Arc::new(metadata) });
+        }
+        let prepared = self.write_table(&ident, None, metadata, Vec::new()).await?;
+        let swaps: Vec<Swap> = prepared.swap.into_iter().collect();
+        self.put_new_entry(&ident, EntryKind::Table, &swaps).await?;
+        Ok(prepared.after)
+    }
+
+    /// Swaps in a new name. A conflict is explained: the name was taken, or the namespace dropped.
+    pub(super) async fn put_new_entry(
+        &self,
+        ident: &TableIdent,
+        kind: EntryKind,
+        swaps: &[Swap],
+    ) -> Answer<()> {
+        match self.swap(swaps).await {
+            Err(failure @ CommitFailure::Conflict(_)) => {
+                self.require_namespace(&ident.namespace).await?;
+                self.require_free(ident, kind).await?;
+                Err(failure.into())
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Takes an existing metadata file for a table.
+    ///
+    /// # Errors
+    /// `Forbidden` when the file, or anything it names, lies outside the namespace's own storage;
+    /// `AlreadyExists` unless the request says `overwrite`.
+    pub async fn register_table(
+        &self,
+        principal: &Principal,
+        namespace: &[String],
+        request: RegisterRequest,
+    ) -> Answer<LoadedTable> {
+        let namespace = Self::namespace(principal, namespace)?;
+        self.require_namespace(&namespace).await?;
+        let ident = Self::new_ident(namespace, &request.name)?;
+        let before = match self.catalog.entry(&ident).await? {
+            Some(entry) if request.overwrite && entry.kind == EntryKind::Table => {
+                Some(entry.metadata_location)
+            }
+            Some(_) => return Err(self.taken(&ident, EntryKind::Table).await),
+            None => None,
+        };
+        let location = request.metadata_location;
+        let fence = self.fence(&ident.namespace).await?;
+        fence.check(&location)?;
+        let bytes = self.store.read(&location).await.map_err(|error| missing(error, &location))?;
+        let metadata: TableMetadata = parse_metadata(&bytes, &location).map_err(|error| {
+            Refusal::invalid(format!("Cannot register {location}: {}", error.message()))
+        })?;
+        fence.check_table(&metadata)?;
+        let metadata = Arc::new(metadata);
+        if before.as_deref() != Some(location.as_str()) {
+            let (kind, to) = (EntryKind::Table, location.clone());
+            let swap = Swap { ident: ident.clone(), kind, from: before, to };
+            // Not through `swap`, which removes a file that was not swapped in: this one is theirs.
+            match self.catalog.swap_all(&[swap]).await {
+                Err(CommitFailure::Conflict(_)) => {
+                    return Err(self.taken(&ident, EntryKind::Table).await);
+                }
+                other => other?,
+            }
+        }
+        Ok(LoadedTable { metadata_location: Some(location), metadata })
+    }
+
+    /// Why a name cannot be had.
+    pub(super) async fn taken(&self, ident: &TableIdent, wanted: EntryKind) -> Refusal {
+        let reason = match self.require_namespace(&ident.namespace).await {
+            Ok(()) => self.require_free(ident, wanted).await,
+            gone => gone,
+        };
+        let meanwhile = || {
+            let message = format!("Cannot commit: {} changed meanwhile", show(ident));
+            Refusal::new(RefusalKind::CommitFailed, message)
+        };
+        reason.err().unwrap_or_else(meanwhile)
+    }
+
+    /// # Errors
+    /// `NoSuchTable`; `NoSuchNamespace`; `AlreadyExists`; `Forbidden` when the table's files do not
+    /// lie where the new namespace's files have to.
+    pub async fn rename_table(&self, principal: &Principal, request: RenameRequest) -> Answer<()> {
+        let RenameRequest { source, destination } = request;
+        let from = Self::table_ident(principal, &source.namespace, &source.name)?;
+        let entry = self.table_entry(&from).await?;
+        let namespace = Self::namespace(principal, &destination.namespace)?;
+        let to = Self::new_ident(namespace, &destination.name)?;
+        self.require_namespace(&to.namespace).await?;
+        match self.catalog.entry(&to).await? {
+            Some(found) if found.kind == EntryKind::View => {
+                let (from, to) = (show(&from), show(&to));
+                let message = format!("Cannot rename {from} to {to}. View already exists");
+                return Err(Refusal::exists(message));
+            }
+            Some(_) => {
+                return Err(Refusal::exists(format!("Table already exists: {}", show(&to))));
+            }
+            None => {}
+        }
+        let table = self.table_at(&from, entry.metadata_location).await?;
+        self.fence(&to.namespace).await?.check_table(&table.metadata)?;
+        if self.catalog.rename_entry(EntryKind::Table, &from, &to).await? {
+            return Ok(());
+        }
+        self.table_entry(&from).await?;
+        Err(self.taken(&to, EntryKind::Table).await)
+    }
+
+    /// Takes the table out of the catalog; with `purge` its files go too.
+    pub async fn drop_table(
+        &self,
+        principal: &Principal,
+        namespace: &[String],
+        name: &str,
+        purge: bool,
+    ) -> Answer<()> {
+        let ident = Self::table_ident(principal, namespace, name)?;
+        loop {
+            let entry = self.table_entry(&ident).await?;
+            if self.catalog.drop_entry(&ident, &entry).await? {
+                if purge {
+                    self.purge(&ident, entry.metadata_location).await?;
+                }
+                return Ok(());
+            }
+            // Somebody committed in between: look again, and drop that state.
+        }
+    }
+
+    /// Whether the principal may see the namespace at all.
+    pub fn sees(principal: &Principal, namespace: &[String]) -> bool {
+        iceberg::NamespaceIdent::from_vec(namespace.to_vec())
+            .is_ok_and(|namespace| may_see(principal, &namespace))
+    }
+}
+
+/// A file that the catalog leads to and that is not there, in Iceberg's words.
+pub(super) fn missing(error: polder_core::Error, location: &str) -> Refusal {
+    let gone = error.code() == ErrorCode::LakeNotFound
+        || (error.code() == ErrorCode::LakeCorrupt && error.message().contains("is missing"));
+    if gone {
+        let message = format!("Failed to open input stream for file: {location}");
+        return Refusal::new(RefusalKind::NotFound, message);
+    }
+    error.into()
+}
+
+/// The first state of a table, with field ids assigned anew as the specification asks.
+fn new_metadata(request: CreateTableRequest, location: String) -> Answer<TableMetadata> {
+    let mut properties: HashMap<String, String> = request.properties;
+    let version = match properties.get(TableProperties::PROPERTY_FORMAT_VERSION).map(String::as_str)
+    {
+        None | Some("2") => FormatVersion::V2,
+        Some("1") => FormatVersion::V1,
+        Some("3") => FormatVersion::V3,
+        Some(other) => {
+            return Err(Refusal::invalid(format!("Unsupported format version: v{other}")));
+        }
+    };
+    // Answers about a table, which Iceberg never keeps as its properties.
+    properties.retain(|key, _| !TableProperties::RESERVED_PROPERTIES.contains(&key.as_str()));
+    let creation = TableCreation {
+        name: request.name,
+        location: Some(location),
+        schema: request.schema,
+        partition_spec: request.partition_spec,
+        sort_order: request.write_order,
+        properties,
+        format_version: version,
+    };
+    let built = TableMetadataBuilder::from_table_creation(creation)
+        .and_then(TableMetadataBuilder::build)
+        .map_err(|cause| Refusal::validation(&cause))?;
+    Ok(built.metadata)
+}

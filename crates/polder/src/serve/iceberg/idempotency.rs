@@ -1,0 +1,124 @@
+//! `Idempotency-Key`: a request that changes something is carried out once, and whoever repeats it
+//! with the same key gets the first one's answer.
+//!
+//! Answers are kept in this process for a while and within a size; a repetition after a restart is
+//! carried out again, where a table's requirements keep a commit from being made twice. Answers that
+//! say "try again" (5xx) are not kept.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use polder_lake::service::{Refusal, RefusalKind};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::reply::{Failure, Reply};
+use super::{BODY_BYTES_MAX, Shared};
+use crate::serve::clients::sha256;
+
+const HEADER: &str = "idempotency-key";
+/// How long an answer is kept; [`LIFETIME_TEXT`] says the same to clients.
+const LIFETIME: Duration = Duration::from_secs(30 * 60);
+/// ISO 8601.
+pub(super) const LIFETIME_TEXT: &str = "PT30M";
+/// Keys remembered. The oldest leaves first.
+const KEYS_MAX: usize = 10_000;
+/// The longest answer that is kept.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Answers by client and key.
+#[derive(Default)]
+pub(super) struct Replies {
+    known: StdMutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    by_key: HashMap<(Option<String>, Uuid), Slot>,
+    order: VecDeque<((Option<String>, Uuid), Instant)>,
+}
+
+/// Held while the request runs, so that a repetition waits for its answer.
+type Slot = Arc<Mutex<Option<Kept>>>;
+
+#[derive(Clone)]
+struct Kept {
+    /// The request it answers.
+    request: String,
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Replies {
+    fn slot(&self, client: Option<String>, key: Uuid) -> Slot {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = |at: &Instant| at.elapsed() > LIFETIME;
+        while known.order.len() >= KEYS_MAX || known.order.front().is_some_and(|(_, at)| old(at)) {
+            if let Some((key, _)) = known.order.pop_front() {
+                known.by_key.remove(&key);
+            }
+        }
+        let key = (client, key);
+        if let Some(slot) = known.by_key.get(&key) {
+            return Arc::clone(slot);
+        }
+        known.order.push_back((key.clone(), Instant::now()));
+        Arc::clone(known.by_key.entry(key).or_default())
+    }
+}
+
+/// Carries a request with a key out once.
+pub(super) async fn once(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let changes = matches!(*request.method(), Method::POST | Method::DELETE);
+    let Some(key) = request.headers().get(HEADER).filter(|_| changes) else {
+        return next.run(request).await;
+    };
+    let key = key.to_str().ok().and_then(|text| Uuid::try_parse(text).ok());
+    match keyed(&shared, key, request, next).await {
+        Ok(response) => response,
+        Err(failure) => failure.into_response(),
+    }
+}
+
+async fn keyed(shared: &Shared, key: Option<Uuid>, request: Request, next: Next) -> Reply {
+    let key = key.ok_or_else(|| Refusal::invalid("Invalid Idempotency-Key: not a UUID"))?;
+    let client = shared.caller(request.headers())?.client;
+    let (parts, body) = request.into_parts();
+    let body = to_bytes(body, BODY_BYTES_MAX)
+        .await
+        .map_err(|_| Refusal::invalid("The request is too long, or was cut off"))?;
+    let mut text = format!("{}\n{}\n", parts.method, parts.uri).into_bytes();
+    text.extend_from_slice(&body);
+    let identity = sha256(&text);
+    let slot = shared.replies.slot(client, key);
+    let mut kept = slot.lock().await;
+    if let Some(kept) = &*kept {
+        if kept.request != identity {
+            let message = "The Idempotency-Key was used for another request";
+            return Err(Refusal::new(RefusalKind::Unprocessable, message).into());
+        }
+        return Ok((kept.status, kept.headers.clone(), kept.body.clone()).into_response());
+    }
+    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+    let (parts, body) = response.into_parts();
+    let body = to_bytes(body, usize::MAX).await.map_err(|_| unread())?;
+    let (status, headers) = (parts.status, parts.headers);
+    // A refused token is not the request's answer: with a good one it is carried out.
+    let settled = !status.is_server_error() && status != StatusCode::UNAUTHORIZED;
+    if settled && body.len() <= ANSWER_BYTES_MAX {
+        let (headers, body) = (headers.clone(), body.clone());
+        *kept = Some(Kept { request: identity, status, headers, body });
+    }
+    Ok((status, headers, body).into_response())
+}
+
+fn unread() -> Failure {
+    Refusal::new(RefusalKind::Internal, "The answer could not be read").into()
+}

@@ -1,0 +1,213 @@
+//! Tables and transactions.
+
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use polder_core::Principal;
+use polder_lake::service::{
+    CommitRequest, CreateTableRequest, LoadedTable, Refusal, RegisterRequest, SnapshotMode,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::names::Target;
+use super::paging::Paging;
+use super::reply::{Reply, nothing, ok, parse};
+use super::storage::{Access, keys};
+use super::{As, Shared, etag};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Snapshots {
+    snapshots: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Purge {
+    purge_requested: Option<String>,
+}
+
+impl Snapshots {
+    fn mode(&self) -> Result<SnapshotMode, Refusal> {
+        match self.snapshots.as_deref().map(str::to_lowercase).as_deref() {
+            None | Some("all") => Ok(SnapshotMode::All),
+            Some("refs") => Ok(SnapshotMode::Refs),
+            Some(other) => Err(Refusal::invalid(format!("Invalid snapshot mode: {other}"))),
+        }
+    }
+}
+
+/// The request behind an answer that holds a table.
+struct Asked<'a> {
+    shared: &'a Shared,
+    principal: &'a Principal,
+    headers: &'a HeaderMap,
+    target: &'a Target,
+}
+
+impl Asked<'_> {
+    fn answer(&self, table: &LoadedTable, mode: SnapshotMode) -> Reply {
+        let Self { shared, principal, headers, target } = self;
+        let access = Access::of(shared, principal, headers, target, table);
+        let mut document = table.document(mode, &access.config)?;
+        if !access.credentials.is_empty() {
+            document["storage-credentials"] = Value::from(access.credentials);
+        }
+        let response = ok(&document);
+        Ok(match &table.metadata_location {
+            Some(location) => etag::tagged(response, &etag::of(location, mode)),
+            None => response,
+        })
+    }
+}
+
+pub(super) async fn list(
+    State(shared): State<Shared>,
+    As(principal): As,
+    target: Target,
+    Query(paging): Query<Paging>,
+) -> Reply {
+    let names = shared.catalog.list_tables(&principal, &target.namespace).await?;
+    identifiers(&target.namespace, &paging, names)
+}
+
+/// A page of names.
+pub(super) fn identifiers(namespace: &[String], paging: &Paging, names: Vec<String>) -> Reply {
+    let page = paging.page(names)?;
+    let one = |name: &String| json!({ "namespace": namespace, "name": name });
+    let found: Vec<Value> = page.items.iter().map(one).collect();
+    Ok(ok(&json!({ "identifiers": found, "next-page-token": page.next })))
+}
+
+pub(super) async fn create(
+    State(shared): State<Shared>,
+    As(principal): As,
+    mut target: Target,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Reply {
+    let request: CreateTableRequest = parse(&body)?;
+    target.name.clone_from(&request.name);
+    let made = shared.catalog.create_table(&principal, &target.namespace, request).await?;
+    let asked =
+        Asked { shared: &shared, principal: &principal, headers: &headers, target: &target };
+    asked.answer(&made, SnapshotMode::All)
+}
+
+pub(super) async fn register(
+    State(shared): State<Shared>,
+    As(principal): As,
+    mut target: Target,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Reply {
+    let request: RegisterRequest = parse(&body)?;
+    target.name.clone_from(&request.name);
+    let made = shared.catalog.register_table(&principal, &target.namespace, request).await?;
+    let asked =
+        Asked { shared: &shared, principal: &principal, headers: &headers, target: &target };
+    asked.answer(&made, SnapshotMode::All)
+}
+
+pub(super) async fn load(
+    State(shared): State<Shared>,
+    As(principal): As,
+    target: Target,
+    Query(snapshots): Query<Snapshots>,
+    headers: HeaderMap,
+) -> Reply {
+    let mode = snapshots.mode()?;
+    let (namespace, name) = (&target.namespace, &target.name);
+    let pointer = shared.catalog.table_pointer(&principal, namespace, name).await?;
+    let tag = etag::of(&pointer, mode);
+    if etag::client_has(&headers, &tag) {
+        return Ok(etag::tagged(StatusCode::NOT_MODIFIED.into_response(), &tag));
+    }
+    let found = shared.catalog.load_table(&principal, namespace, name).await?;
+    let asked =
+        Asked { shared: &shared, principal: &principal, headers: &headers, target: &target };
+    asked.answer(&found, mode)
+}
+
+/// Keys for the table's files, for clients that may have them.
+pub(super) async fn credentials(
+    State(shared): State<Shared>,
+    As(principal): As,
+    target: Target,
+) -> Reply {
+    let (namespace, name) = (&target.namespace, &target.name);
+    let found = shared.catalog.load_table(&principal, namespace, name).await?;
+    let keys = keys(&shared).filter(|_| principal == Principal::Operator);
+    let one = |keys| json!({ "prefix": found.location(), "config": Value::Object(keys) });
+    Ok(ok(&json!({ "storage-credentials": keys.map(one).into_iter().collect::<Vec<_>>() })))
+}
+
+pub(super) async fn exists(
+    State(shared): State<Shared>,
+    As(principal): As,
+    target: Target,
+) -> Reply {
+    shared.catalog.table_pointer(&principal, &target.namespace, &target.name).await?;
+    Ok(nothing())
+}
+
+pub(super) async fn commit(
+    State(shared): State<Shared>,
+    As(principal): As,
+    target: Target,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Reply {
+    let request: CommitRequest = parse(&body)?;
+    let (namespace, name) = (&target.namespace, &target.name);
+    let made = shared.catalog.commit_table(&principal, namespace, name, request).await?;
+    let asked =
+        Asked { shared: &shared, principal: &principal, headers: &headers, target: &target };
+    asked.answer(&made, SnapshotMode::All)
+}
+
+pub(super) async fn transaction(
+    State(shared): State<Shared>,
+    As(principal): As,
+    body: Bytes,
+) -> Reply {
+    shared.catalog.commit_transaction(&principal, parse(&body)?).await?;
+    Ok(nothing())
+}
+
+pub(super) async fn rename(State(shared): State<Shared>, As(principal): As, body: Bytes) -> Reply {
+    shared.catalog.rename_table(&principal, parse(&body)?).await?;
+    Ok(nothing())
+}
+
+pub(super) async fn drop(
+    State(shared): State<Shared>,
+    As(principal): As,
+    target: Target,
+    Query(purge): Query<Purge>,
+) -> Reply<Response> {
+    let purge = purge.purge_requested.is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    let (namespace, name) = (&target.namespace, &target.name);
+    shared.catalog.drop_table(&principal, namespace, name, purge).await?;
+    Ok(nothing())
+}
+
+/// What a client measured while scanning or committing.
+pub(super) async fn metrics(
+    State(shared): State<Shared>,
+    As(principal): As,
+    target: Target,
+    body: Bytes,
+) -> Reply {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Report {
+        report_type: String,
+    }
+    let report: Report = parse(&body)?;
+    let (namespace, name) = (&target.namespace, &target.name);
+    shared.catalog.table_pointer(&principal, namespace, name).await?;
+    tracing::debug!(kind = report.report_type, bytes = body.len(), "a client's metrics report");
+    Ok(nothing())
+}

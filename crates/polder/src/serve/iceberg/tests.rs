@@ -1,0 +1,547 @@
+//! The protocol without a socket: requests in, status, headers and documents out.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Request, StatusCode};
+use polder_lake::LakeSettings;
+use polder_lake::service::IcebergCatalog;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tower::ServiceExt;
+
+use super::{Settings, routes};
+use crate::serve::Clients;
+
+const SECRET: &str = "0123456789abcdef";
+
+/// A catalog over a lake of its own.
+struct Catalog {
+    routes: Router,
+    folder: TempDir,
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Value,
+}
+
+impl Answer {
+    fn error_type(&self) -> &str {
+        self.body["error"]["type"].as_str().unwrap_or_default()
+    }
+
+    fn message(&self) -> &str {
+        self.body["error"]["message"].as_str().unwrap_or_default()
+    }
+}
+
+impl Catalog {
+    async fn open() -> Self {
+        Self::with(Clients::default()).await
+    }
+
+    /// With an operator `op` and a client `c1` of org 1.
+    async fn with_clients() -> Self {
+        let mut clients = Clients::default();
+        clients.add("op", &SecretString::from(SECRET), None).unwrap();
+        let org = Some("1".parse().unwrap());
+        clients.add("c1", &SecretString::from(SECRET.to_uppercase()), org).unwrap();
+        Self::with(clients).await
+    }
+
+    async fn with(clients: Clients) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = LakeSettings {
+            warehouse: folder.path().join("lake").display().to_string(),
+            catalog_url: format!("sqlite://{}", folder.path().join("c.db").display()).into(),
+            s3: None,
+        };
+        let catalog = IcebergCatalog::open(&settings).await.unwrap();
+        Self { routes: routes(Settings { catalog, clients }), folder }
+    }
+
+    fn warehouse(&self) -> PathBuf {
+        self.folder.path().join("lake")
+    }
+
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Answer {
+        let text = if body.is_null() { String::new() } else { body.to_string() };
+        self.send_text(method, path, headers, text).await
+    }
+
+    async fn send_text(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Body::from(body)).unwrap();
+        let (parts, body) = self.routes.clone().oneshot(request).await.unwrap().into_parts();
+        let bytes = to_bytes(body, usize::MAX).await.unwrap();
+        let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], &Value::Null).await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send("POST", path, &[], body).await
+    }
+
+    async fn namespace(&self, name: &str) {
+        let made = self.post("/v1/namespaces", &json!({ "namespace": [name] })).await;
+        assert_eq!(made.status, StatusCode::OK, "{}", made.body);
+    }
+
+    async fn table(&self, namespace: &str, name: &str) -> Answer {
+        let path = format!("/v1/namespaces/{namespace}/tables");
+        let made = self.post(&path, &new_table(name)).await;
+        assert_eq!(made.status, StatusCode::OK, "{}", made.body);
+        made
+    }
+
+    /// Every file below the warehouse.
+    fn files(&self) -> Vec<PathBuf> {
+        fn below(folder: &Path, found: &mut Vec<PathBuf>) {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { below(&path, found) } else { found.push(path) }
+            }
+        }
+        let mut found = Vec::new();
+        below(&self.warehouse(), &mut found);
+        found
+    }
+
+    async fn token(&self, id: &str, secret: &str) -> Answer {
+        let form = format!("grant_type=client_credentials&client_id={id}&client_secret={secret}");
+        let kind = ("content-type", "application/x-www-form-urlencoded");
+        self.send_text("POST", "/v1/oauth/tokens", &[kind], form).await
+    }
+
+    async fn bearer(&self, id: &str, secret: &str) -> String {
+        let answer = self.token(id, secret).await;
+        format!("Bearer {}", answer.body["access_token"].as_str().unwrap())
+    }
+}
+
+fn schema() -> Value {
+    json!({
+        "type": "struct", "schema-id": 0,
+        "fields": [{ "id": 1, "name": "id", "required": true, "type": "long" }],
+    })
+}
+
+fn new_table(name: &str) -> Value {
+    json!({ "name": name, "schema": schema() })
+}
+
+fn set(key: &str, value: &str) -> Value {
+    json!({ "requirements": [], "updates": [
+        { "action": "set-properties", "updates": { key: value } }
+    ] })
+}
+
+#[tokio::test]
+async fn what_names_a_location_outside_is_refused_whichever_field_has_it() {
+    let catalog = Catalog::open().await;
+    for name in ["org_1", "org_2", "free"] {
+        catalog.namespace(name).await;
+        catalog.table(name, "t").await;
+    }
+    let found = catalog.get("/v1/namespaces/org_2/tables/t").await;
+    let theirs = found.body["metadata"]["location"].as_str().unwrap().to_owned();
+    let theirs_metadata = found.body["metadata-location"].as_str().unwrap().to_owned();
+    let own = catalog.get("/v1/namespaces/org_1").await.body["properties"]["location"].clone();
+    let own = own.as_str().unwrap();
+    let (_, other) = theirs.rsplit_once("/lake/").unwrap();
+    let before = catalog.files();
+    let outside = [
+        theirs.clone(),
+        format!("{theirs}/deeper"),
+        format!("{own}/../{other}"),
+        format!("{own}/%2e%2e/{other}"),
+        format!("{own}/..%2F{other}"),
+        format!("file://{}", catalog.folder.path().join("x").display()),
+        "file:///etc/x".to_owned(),
+        "s3://other/x".to_owned(),
+        "x".to_owned(),
+        String::new(),
+    ];
+    for namespace in ["org_1", "free"] {
+        for location in &outside {
+            for (path, body) in requests(namespace, location, &theirs_metadata) {
+                let answer = catalog.post(&path, &body).await;
+                assert!(answer.status.is_client_error(), "{path} {body}: {}", answer.body);
+                assert_eq!(answer.error_type(), "ForbiddenException", "{path} {body}");
+            }
+        }
+    }
+    assert_eq!(catalog.files(), before, "nothing was written");
+    assert!(!catalog.folder.path().join("x").exists());
+}
+
+/// Every request that can name a location.
+fn requests(namespace: &str, location: &str, metadata: &str) -> Vec<(String, Value)> {
+    let of = |rest: &str| format!("/v1/namespaces/{namespace}{rest}");
+    let with = |mut body: Value, key: &str, value: Value| {
+        body[key] = value;
+        body
+    };
+    let properties = |key: &str| json!({ key: location });
+    let view = json!({
+        "name": "v", "schema": schema(), "properties": {}, "view-version": {
+            "version-id": 1, "schema-id": 0, "timestamp-ms": 1, "summary": {},
+            "default-namespace": [], "representations": [
+                { "type": "sql", "sql": "select 1", "dialect": "spark" }
+            ],
+        },
+    });
+    let replace = json!({ "requirements": [], "updates": [
+        { "action": "set-location", "location": location }
+    ] });
+    let create = json!({ "requirements": [{ "type": "assert-create" }], "updates": [
+        { "action": "add-schema", "schema": schema() },
+        { "action": "set-current-schema", "schema-id": -1 },
+        { "action": "set-location", "location": location }
+    ] });
+    let snapshot = json!({ "requirements": [], "updates": [{ "action": "add-snapshot", "snapshot": {
+        "snapshot-id": 1, "sequence-number": 1, "timestamp-ms": 4_000_000_000_000_i64,
+        "manifest-list": location, "summary": { "operation": "append" }, "schema-id": 0,
+    } }] });
+    let mut identified = set("write.data.path", location);
+    identified["identifier"] = json!({ "namespace": [namespace], "name": "t" });
+    let mut requests = vec![
+        (of("/tables"), with(new_table("n"), "location", location.into())),
+        (of("/tables/t"), snapshot),
+        (of("/tables/n"), create),
+        (of("/tables/t"), replace),
+        ("/v1/transactions/commit".to_owned(), json!({ "table-changes": [identified] })),
+        (of("/register"), json!({ "name": "n", "metadata-location": metadata })),
+        (of("/register"), json!({ "name": "n", "metadata-location": location })),
+        (of("/register-view"), json!({ "name": "n", "metadata-location": location })),
+        (of("/views"), with(view.clone(), "location", location.into())),
+        (of("/views"), with(view, "properties", properties("write.metadata.path"))),
+    ];
+    let staged = with(new_table("n"), "stage-create", true.into());
+    requests.push((of("/tables"), with(staged.clone(), "location", location.into())));
+    for key in ["write.data.path", "write.metadata.path", "write.object-storage.path"] {
+        requests.push((of("/tables"), with(new_table("n"), "properties", properties(key))));
+        requests.push((of("/tables"), with(staged.clone(), "properties", properties(key))));
+        requests.push((of("/tables/t"), set(key, location)));
+    }
+    requests
+}
+
+#[tokio::test]
+async fn locations_inside_are_taken_and_names_never_become_paths() {
+    let catalog = Catalog::open().await;
+    catalog.namespace("org_1").await;
+    let own = catalog.get("/v1/namespaces/org_1").await.body["properties"]["location"].clone();
+    let own = own.as_str().unwrap();
+    let mut body = new_table("t");
+    body["location"] = json!(format!("{own}/mine/"));
+    body["properties"] = json!({ "write.metadata.path": format!("{own}/mine/meta") });
+    let made = catalog.post("/v1/namespaces/org_1/tables", &body).await;
+    assert_eq!(made.body["metadata"]["location"], format!("{own}/mine"));
+    let metadata = made.body["metadata-location"].as_str().unwrap();
+    assert!(metadata.starts_with(&format!("{own}/mine/meta/00000-")), "{metadata}");
+    for name in ["../../up", "/etc/passwd", "a/b", "..", "%2e%2e", "s3://x/y"] {
+        let made = catalog.table("org_1", name).await;
+        let location = made.body["metadata"]["location"].as_str().unwrap();
+        let (folder, id) = location.rsplit_once('/').unwrap();
+        assert_eq!(folder, own);
+        assert!(uuid::Uuid::try_parse(id).is_ok(), "{location}");
+    }
+    let found = catalog.get("/v1/namespaces/org_1/tables/..%2F..%2Fup").await;
+    assert_eq!(found.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_client_of_an_org_knows_of_nothing_else() {
+    let catalog = Catalog::with_clients().await;
+    let operator = catalog.bearer("op", SECRET).await;
+    let client = catalog.bearer("c1", &SECRET.to_uppercase()).await;
+    let as_operator = [("authorization", operator.as_str())];
+    let as_client = [("authorization", client.as_str())];
+    for name in ["org_1", "org_2", "free"] {
+        let body = json!({ "namespace": [name] });
+        let made = catalog.send("POST", "/v1/namespaces", &as_operator, &body).await;
+        assert_eq!(made.status, StatusCode::OK);
+        let path = format!("/v1/namespaces/{name}/tables");
+        catalog.send("POST", &path, &as_operator, &new_table("t")).await;
+    }
+    let none = Value::Null;
+    let listed = catalog.send("GET", "/v1/namespaces", &as_client, &none).await;
+    assert_eq!(listed.body["namespaces"], json!([["org_1"]]));
+    let own = catalog.send("GET", "/v1/namespaces/org_1/tables/t", &as_client, &none).await;
+    assert_eq!(own.status, StatusCode::OK);
+    for name in ["org_2", "free", "nowhere"] {
+        for (method, rest, kind) in [
+            ("GET", "", "NoSuchNamespaceException"),
+            ("DELETE", "", "NoSuchNamespaceException"),
+            ("GET", "/tables", "NoSuchNamespaceException"),
+            ("GET", "/tables/t", "NoSuchTableException"),
+            ("DELETE", "/tables/t?purgeRequested=true", "NoSuchTableException"),
+            ("GET", "/views", "NoSuchNamespaceException"),
+            ("GET", "/views/v", "NoSuchViewException"),
+        ] {
+            let path = format!("/v1/namespaces/{name}{rest}");
+            let answer = catalog.send(method, &path, &as_client, &none).await;
+            assert_eq!((answer.status.as_u16(), answer.error_type()), (404, kind), "{path}");
+        }
+        let path = format!("/v1/namespaces/{name}/tables");
+        let made = catalog.send("POST", &path, &as_client, &new_table("x")).await;
+        assert_eq!(made.error_type(), "NoSuchNamespaceException");
+        let rename = json!({
+            "source": { "namespace": ["org_1"], "name": "t" },
+            "destination": { "namespace": [name], "name": "t2" },
+        });
+        let moved = catalog.send("POST", "/v1/tables/rename", &as_client, &rename).await;
+        assert_eq!(moved.error_type(), "NoSuchNamespaceException");
+        let mut change = set("a", "b");
+        change["identifier"] = json!({ "namespace": [name], "name": "t" });
+        let body = json!({ "table-changes": [change] });
+        let changed = catalog.send("POST", "/v1/transactions/commit", &as_client, &body).await;
+        assert_eq!(changed.error_type(), "NoSuchTableException");
+    }
+    let body = json!({ "namespace": ["mine"] });
+    let made = catalog.send("POST", "/v1/namespaces", &as_client, &body).await;
+    assert_eq!(made.status, StatusCode::FORBIDDEN);
+    let body = json!({ "namespace": ["org_1", "sub"] });
+    let made = catalog.send("POST", "/v1/namespaces", &as_client, &body).await;
+    assert_eq!(made.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn not_even_the_operator_moves_a_table_out_of_its_orgs_files() {
+    let catalog = Catalog::open().await;
+    for name in ["org_1", "org_2", "free"] {
+        catalog.namespace(name).await;
+    }
+    catalog.table("org_1", "t").await;
+    for name in ["org_2", "free"] {
+        let rename = json!({
+            "source": { "namespace": ["org_1"], "name": "t" },
+            "destination": { "namespace": [name], "name": "t" },
+        });
+        let moved = catalog.post("/v1/tables/rename", &rename).await;
+        assert_eq!(moved.status, StatusCode::FORBIDDEN);
+    }
+    for (updates, removals) in [
+        (json!({ "polder.org-uuid": "x" }), json!([])),
+        (json!({ "location": "file:///x" }), json!([])),
+        (json!({}), json!(["polder.org-uuid"])),
+        (json!({}), json!(["location"])),
+    ] {
+        let body = json!({ "updates": updates, "removals": removals });
+        let changed = catalog.post("/v1/namespaces/org_1/properties", &body).await;
+        assert_eq!(changed.status, StatusCode::BAD_REQUEST, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_good_token_there_is_nothing() {
+    let catalog = Catalog::with_clients().await;
+    for path in ["/v1/config", "/v1/namespaces", "/v1/namespaces/a/tables/t"] {
+        let answer = catalog.get(path).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path}");
+        assert_eq!(answer.error_type(), "NotAuthorizedException");
+    }
+    let wrong = catalog.token("op", "0123456789abcdeg").await;
+    assert_eq!((wrong.status.as_u16(), &wrong.body["error"]), (401, &json!("invalid_client")));
+    let right = catalog.token("op", SECRET).await;
+    assert_eq!(right.headers["cache-control"], "no-store");
+    assert_eq!(right.body["token_type"], "bearer");
+    let token = right.body["access_token"].as_str().unwrap();
+    let form = format!(
+        "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange\
+         &subject_token={token}&subject_token_type=x"
+    );
+    let kind = ("content-type", "application/x-www-form-urlencoded");
+    let renewed = catalog.send_text("POST", "/v1/oauth/tokens", &[kind], form).await;
+    let bearer = format!("Bearer {}", renewed.body["access_token"].as_str().unwrap());
+    let headers = [("authorization", bearer.as_str())];
+    let config = catalog.send("GET", "/v1/config", &headers, &Value::Null).await;
+    assert_eq!(config.status, StatusCode::OK);
+    let form = "grant_type=password".to_owned();
+    let refused = catalog.send_text("POST", "/v1/oauth/tokens", &[kind], form).await;
+    assert_eq!(refused.body["error"], "unsupported_grant_type");
+}
+
+#[tokio::test]
+async fn a_client_that_has_the_state_gets_no_body() {
+    let catalog = Catalog::open().await;
+    catalog.namespace("a").await;
+    let made = catalog.table("a", "t").await;
+    let path = "/v1/namespaces/a/tables/t";
+    let tag = made.headers["etag"].to_str().unwrap().to_owned();
+    let has = [("if-none-match", tag.as_str())];
+    let same = catalog.send("GET", path, &has, &Value::Null).await;
+    assert_eq!((same.status, &same.body), (StatusCode::NOT_MODIFIED, &Value::Null));
+    let refs = catalog.send("GET", &format!("{path}?snapshots=refs"), &has, &Value::Null).await;
+    assert_eq!(refs.status, StatusCode::OK);
+    let changed = catalog.post(path, &set("a", "b")).await;
+    assert_ne!(changed.headers["etag"].to_str().unwrap(), tag);
+    let fresh = catalog.send("GET", path, &has, &Value::Null).await;
+    assert_eq!(fresh.body["metadata"]["properties"]["a"], "b");
+}
+
+#[tokio::test]
+async fn listings_come_in_pages() {
+    let catalog = Catalog::open().await;
+    for name in ["a", "b", "c"] {
+        catalog.namespace(name).await;
+        catalog.table("a", name).await;
+    }
+    for (path, key) in
+        [("/v1/namespaces", "namespaces"), ("/v1/namespaces/a/tables", "identifiers")]
+    {
+        let mut seen = Vec::new();
+        let mut token = String::new();
+        loop {
+            let page = catalog.get(&format!("{path}?pageSize=2&pageToken={token}")).await;
+            seen.extend(page.body[key].as_array().unwrap().clone());
+            match page.body["next-page-token"].as_str() {
+                Some(next) => next.clone_into(&mut token),
+                None => break,
+            }
+        }
+        assert_eq!(json!(seen), catalog.get(path).await.body[key], "{path}");
+        assert_eq!(seen.len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn a_request_with_a_key_is_carried_out_once() {
+    let catalog = Catalog::open().await;
+    catalog.namespace("a").await;
+    let key = [("idempotency-key", "01977c2e-0000-7000-8000-000000000001")];
+    let path = "/v1/namespaces/a/tables";
+    let body = new_table("t");
+    let (first, second) = tokio::join!(
+        catalog.send("POST", path, &key, &body),
+        catalog.send("POST", path, &key, &body),
+    );
+    assert_eq!((first.status, &first.body), (StatusCode::OK, &second.body));
+    assert_eq!(first.headers["etag"], second.headers["etag"]);
+    let without = catalog.post(path, &new_table("t")).await;
+    assert_eq!(without.error_type(), "AlreadyExistsException");
+    let other = catalog.send("POST", path, &key, &new_table("u")).await;
+    assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY);
+    let bad = catalog.send("POST", path, &[("idempotency-key", "1")], &new_table("u")).await;
+    assert_eq!(bad.status, StatusCode::BAD_REQUEST);
+    let key = [("idempotency-key", "01977c2e-0000-7000-8000-000000000002")];
+    for _ in 0..2 {
+        let gone = catalog.send("DELETE", &format!("{path}/t"), &key, &Value::Null).await;
+        assert_eq!(gone.status, StatusCode::NO_CONTENT);
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_changes_all_tables_or_none() {
+    let catalog = Catalog::open().await;
+    catalog.namespace("a").await;
+    for name in ["t", "u"] {
+        catalog.table("a", name).await;
+    }
+    let before = catalog.files().len();
+    let change = |name: &str, schema_id: i32| {
+        let mut change = set("k", "v");
+        change["identifier"] = json!({ "namespace": ["a"], "name": name });
+        change["requirements"] =
+            json!([{ "type": "assert-current-schema-id", "current-schema-id": schema_id }]);
+        change
+    };
+    let body = json!({ "table-changes": [change("t", 0), change("u", 7)] });
+    let refused = catalog.post("/v1/transactions/commit", &body).await;
+    assert_eq!((refused.status.as_u16(), refused.error_type()), (409, "CommitFailedException"));
+    assert_eq!(refused.message(), "Requirement failed: current schema changed: expected id 7 != 0");
+    assert_eq!(catalog.files().len(), before, "the first table's new metadata is gone again");
+    let body = json!({ "table-changes": [change("t", 0), change("t", 0)] });
+    assert_eq!(catalog.post("/v1/transactions/commit", &body).await.status.as_u16(), 400);
+    let body = json!({ "table-changes": [change("t", 0), change("u", 0)] });
+    let done = catalog.post("/v1/transactions/commit", &body).await;
+    assert_eq!(done.status, StatusCode::NO_CONTENT);
+    for name in ["t", "u"] {
+        let found = catalog.get(&format!("/v1/namespaces/a/tables/{name}")).await;
+        assert_eq!(found.body["metadata"]["properties"]["k"], "v");
+    }
+}
+
+#[tokio::test]
+async fn concurrent_commits_all_land() {
+    let catalog = Catalog::open().await;
+    catalog.namespace("a").await;
+    catalog.table("a", "t").await;
+    let commits = (0..6).map(|n| {
+        let body = set(&format!("k{n}"), "v");
+        let catalog = &catalog;
+        async move { catalog.post("/v1/namespaces/a/tables/t", &body).await.status }
+    });
+    let done = futures::future::join_all(commits).await;
+    assert!(done.iter().all(|status| *status == StatusCode::OK), "{done:?}");
+    let found = catalog.get("/v1/namespaces/a/tables/t").await;
+    assert_eq!(found.body["metadata"]["properties"].as_object().unwrap().len(), 6);
+}
+
+#[tokio::test]
+async fn purging_removes_files_and_dropping_does_not() {
+    let catalog = Catalog::open().await;
+    catalog.namespace("a").await;
+    let made = catalog.table("a", "t").await;
+    let path = "/v1/namespaces/a/tables/t";
+    let dropped = catalog.send("DELETE", path, &[], &Value::Null).await;
+    assert_eq!((dropped.status.as_u16(), catalog.files().len()), (204, 1));
+    let body = json!({ "name": "t", "metadata-location": made.body["metadata-location"] });
+    let again = catalog.post("/v1/namespaces/a/register", &body).await;
+    assert_eq!(again.body["metadata"]["table-uuid"], made.body["metadata"]["table-uuid"]);
+    let purge = format!("{path}?purgeRequested=true");
+    let purged = catalog.send("DELETE", &purge, &[], &Value::Null).await;
+    assert_eq!((purged.status.as_u16(), catalog.files().len()), (204, 0));
+    let gone = catalog.send("DELETE", &purge, &[], &Value::Null).await;
+    assert_eq!(gone.message(), "Table does not exist: a.t");
+}
+
+#[tokio::test]
+async fn what_is_not_understood_is_refused_in_icebergs_error_model() {
+    let catalog = Catalog::open().await;
+    catalog.namespace("a").await;
+    catalog.table("a", "t").await;
+    let unknown = json!({ "requirements": [], "updates": [{ "action": "explode" }] });
+    let requirement = json!({ "requirements": [{ "type": "assert-luck" }], "updates": [] });
+    for (path, body, status) in [
+        ("/v1/namespaces/a/tables/t", unknown, 400),
+        ("/v1/namespaces/a/tables/t", requirement, 400),
+        ("/v1/namespaces/a/tables", json!({ "name": "x" }), 400),
+        ("/v1/namespaces/a/tables", json!([]), 400),
+        ("/v1/namespaces", json!({ "namespace": [] }), 400),
+        ("/v1/namespaces", json!({ "namespace": [""] }), 400),
+        ("/v1/namespaces", json!({ "namespace": ["a\u{0}"] }), 400),
+        ("/v1/namespaces", json!({ "namespace": ["no", "parent"] }), 404),
+        ("/v1/nothing", json!({}), 404),
+    ] {
+        let answer = catalog.post(path, &body).await;
+        assert_eq!(answer.status.as_u16(), status, "{path} {body}");
+        assert_eq!(answer.body["error"]["code"], status, "{path} {body}");
+        assert!(!answer.message().is_empty() && !answer.error_type().is_empty());
+    }
+}
