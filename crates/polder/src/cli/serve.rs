@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use clap::Args;
 use polder_core::{Error, ErrorCode, Result};
 use polder_lake::service::IcebergCatalog;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -27,14 +28,15 @@ impl Serve {
         };
         let clients = clients(app)?;
         let server = Server::bind(address, IcebergSettings { catalog, clients }).await?;
+        // Before anybody can learn that there is something to stop.
+        let mut signals = Signals::listen()?;
         output::note(&format!("Iceberg REST catalog: http://{}/iceberg", server.address()?));
         let stop = CancellationToken::new();
         let serving = server.run(stop.clone());
         tokio::pin!(serving);
         tokio::select! {
             ended = &mut serving => ended?,
-            signal = asked_to_stop() => {
-                signal?;
+            () = signals.first() => {
                 output::note("stopping: running requests end first");
                 stop.cancel();
                 serving.await?;
@@ -62,15 +64,29 @@ fn clients(app: &App) -> Result<Clients> {
     Ok(clients)
 }
 
-/// Ctrl-C, or the signal service managers send.
-async fn asked_to_stop() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let failed = |cause: std::io::Error| {
-        Error::new(ErrorCode::Internal, "signals cannot be listened for").caused_by(cause)
-    };
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    tokio::select! {
-        ended = tokio::signal::ctrl_c() => ended.map_err(failed),
-        _ = terminate.recv() => Ok(()),
+/// Ctrl-C, and the signal service managers send.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// From now on the signals do not end the process by themselves.
+    fn listen() -> Result<Self> {
+        let failed = |cause: std::io::Error| {
+            Error::new(ErrorCode::Internal, "signals cannot be listened for").caused_by(cause)
+        };
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    /// Waits for the first of them.
+    async fn first(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
