@@ -3,6 +3,8 @@
 //! They are read from the path as it was sent. Java's client writes a space as `+` (and a plus sign
 //! as `%2B`), others write `%20`; both are understood here.
 
+use std::borrow::Cow;
+
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -55,7 +57,7 @@ pub(super) fn levels(text: &str) -> Vec<String> {
 fn decode(segment: &str) -> Answer<String> {
     let spaced = segment.replace('+', " ");
     let decoded = percent_decode_str(&spaced).decode_utf8();
-    decoded.map(|text| text.into_owned()).map_err(|_| Refusal::invalid("Invalid name: not UTF-8"))
+    decoded.map(Cow::into_owned).map_err(|_| Refusal::invalid("Invalid name: not UTF-8"))
 }
 
 #[cfg(test)]

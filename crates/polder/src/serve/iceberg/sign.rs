@@ -1,6 +1,7 @@
 //! `POST …/tables/{table}/sign`: signs one request to S3 for a client that has no keys (AWS
 //! Signature Version 4), if the object is the table's.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::body::Bytes;
@@ -117,21 +118,17 @@ impl Place {
 
 /// The hosts under which the account's buckets are.
 fn hosts(s3: &S3Settings) -> Vec<String> {
-    match &s3.endpoint {
-        Some(endpoint) => {
-            let rest = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest);
-            vec![rest.split('/').next().unwrap_or_default().to_ascii_lowercase()]
-        }
-        None => {
-            let region = &s3.region;
-            vec![format!("s3.{region}.amazonaws.com"), "s3.amazonaws.com".to_owned()]
-        }
+    if let Some(endpoint) = &s3.endpoint {
+        let rest = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest);
+        return vec![rest.split('/').next().unwrap_or_default().to_ascii_lowercase()];
     }
+    let region = &s3.region;
+    vec![format!("s3.{region}.amazonaws.com"), "s3.amazonaws.com".to_owned()]
 }
 
 fn decode(text: &str) -> Answer<String> {
     let decoded = percent_decode_str(text).decode_utf8();
-    decoded.map(|text| text.into_owned()).map_err(|_| Refusal::invalid("Invalid key: not UTF-8"))
+    decoded.map(Cow::into_owned).map_err(|_| Refusal::invalid("Invalid key: not UTF-8"))
 }
 
 fn pairs(query: &str) -> Answer<Vec<(String, String)>> {
@@ -179,8 +176,9 @@ impl Signer<'_> {
             }
         }
         let names = signed.keys().map(String::as_str).collect::<Vec<_>>().join(";");
-        let lines: String =
+        let lines: Vec<String> =
             signed.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
+        let lines = lines.concat();
         let path = utf8_percent_encode(&place.path, PATH);
         let encode = |text: &str| utf8_percent_encode(text, QUERY).to_string();
         let query: Vec<String> = place
