@@ -169,13 +169,16 @@ fn fits(incoming: &LakeType, current: &LakeType, complete: bool) -> bool {
 fn same_shape(a: &LakeType, b: &LakeType) -> bool {
     match (a, b) {
         (LakeType::List(a), LakeType::List(b)) => {
-            a.nullable == b.nullable && same_shape(&a.data_type, &b.data_type)
+            a.nullable == b.nullable
+                && a.text_of == b.text_of
+                && same_shape(&a.data_type, &b.data_type)
         }
         (LakeType::Struct(a), LakeType::Struct(b)) => {
             a.len() == b.len()
                 && a.iter().zip(b).all(|(x, y)| {
                     x.name == y.name
                         && x.nullable == y.nullable
+                        && x.text_of == y.text_of
                         && same_shape(&x.data_type, &y.data_type)
                 })
         }
@@ -274,5 +277,23 @@ mod tests {
         assert!(fits(&nested(&["a"]), &nested(&["a", "b"]), false));
         assert!(!fits(&nested(&["a", "c"]), &nested(&["a", "b"]), false));
         assert!(!fits(&nested(&["a"]), &nested(&["a", "b"]), true));
+    }
+    #[test]
+    fn nested_text_of_another_kind_is_another_type() {
+        let list = |text_of: Option<TextOf>| {
+            let element = Field { text_of, ..Field::new("element", LakeType::String) };
+            LakeType::List(Box::new(element))
+        };
+        let member = |text_of: Option<TextOf>| {
+            LakeType::Struct(vec![Field { text_of, ..Field::new("a", LakeType::String) }])
+        };
+        for complete in [true, false] {
+            for of in [None, Some(TextOf::Json)] {
+                assert!(fits(&list(of), &list(of), complete));
+                assert!(fits(&member(of), &member(of), complete));
+                assert!(!fits(&list(of), &list(Some(TextOf::Decimal)), complete));
+                assert!(!fits(&member(of), &member(Some(TextOf::ObjectId)), complete));
+            }
+        }
     }
 }
