@@ -137,7 +137,7 @@ impl Drop for Server {
     }
 }
 
-/// What JUnit's reports add up to.
+/// What the reports add up to.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Summary {
     tests: u32,

@@ -153,10 +153,10 @@ impl IcebergCatalog {
             _ => None,
         };
         let Some(base) = base else {
-            return match change.creates {
-                true => self.prepare_new(change).await,
-                false => Err(Refusal::no_table(ident)),
-            };
+            if change.creates {
+                return self.prepare_new(change).await;
+            }
+            return Err(Refusal::no_table(ident));
         };
         requirements::check(&base.metadata, &change.requirements)?;
         let from = base.metadata_location.clone();

@@ -61,9 +61,9 @@ impl SqlCatalog {
         let done: Result<bool, sqlx::Error> = async {
             on!(&self.database, pool => {
                 let mut transaction = pool.begin().await?;
-                let held = sqlx::query(hold).bind(CATALOG).bind(name)
+                let touched = sqlx::query(hold).bind(CATALOG).bind(name)
                     .execute(&mut *transaction).await?;
-                if held.rows_affected() == 0 {
+                if touched.rows_affected() == 0 {
                     return Ok(false);
                 }
                 for key in remove {

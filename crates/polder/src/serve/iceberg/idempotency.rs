@@ -24,7 +24,7 @@ use crate::serve::clients::sha256;
 
 const HEADER: &str = "idempotency-key";
 /// How long an answer is kept; [`LIFETIME_TEXT`] says the same to clients.
-const LIFETIME: Duration = Duration::from_secs(30 * 60);
+const LIFETIME: Duration = Duration::from_mins(30);
 /// ISO 8601.
 pub(super) const LIFETIME_TEXT: &str = "PT30M";
 /// Keys remembered. The oldest leaves first.

@@ -55,7 +55,9 @@ pub(super) fn levels(text: &str) -> Vec<String> {
 fn decode(segment: &str) -> Answer<String> {
     let spaced = segment.replace('+', " ");
     let decoded = percent_decode_str(&spaced).decode_utf8();
-    decoded.map(|text| text.into_owned()).map_err(|_| Refusal::invalid("Invalid name: not UTF-8"))
+    decoded
+        .map(std::borrow::Cow::into_owned)
+        .map_err(|_| Refusal::invalid("Invalid name: not UTF-8"))
 }
 
 #[cfg(test)]

@@ -137,21 +137,18 @@ impl Place {
 
 /// The hosts under which the account's buckets are.
 fn hosts(s3: &S3Settings) -> Vec<String> {
-    match &s3.endpoint {
-        Some(endpoint) => {
-            let rest = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest);
-            vec![rest.split('/').next().unwrap_or_default().to_ascii_lowercase()]
-        }
-        None => {
-            let region = &s3.region;
-            vec![format!("s3.{region}.amazonaws.com"), "s3.amazonaws.com".to_owned()]
-        }
+    if let Some(endpoint) = &s3.endpoint {
+        let rest = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest);
+        return vec![rest.split('/').next().unwrap_or_default().to_ascii_lowercase()];
     }
+    vec![format!("s3.{}.amazonaws.com", s3.region), "s3.amazonaws.com".to_owned()]
 }
 
 fn decode(text: &str) -> Answer<String> {
     let decoded = percent_decode_str(text).decode_utf8();
-    decoded.map(|text| text.into_owned()).map_err(|_| Refusal::invalid("Invalid key: not UTF-8"))
+    decoded
+        .map(std::borrow::Cow::into_owned)
+        .map_err(|_| Refusal::invalid("Invalid key: not UTF-8"))
 }
 
 fn pairs(query: &str) -> Answer<Vec<(String, String)>> {
@@ -199,8 +196,10 @@ impl Signer<'_> {
             }
         }
         let names = signed.keys().map(String::as_str).collect::<Vec<_>>().join(";");
-        let lines: String =
-            signed.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
+        let mut lines = String::new();
+        for (name, value) in &signed {
+            lines.extend([name, ":", value, "\n"]);
+        }
         let path = utf8_percent_encode(&place.path, PATH);
         let encode = |text: &str| utf8_percent_encode(text, QUERY).to_string();
         let query: Vec<String> = place
