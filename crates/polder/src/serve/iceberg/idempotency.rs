@@ -29,8 +29,8 @@ const LIFETIME: Duration = Duration::from_mins(30);
 pub(super) const LIFETIME_TEXT: &str = "PT30M";
 /// Keys remembered. The oldest leaves first.
 const KEYS_MAX: usize = 10_000;
-/// The longest answer that is kept.
-const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What all kept answers may take. The oldest leaves first.
+const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Answers by client and key.
 #[derive(Default)]
@@ -40,9 +40,14 @@ pub(super) struct Replies {
 
 #[derive(Default)]
 struct Known {
-    by_key: HashMap<(Option<String>, Uuid), Slot>,
-    order: VecDeque<((Option<String>, Uuid), Instant)>,
+    by_key: HashMap<Key, (Slot, usize)>,
+    order: VecDeque<(Key, Instant)>,
+    /// Of all answers.
+    bytes: usize,
 }
+
+/// A client's key.
+type Key = (Option<String>, Uuid);
 
 /// Held while the request runs, so that a repetition waits for its answer.
 type Slot = Arc<Mutex<Option<Kept>>>;
@@ -57,20 +62,36 @@ struct Kept {
 }
 
 impl Replies {
-    fn slot(&self, client: Option<String>, key: Uuid) -> Slot {
+    fn slot(&self, key: &Key) -> Slot {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let old = |at: &Instant| at.elapsed() > LIFETIME;
         while known.order.len() >= KEYS_MAX || known.order.front().is_some_and(|(_, at)| old(at)) {
-            if let Some((key, _)) = known.order.pop_front() {
-                known.by_key.remove(&key);
-            }
+            known.forget_oldest();
         }
-        let key = (client, key);
-        if let Some(slot) = known.by_key.get(&key) {
+        if let Some((slot, _)) = known.by_key.get(key) {
             return Arc::clone(slot);
         }
         known.order.push_back((key.clone(), Instant::now()));
-        Arc::clone(known.by_key.entry(key).or_default())
+        Arc::clone(&known.by_key.entry(key.clone()).or_default().0)
+    }
+
+    /// Counts an answer that was put into its slot.
+    fn kept(&self, key: &Key, bytes: usize) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, size)) = known.by_key.get_mut(key) {
+            *size = bytes;
+            known.bytes += bytes;
+        }
+        while known.bytes > KEPT_BYTES_MAX && !known.order.is_empty() {
+            known.forget_oldest();
+        }
+    }
+}
+
+impl Known {
+    fn forget_oldest(&mut self) {
+        let oldest = self.order.pop_front().and_then(|(key, _)| self.by_key.remove(&key));
+        self.bytes -= oldest.map_or(0, |(_, bytes)| bytes);
     }
 }
 
@@ -97,7 +118,8 @@ async fn keyed(shared: &Shared, key: Option<Uuid>, request: Request, next: Next)
     let mut text = format!("{}\n{}\n", parts.method, parts.uri).into_bytes();
     text.extend_from_slice(&body);
     let identity = sha256(&text);
-    let slot = shared.replies.slot(client, key);
+    let key = (client, key);
+    let slot = shared.replies.slot(&key);
     let mut kept = slot.lock().await;
     if let Some(kept) = &*kept {
         if kept.request != identity {
@@ -112,8 +134,9 @@ async fn keyed(shared: &Shared, key: Option<Uuid>, request: Request, next: Next)
     let (status, headers) = (parts.status, parts.headers);
     // A refused token is not the request's answer: with a good one it is carried out.
     let settled = !status.is_server_error() && status != StatusCode::UNAUTHORIZED;
-    if settled && body.len() <= ANSWER_BYTES_MAX {
+    if settled {
         let (headers, body) = (headers.clone(), body.clone());
+        shared.replies.kept(&key, body.len());
         *kept = Some(Kept { request: identity, status, headers, body });
     }
     Ok((status, headers, body).into_response())
