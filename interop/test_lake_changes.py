@@ -34,7 +34,7 @@ CREATE TABLE event (
 """
 INSERT = """
 INSERT INTO event
-SELECT i, i / 100, timestamptz '2026-01-01 00:00Z' + i % 90 * interval '1 day', md5(i::text),
+SELECT i, i / 100, timestamptz '2026-01-01 00:00Z' + i %% 90 * interval '1 day', md5(i::text),
        now() - interval '1 hour' FROM generate_series(%s::int, %s::int) AS i
 """
 FEBRUARY = And(
