@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::SchemaRef;
 use iceberg::spec::{Schema, Snapshot, SnapshotRef, SnapshotReference, TableMetadata};
@@ -29,6 +29,14 @@ const NAMES_SHOWN_MAX: usize = 10;
 
 /// The table properties that are ours. They change in the same commit as the rows.
 pub(crate) struct Properties<'a>(pub(crate) &'a HashMap<String, String>);
+
+impl<'a> Properties<'a> {
+    /// Those of a state; none where there is no table yet.
+    pub(crate) fn of(state: Option<&'a TableState>) -> Self {
+        static NONE: LazyLock<HashMap<String, String>> = LazyLock::new(HashMap::new);
+        Self(state.map_or(&NONE, |state| state.metadata.properties()))
+    }
+}
 
 impl Properties<'_> {
     pub(crate) const SCHEMA: &'static str = "polder.schema";

@@ -1,6 +1,6 @@
 //! Publishing a stage: files, schema, checkpoint and run id in one table commit.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use iceberg::TableUpdate;
 use iceberg::spec::{Operation, SnapshotReference, SnapshotRetention};
@@ -96,8 +96,7 @@ impl Publish<'_> {
     /// What only Polder reads of a snapshot: where a rollback to it leads.
     fn summary_fields(&self, present: Option<&TableState>) -> Vec<(String, String)> {
         let request = &self.stage.request;
-        let empty = HashMap::new();
-        let properties = Properties(present.map_or(&empty, |p| p.metadata.properties()));
+        let properties = Properties::of(present);
         let marked_by = properties.marked_by(request.run_id, &request.schema);
         let mut fields = vec![
             (Properties::RUN_ID.to_owned(), request.run_id.to_string()),
@@ -118,7 +117,7 @@ impl Publish<'_> {
         refs: &BTreeMap<String, SnapshotReference>,
     ) -> Option<u64> {
         (self.stage.request.kind == StageKind::Replace).then(|| {
-            let last = present.map_or(0, |p| Properties(p.metadata.properties()).version());
+            let last = Properties::of(present).version();
             // Somebody may have set such a tag by hand.
             let tagged = refs.keys().filter_map(|name| version_number(name)).max();
             last.max(tagged.unwrap_or(0)) + 1
@@ -183,8 +182,7 @@ impl Action for Publish<'_> {
         updates.push(TableUpdate::AddSnapshot { snapshot });
         updates.push(main_to(self.writer.id(), &refs));
         let version = self.version(present, &refs);
-        let empty = HashMap::new();
-        let properties = Properties(present.map_or(&empty, |p| p.metadata.properties()));
+        let properties = Properties::of(present);
         let request = &stage.request;
         let mut set = properties.after(request.run_id, &request.schema)?;
         set.push((Properties::CHECKPOINT.to_owned(), self.checkpoint.to_json()));

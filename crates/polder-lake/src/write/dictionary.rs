@@ -14,11 +14,15 @@ const SAMPLE_ROWS: usize = 4_096;
 /// Fewer values say nothing.
 const VALUES_MIN: usize = 1_024;
 
-/// The properties for a file that begins with these rows.
-pub(super) fn properties(base: &WriterProperties, first: &[RecordBatch]) -> WriterProperties {
-    let Some(sample) = first.iter().max_by_key(|batch| batch.num_rows()) else {
-        return base.clone();
-    };
+/// The properties for files of rows like these; `None` if they are too few to tell.
+pub(super) fn properties(
+    base: &WriterProperties,
+    rows: &[RecordBatch],
+) -> Option<WriterProperties> {
+    let sample = rows.iter().max_by_key(|batch| batch.num_rows())?;
+    if sample.num_rows() < VALUES_MIN {
+        return None;
+    }
     let mut builder = base.clone().into_builder();
     let sample = sample.slice(0, sample.num_rows().min(SAMPLE_ROWS));
     for (column, field) in sample.columns().iter().zip(sample.schema_ref().fields()) {
@@ -27,7 +31,7 @@ pub(super) fn properties(base: &WriterProperties, first: &[RecordBatch]) -> Writ
             builder = builder.set_column_dictionary_enabled(path, false);
         }
     }
-    builder.build()
+    Some(builder.build())
 }
 
 /// Whether at most one value in 200 of the sample is there twice. A column of 100,000 values, which
@@ -107,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_s_properties_follow_its_first_rows() {
+    fn a_writer_s_properties_follow_its_first_rows() {
         let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..5_000));
         let ones: ArrayRef = Arc::new(Int64Array::from_iter_values((0..5_000).map(|_| 1)));
         let batch = RecordBatch::try_from_iter([("id", ids), ("one", ones)]).expect("batch");
@@ -115,9 +119,8 @@ mod tests {
         let of = |properties: &WriterProperties, name: &str| {
             properties.dictionary_enabled(&ColumnPath::new(vec![name.to_owned()]))
         };
-        let made = properties(&base, &[batch.slice(0, 100), batch.clone()]);
+        let made = properties(&base, &[batch.slice(0, 100), batch.clone()]).expect("enough rows");
         assert_eq!((of(&made, "id"), of(&made, "one")), (false, true));
-        let few = properties(&base, &[batch.slice(0, 100)]);
-        assert_eq!((of(&few, "id"), of(&few, "one")), (true, true));
+        assert!(properties(&base, &[batch.slice(0, 100)]).is_none());
     }
 }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use iceberg::spec::{DataFile, Struct};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::file::properties::WriterProperties;
 use polder_core::{Error, ErrorCode, Result};
 
 use super::dictionary;
@@ -86,6 +87,8 @@ pub(super) struct Encoder {
     next_file: usize,
     partitions: HashMap<Box<[u8]>, Partition>,
     files_open: usize,
+    /// The settings of this writer's files, once a first one began with enough rows to tell.
+    properties: Option<WriterProperties>,
     /// Bytes counted in the budget for this writer.
     held: usize,
     ready: Vec<Ready>,
@@ -117,6 +120,7 @@ impl Encoder {
             next_file: 0,
             partitions: HashMap::new(),
             files_open: 0,
+            properties: None,
             held: 0,
             ready: Vec::new(),
         }
@@ -194,7 +198,11 @@ impl Encoder {
             let location = self.layout.location(self.number, self.next_file);
             self.next_file += 1;
             self.files_open += 1;
-            partition.open = Some(OpenFile::new(&self.layout, location, &waiting)?);
+            if self.properties.is_none() {
+                self.properties = dictionary::properties(&self.layout.properties, &waiting);
+            }
+            let properties = self.properties.as_ref().unwrap_or(&self.layout.properties);
+            partition.open = Some(OpenFile::new(&self.layout, location, properties.clone())?);
         }
         let Some(open) = &mut partition.open else { return Ok(()) };
         for rows in waiting {
@@ -281,10 +289,9 @@ impl Drop for Encoder {
 }
 
 impl OpenFile {
-    /// A file that begins with the `first` rows.
-    fn new(layout: &Layout, location: String, first: &[RecordBatch]) -> Result<Self> {
+    fn new(layout: &Layout, location: String, properties: WriterProperties) -> Result<Self> {
         let options = ArrowWriterOptions::new()
-            .with_properties(dictionary::properties(&layout.properties, first))
+            .with_properties(properties)
             .with_parquet_schema(layout.parquet.clone());
         let arrow = Arc::clone(&layout.arrow);
         let writer = ArrowWriter::try_new_with_options(Vec::new(), arrow, options);
