@@ -1,13 +1,13 @@
 //! `polder maintain`: what is done to tables between runs.
 
 use clap::{Args, Subcommand};
-use polder_core::spec::TableSpec;
-use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
+use polder_core::{Principal, Result};
 use polder_pipeline::{RepartitionReport, RepartitionRequest, repartition};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::cli::selection::Selection;
 use crate::{exit, output};
 
 #[derive(Debug, Args)]
@@ -24,12 +24,8 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Repartition {
-    /// Only these orgs.
-    #[arg(long, value_name = "ID")]
-    org: Vec<OrgId>,
-    /// Only these tables.
-    #[arg(long, value_name = "NAME")]
-    table: Vec<String>,
+    #[command(flatten)]
+    selection: Selection,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -45,7 +41,10 @@ impl Maintain {
 impl Repartition {
     async fn run(&self, app: &App) -> Result<u8> {
         let lake = app.lake().await?;
-        let tables = self.select(app)?;
+        let pipelines = self.selection.pipelines(&app.config.pipelines)?;
+        let tables = pipelines
+            .iter()
+            .flat_map(|pipeline| pipeline.tables.iter().map(|table| (&pipeline.org, table)));
         let cancel = CancellationToken::new();
         let stop = cancel.clone();
         let mut signal = std::pin::pin!(async move {
@@ -57,7 +56,7 @@ impl Repartition {
         });
         let mut reports = Vec::new();
         for (org, table) in tables {
-            let org = Principal::Operator.authorize(&org)?;
+            let org = Principal::Operator.authorize(org)?;
             if lake.table(&org, &table.name).await?.is_none() {
                 continue;
             }
@@ -81,25 +80,6 @@ impl Repartition {
             output::document(&json!({ "tables": reports }));
         }
         Ok(exit::OK)
-    }
-
-    /// The tables asked for that pipelines have.
-    fn select(&self, app: &App) -> Result<Vec<(OrgId, TableSpec)>> {
-        let mut selected = Vec::new();
-        for pipeline in &app.config.pipelines {
-            if !self.org.is_empty() && !self.org.contains(&pipeline.org) {
-                continue;
-            }
-            let tables = pipeline.tables.iter();
-            let wanted =
-                |table: &&TableSpec| self.table.is_empty() || self.table.contains(&table.name);
-            selected.extend(tables.filter(wanted).map(|t| (pipeline.org.clone(), t.clone())));
-        }
-        if selected.is_empty() {
-            return Err(Error::new(ErrorCode::SpecUnknownName, "no pipeline has such a table")
-                .hint("`polder check` lists the pipelines"));
-        }
-        Ok(selected)
     }
 }
 

@@ -8,6 +8,7 @@ mod query;
 mod rollback;
 mod run;
 mod schema;
+mod selection;
 mod serve;
 mod tables;
 mod versions;

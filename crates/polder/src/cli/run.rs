@@ -5,24 +5,21 @@ use std::sync::Arc;
 
 use clap::Args;
 use polder_control::OrgPipeline;
-use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
+use polder_core::{ErrorCode, Principal, Result};
 use polder_pipeline::{IngestReport, Outcome};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::cli::selection::Selection;
 use crate::progress::Display;
 use crate::worker::{Ended, Job, Watched, Worker};
 use crate::{exit, output};
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// Only these orgs.
-    #[arg(long, value_name = "ID")]
-    org: Vec<OrgId>,
-    /// Only these tables.
-    #[arg(long, value_name = "NAME")]
-    table: Vec<String>,
+    #[command(flatten)]
+    selection: Selection,
     /// Reload everything, whatever the mode and the checkpoint.
     #[arg(long)]
     full_refresh: bool,
@@ -33,7 +30,7 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) async fn run(&self, app: &App) -> Result<u8> {
-        let pipelines = self.select(&app.config.pipelines)?;
+        let pipelines = self.selection.pipelines(&app.config.pipelines)?;
         let names = pipelines.iter().flat_map(|p| p.tables.iter().map(|t| t.source.as_str()));
         let worker = Worker {
             sources: Arc::new(app.sources(names)?),
@@ -85,41 +82,6 @@ impl Run {
             () = work => true,
             _ = tokio::signal::ctrl_c() => false,
         }
-    }
-
-    /// The pipelines and tables asked for, each name checked.
-    fn select(&self, pipelines: &[OrgPipeline]) -> Result<Vec<OrgPipeline>> {
-        if pipelines.is_empty() {
-            return Err(Error::new(ErrorCode::SpecInvalid, "no org has a pipeline")
-                .hint("write pipelines/*.yaml beside polder.toml, or run `polder init`"));
-        }
-        if let Some(org) = self.org.iter().find(|org| !pipelines.iter().any(|p| p.org == **org)) {
-            let known: Vec<_> = pipelines.iter().take(20).map(|p| p.org.to_string()).collect();
-            return Err(Error::new(
-                ErrorCode::SpecUnknownName,
-                format!("org {org} has no pipeline"),
-            )
-            .hint(format!("orgs with one: {}", known.join(", "))));
-        }
-        let tables = || pipelines.iter().flat_map(|pipeline| &pipeline.tables);
-        if let Some(name) = self.table.iter().find(|name| !tables().any(|t| t.name == **name)) {
-            let mut known: Vec<_> = tables().map(|table| table.name.as_str()).collect();
-            known.sort_unstable();
-            known.dedup();
-            return Err(Error::new(
-                ErrorCode::SpecUnknownName,
-                format!("no pipeline has table {name:?}"),
-            )
-            .hint(format!("there is: {}", known.join(", "))));
-        }
-        let mut selected = pipelines.to_vec();
-        selected.retain(|pipeline| self.org.is_empty() || self.org.contains(&pipeline.org));
-        if !self.table.is_empty() {
-            for pipeline in &mut selected {
-                pipeline.tables.retain(|table| self.table.contains(&table.name));
-            }
-        }
-        Ok(selected)
     }
 
     fn jobs(&self, pipelines: &[OrgPipeline], display: &mut Display) -> Result<Vec<Watched>> {
