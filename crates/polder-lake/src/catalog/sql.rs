@@ -251,14 +251,14 @@ impl Catalog for SqlCatalog {
         let base = self.load(ident).await.map_err(CommitFailure::Rejected)?;
         super::check(base.as_ref(), requirements)?;
         let metadata = super::apply(base.as_ref(), updates).map_err(CommitFailure::Rejected)?;
-        let location = next_location(base.as_ref(), &metadata);
+        let from = base.as_ref().map(|base| base.metadata_location.as_str());
+        let location = next_metadata_file(from, &format!("{}/metadata", metadata.location()));
         let bytes = serde_json::to_vec(&metadata).map_err(|cause| {
             let error = Error::new(ErrorCode::Internal, "cannot serialise the table's metadata");
             CommitFailure::Rejected(error.caused_by(cause))
         })?;
         // Written and flushed before the swap: the pointer never leads to a file that is not there.
         self.store.put_new(&location, Bytes::from(bytes)).await.map_err(CommitFailure::Rejected)?;
-        let from = base.as_ref().map(|base| base.metadata_location.as_str());
         let swapped = match self.swap(ident, from, &location).await {
             // A statement that the driver sent twice finds its own work done.
             Ok(false) => self.pointer(ident).await.is_ok_and(|now| now.as_ref() == Some(&location)),
@@ -300,12 +300,13 @@ async fn connect(url: &str) -> Result<Database> {
         .hint("use sqlite://PATH or postgres://…"))
 }
 
-/// `<table>/metadata/<version>-<uuid>.metadata.json`, as Iceberg's own catalogs name it.
-fn next_location(base: Option<&TableState>, metadata: &TableMetadata) -> String {
+/// `<folder>/<version>-<uuid>.metadata.json`, as Iceberg's own catalogs name it: one version after
+/// `base`.
+pub(super) fn next_metadata_file(base: Option<&str>, folder: &str) -> String {
     let version = base
-        .and_then(|base| base.metadata_location.rsplit('/').next()?.split('-').next()?.parse().ok())
+        .and_then(|base| base.rsplit('/').next()?.split('-').next()?.parse().ok())
         .map_or(0, |version: u64| version + 1);
-    format!("{}/metadata/{version:05}-{}.metadata.json", metadata.location(), Uuid::new_v4())
+    format!("{folder}/{version:05}-{}.metadata.json", Uuid::new_v4())
 }
 
 /// Metadata files of other engines may be compressed (spec, *Appendix D*: `write.metadata.compression-codec`).

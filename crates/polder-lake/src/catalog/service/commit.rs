@@ -20,7 +20,7 @@ use super::refusal::{Answer, Refusal, RefusalKind, show};
 use super::requirements;
 use super::{ATTEMPTS_MAX, IcebergCatalog};
 use crate::catalog::CommitFailure;
-use crate::catalog::sql::{EntryKind, Swap};
+use crate::catalog::sql::{EntryKind, Swap, next_metadata_file};
 
 /// The pause before another attempt; a random part is left off.
 const PAUSE: Duration = Duration::from_millis(40);
@@ -69,7 +69,7 @@ impl IcebergCatalog {
         name: &str,
         request: CommitRequest,
     ) -> Answer<LoadedTable> {
-        let ident = Self::table_ident(principal, namespace, name)?;
+        let ident = Self::ident(principal, namespace, name, EntryKind::Table)?;
         let change = Change::parse(ident, request)?;
         let mut done = self.commit_all(std::slice::from_ref(&change)).await?;
         done.pop().ok_or_else(|| Refusal::invalid("Invalid commit: no change"))
@@ -156,7 +156,7 @@ impl IcebergCatalog {
             if change.creates {
                 return self.prepare_new(change).await;
             }
-            return Err(Refusal::no_table(ident));
+            return Err(Refusal::absent(EntryKind::Table, &show(ident)));
         };
         requirements::check(&base.metadata, &change.requirements)?;
         let from = base.metadata_location.clone();
@@ -208,20 +208,17 @@ impl IcebergCatalog {
     }
 }
 
-/// `<folder>/<version>-<uuid>.metadata.json`, as Iceberg's own catalogs name it.
+/// The next metadata file, where the properties of the table or view want it.
 pub(super) fn metadata_file(
     base: Option<&str>,
     location: &str,
     properties: &HashMap<String, String>,
 ) -> String {
-    let version = base
-        .and_then(|base| base.rsplit('/').next()?.split('-').next()?.parse().ok())
-        .map_or(0, |version: u64| version + 1);
     let folder = match properties.get("write.metadata.path") {
         Some(path) => path.trim_end_matches('/').to_owned(),
         None => format!("{location}/metadata"),
     };
-    format!("{folder}/{version:05}-{}.metadata.json", Uuid::new_v4())
+    next_metadata_file(base, &folder)
 }
 
 fn parse_update(mut value: Value) -> Answer<TableUpdate> {

@@ -31,7 +31,7 @@ pub use refusal::{Answer, Refusal, RefusalKind};
 use self::location::Fence;
 use super::SqlCatalog;
 use super::names::namespace_text;
-use super::sql::EntryKind;
+use super::sql::{Entry, EntryKind};
 use crate::lake::org_folder;
 use crate::settings::{LakeSettings, S3Settings};
 use crate::storage::Store;
@@ -73,6 +73,44 @@ impl IcebergCatalog {
             )));
         }
         if may_see(principal, &ident) { Ok(ident) } else { Err(Refusal::no_namespace(&ident)) }
+    }
+
+    /// The names of the namespace's tables or views, in order.
+    async fn list(
+        &self,
+        principal: &Principal,
+        namespace: &[String],
+        kind: EntryKind,
+    ) -> Answer<Vec<String>> {
+        let namespace = Self::namespace(principal, namespace)?;
+        self.require_namespace(&namespace).await?;
+        Ok(self.catalog.entries(&namespace_text(&namespace), kind).await?)
+    }
+
+    /// The identifier of a table or view that may be there. What the principal may not see is not.
+    fn ident(
+        principal: &Principal,
+        namespace: &[String],
+        name: &str,
+        kind: EntryKind,
+    ) -> Answer<TableIdent> {
+        let ident = |namespace| TableIdent::new(namespace, name.to_owned());
+        Self::namespace(principal, namespace).map(ident).map_err(|refusal| {
+            if refusal.kind == RefusalKind::NoSuchNamespace {
+                return Refusal::absent(kind, &format!("{}.{name}", namespace.join(".")));
+            }
+            refusal
+        })
+    }
+
+    /// The row of a table or view.
+    ///
+    /// # Errors
+    /// `NoSuchTable` or `NoSuchView`.
+    async fn present(&self, ident: &TableIdent, kind: EntryKind) -> Answer<Entry> {
+        let entry = self.catalog.entry(ident).await?;
+        let absent = || Refusal::absent(kind, &refusal::show(ident));
+        entry.filter(|entry| entry.kind == kind).ok_or_else(absent)
     }
 
     /// The identifier of a new table or view.

@@ -6,6 +6,7 @@ use iceberg::{NamespaceIdent, TableIdent};
 use polder_core::{Error, ErrorCode};
 
 use crate::catalog::CommitFailure;
+use crate::catalog::sql::EntryKind;
 
 /// The kinds of refusal that Iceberg's error model tells apart. Each has one HTTP status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,12 +102,16 @@ impl Refusal {
         Self::new(RefusalKind::NoSuchNamespace, message)
     }
 
-    pub(super) fn no_table(ident: &TableIdent) -> Self {
-        Self::new(RefusalKind::NoSuchTable, format!("Table does not exist: {}", show(ident)))
-    }
-
-    pub(super) fn no_view(ident: &TableIdent) -> Self {
-        Self::new(RefusalKind::NoSuchView, format!("View does not exist: {}", show(ident)))
+    /// There is no such table or view.
+    pub(super) fn absent(kind: EntryKind, shown: &str) -> Self {
+        match kind {
+            EntryKind::Table => {
+                Self::new(RefusalKind::NoSuchTable, format!("Table does not exist: {shown}"))
+            }
+            EntryKind::View => {
+                Self::new(RefusalKind::NoSuchView, format!("View does not exist: {shown}"))
+            }
+        }
     }
 
     pub(super) fn exists(message: impl Into<String>) -> Self {

@@ -4,7 +4,7 @@ use polder_core::Principal;
 
 use super::IcebergCatalog;
 use super::location::Fence;
-use super::refusal::{Answer, Refusal, RefusalKind};
+use super::refusal::{Answer, Refusal, RefusalKind, show};
 use crate::catalog::sql::EntryKind;
 use crate::settings::S3Settings;
 
@@ -36,7 +36,7 @@ impl IcebergCatalog {
         let ident = iceberg::TableIdent::new(namespace, name.to_owned());
         let Some(entry) = self.catalog.entry(&ident).await? else { return Ok(()) };
         if entry.kind != EntryKind::Table {
-            return Err(Refusal::no_table(&ident));
+            return Err(Refusal::absent(EntryKind::Table, &show(&ident)));
         }
         let metadata = self.table_at(&ident, entry.metadata_location).await?.metadata;
         let others = OTHER_PLACES.iter().filter_map(|key| metadata.properties().get(*key));

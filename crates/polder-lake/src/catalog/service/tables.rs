@@ -11,8 +11,7 @@ use super::documents::{CreateTableRequest, LoadedTable, RegisterRequest, RenameR
 use super::refusal::{Answer, Refusal, RefusalKind, show};
 use super::{IcebergCatalog, may_see};
 use crate::catalog::CommitFailure;
-use crate::catalog::names::namespace_text;
-use crate::catalog::sql::{Entry, EntryKind, Swap, parse_metadata};
+use crate::catalog::sql::{EntryKind, Swap, parse_metadata};
 
 impl IcebergCatalog {
     /// The names of the namespace's tables, in order.
@@ -21,31 +20,7 @@ impl IcebergCatalog {
         principal: &Principal,
         namespace: &[String],
     ) -> Answer<Vec<String>> {
-        let namespace = Self::namespace(principal, namespace)?;
-        self.require_namespace(&namespace).await?;
-        Ok(self.catalog.entries(&namespace_text(&namespace), EntryKind::Table).await?)
-    }
-
-    /// The identifier of a table that may be there. What the principal may not see is not.
-    pub(super) fn table_ident(
-        principal: &Principal,
-        namespace: &[String],
-        name: &str,
-    ) -> Answer<TableIdent> {
-        let ident = |namespace| TableIdent::new(namespace, name.to_owned());
-        Self::namespace(principal, namespace).map(ident).map_err(|refusal| {
-            if refusal.kind == RefusalKind::NoSuchNamespace {
-                let shown = format!("{}.{name}", namespace.join("."));
-                let message = format!("Table does not exist: {shown}");
-                return Refusal::new(RefusalKind::NoSuchTable, message);
-            }
-            refusal
-        })
-    }
-
-    async fn table_entry(&self, ident: &TableIdent) -> Answer<Entry> {
-        let entry = self.catalog.entry(ident).await?;
-        entry.filter(|entry| entry.kind == EntryKind::Table).ok_or_else(|| Refusal::no_table(ident))
+        self.list(principal, namespace, EntryKind::Table).await
     }
 
     /// Where the table's metadata is now: what changes with every commit.
@@ -55,8 +30,8 @@ impl IcebergCatalog {
         namespace: &[String],
         name: &str,
     ) -> Answer<String> {
-        let ident = Self::table_ident(principal, namespace, name)?;
-        Ok(self.table_entry(&ident).await?.metadata_location)
+        let ident = Self::ident(principal, namespace, name, EntryKind::Table)?;
+        Ok(self.present(&ident, EntryKind::Table).await?.metadata_location)
     }
 
     /// # Errors
@@ -67,8 +42,8 @@ impl IcebergCatalog {
         namespace: &[String],
         name: &str,
     ) -> Answer<LoadedTable> {
-        let ident = Self::table_ident(principal, namespace, name)?;
-        let location = self.table_entry(&ident).await?.metadata_location;
+        let ident = Self::ident(principal, namespace, name, EntryKind::Table)?;
+        let location = self.present(&ident, EntryKind::Table).await?.metadata_location;
         // A parsed copy may outlive its file; a table whose file is gone is not one to work with.
         self.store.head(&location).await.map_err(|error| missing(error, &location))?;
         self.table_at(&ident, location).await
@@ -193,8 +168,8 @@ impl IcebergCatalog {
     /// lie where the new namespace's files have to.
     pub async fn rename_table(&self, principal: &Principal, request: RenameRequest) -> Answer<()> {
         let RenameRequest { source, destination } = request;
-        let from = Self::table_ident(principal, &source.namespace, &source.name)?;
-        let entry = self.table_entry(&from).await?;
+        let from = Self::ident(principal, &source.namespace, &source.name, EntryKind::Table)?;
+        let entry = self.present(&from, EntryKind::Table).await?;
         let namespace = Self::namespace(principal, &destination.namespace)?;
         let to = Self::new_ident(namespace, &destination.name)?;
         self.require_namespace(&to.namespace).await?;
@@ -214,7 +189,7 @@ impl IcebergCatalog {
         if self.catalog.rename_entry(EntryKind::Table, &from, &to).await? {
             return Ok(());
         }
-        self.table_entry(&from).await?;
+        self.present(&from, EntryKind::Table).await?;
         Err(self.taken(&to, EntryKind::Table).await)
     }
 
@@ -226,9 +201,9 @@ impl IcebergCatalog {
         name: &str,
         purge: bool,
     ) -> Answer<()> {
-        let ident = Self::table_ident(principal, namespace, name)?;
+        let ident = Self::ident(principal, namespace, name, EntryKind::Table)?;
         loop {
-            let entry = self.table_entry(&ident).await?;
+            let entry = self.present(&ident, EntryKind::Table).await?;
             if self.catalog.drop_entry(&ident, &entry).await? {
                 if purge {
                     self.purge(&ident, entry.metadata_location).await?;

@@ -11,6 +11,7 @@ use super::refusal::{Answer, Refusal, show};
 
 /// Tables in one transaction.
 const TABLES_MAX: usize = 1000;
+use crate::catalog::sql::EntryKind;
 
 impl IcebergCatalog {
     /// # Errors
@@ -32,7 +33,7 @@ impl IcebergCatalog {
                 return Err(Refusal::invalid("Invalid table change: it has no identifier"));
             };
             let (namespace, name) = (&identifier.namespace, &identifier.name);
-            let ident = Self::table_ident(principal, namespace, name)?;
+            let ident = Self::ident(principal, namespace, name, EntryKind::Table)?;
             if !seen.insert(ident.clone()) {
                 let message = format!("Invalid transaction: {} is in it twice", show(&ident));
                 return Err(Refusal::invalid(message));

@@ -14,12 +14,11 @@ use super::commit::metadata_file;
 use super::documents::{
     CommitRequest, CreateViewRequest, LoadedView, RegisterRequest, RenameRequest,
 };
-use super::refusal::{Answer, Refusal, RefusalKind, show};
+use super::refusal::{Answer, Refusal, show};
 use super::tables::missing;
 use super::{ATTEMPTS_MAX, location::Fence, requirements};
 use crate::catalog::CommitFailure;
-use crate::catalog::names::namespace_text;
-use crate::catalog::sql::{Entry, EntryKind, Swap};
+use crate::catalog::sql::{EntryKind, Swap};
 
 impl IcebergCatalog {
     /// The names of the namespace's views, in order.
@@ -28,26 +27,7 @@ impl IcebergCatalog {
         principal: &Principal,
         namespace: &[String],
     ) -> Answer<Vec<String>> {
-        let namespace = Self::namespace(principal, namespace)?;
-        self.require_namespace(&namespace).await?;
-        Ok(self.catalog.entries(&namespace_text(&namespace), EntryKind::View).await?)
-    }
-
-    fn view_ident(principal: &Principal, namespace: &[String], name: &str) -> Answer<TableIdent> {
-        let ident = |namespace| TableIdent::new(namespace, name.to_owned());
-        Self::namespace(principal, namespace).map(ident).map_err(|refusal| {
-            if refusal.kind == RefusalKind::NoSuchNamespace {
-                let shown = format!("{}.{name}", namespace.join("."));
-                let message = format!("View does not exist: {shown}");
-                return Refusal::new(RefusalKind::NoSuchView, message);
-            }
-            refusal
-        })
-    }
-
-    async fn view_entry(&self, ident: &TableIdent) -> Answer<Entry> {
-        let entry = self.catalog.entry(ident).await?;
-        entry.filter(|entry| entry.kind == EntryKind::View).ok_or_else(|| Refusal::no_view(ident))
+        self.list(principal, namespace, EntryKind::View).await
     }
 
     /// # Errors
@@ -58,8 +38,8 @@ impl IcebergCatalog {
         namespace: &[String],
         name: &str,
     ) -> Answer<()> {
-        let ident = Self::view_ident(principal, namespace, name)?;
-        self.view_entry(&ident).await.map(drop)
+        let ident = Self::ident(principal, namespace, name, EntryKind::View)?;
+        self.present(&ident, EntryKind::View).await.map(drop)
     }
 
     /// # Errors
@@ -70,8 +50,8 @@ impl IcebergCatalog {
         namespace: &[String],
         name: &str,
     ) -> Answer<LoadedView> {
-        let ident = Self::view_ident(principal, namespace, name)?;
-        let entry = self.view_entry(&ident).await?;
+        let ident = Self::ident(principal, namespace, name, EntryKind::View)?;
+        let entry = self.present(&ident, EntryKind::View).await?;
         self.view_at(entry.metadata_location).await
     }
 
@@ -161,7 +141,7 @@ impl IcebergCatalog {
         name: &str,
         request: CommitRequest,
     ) -> Answer<LoadedView> {
-        let ident = Self::view_ident(principal, namespace, name)?;
+        let ident = Self::ident(principal, namespace, name, EntryKind::View)?;
         let updates: Vec<ViewUpdate> = request
             .updates
             .into_iter()
@@ -174,7 +154,9 @@ impl IcebergCatalog {
         let fence = self.fence(&ident.namespace).await?;
         let mut last = None;
         for _ in 0..ATTEMPTS_MAX {
-            let base = self.view_at(self.view_entry(&ident).await?.metadata_location).await?;
+            let base = self
+                .view_at(self.present(&ident, EntryKind::View).await?.metadata_location)
+                .await?;
             requirements::check_view(&base.metadata, &request.requirements)?;
             let Some(metadata) = apply(&base.metadata, &updates)? else { return Ok(base) };
             check_fence(&fence, &metadata)?;
@@ -187,7 +169,7 @@ impl IcebergCatalog {
             }
         }
         Err(last.map_or_else(
-            || Refusal::no_view(&ident),
+            || Refusal::absent(EntryKind::View, &show(&ident)),
             |cause| CommitFailure::Conflict(cause).into(),
         ))
     }
@@ -197,8 +179,8 @@ impl IcebergCatalog {
     /// lie where the new namespace's files have to.
     pub async fn rename_view(&self, principal: &Principal, request: RenameRequest) -> Answer<()> {
         let RenameRequest { source, destination } = request;
-        let from = Self::view_ident(principal, &source.namespace, &source.name)?;
-        let entry = self.view_entry(&from).await?;
+        let from = Self::ident(principal, &source.namespace, &source.name, EntryKind::View)?;
+        let entry = self.present(&from, EntryKind::View).await?;
         let namespace = Self::namespace(principal, &destination.namespace)?;
         let to = Self::new_ident(namespace, &destination.name)?;
         self.require_namespace(&to.namespace).await?;
@@ -213,7 +195,7 @@ impl IcebergCatalog {
         if self.catalog.rename_entry(EntryKind::View, &from, &to).await? {
             return Ok(());
         }
-        self.view_entry(&from).await?;
+        self.present(&from, EntryKind::View).await?;
         Err(self.taken(&to, EntryKind::View).await)
     }
 
@@ -224,9 +206,9 @@ impl IcebergCatalog {
         namespace: &[String],
         name: &str,
     ) -> Answer<()> {
-        let ident = Self::view_ident(principal, namespace, name)?;
+        let ident = Self::ident(principal, namespace, name, EntryKind::View)?;
         loop {
-            let entry = self.view_entry(&ident).await?;
+            let entry = self.present(&ident, EntryKind::View).await?;
             if self.catalog.drop_entry(&ident, &entry).await? {
                 return Ok(());
             }

@@ -1,7 +1,8 @@
 //! Tables and transactions.
 
 use axum::body::Bytes;
-use axum::extract::{Query, State};
+use axum::extract::{FromRequestParts, Query, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use polder_core::Principal;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::names::Target;
 use super::paging::Paging;
-use super::reply::{Reply, nothing, ok, parse};
+use super::reply::{Failure, Reply, nothing, ok, parse};
 use super::storage::{Access, keys};
 use super::{As, Shared, etag};
 
@@ -39,14 +40,24 @@ impl Snapshots {
 }
 
 /// The request behind an answer that holds a table.
-struct Asked<'a> {
-    shared: &'a Shared,
-    principal: &'a Principal,
-    headers: &'a HeaderMap,
-    target: &'a Target,
+pub(super) struct Asked {
+    shared: Shared,
+    principal: Principal,
+    headers: HeaderMap,
+    target: Target,
 }
 
-impl Asked<'_> {
+impl FromRequestParts<Shared> for Asked {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, Failure> {
+        let As(principal) = As::from_request_parts(parts, shared).await?;
+        let target = Target::from_request_parts(parts, shared).await?;
+        Ok(Self { shared: shared.clone(), principal, headers: parts.headers.clone(), target })
+    }
+}
+
+impl Asked {
     fn answer(&self, table: &LoadedTable, mode: SnapshotMode) -> Reply {
         let Self { shared, principal, headers, target } = self;
         let access = Access::of(shared, principal, headers, target, table);
@@ -80,53 +91,32 @@ pub(super) fn identifiers(namespace: &[String], paging: &Paging, names: Vec<Stri
     Ok(ok(&json!({ "identifiers": found, "next-page-token": page.next })))
 }
 
-pub(super) async fn create(
-    State(shared): State<Shared>,
-    As(principal): As,
-    mut target: Target,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Reply {
+pub(super) async fn create(mut asked: Asked, body: Bytes) -> Reply {
     let request: CreateTableRequest = parse(&body)?;
-    target.name.clone_from(&request.name);
-    let made = shared.catalog.create_table(&principal, &target.namespace, request).await?;
-    let asked =
-        Asked { shared: &shared, principal: &principal, headers: &headers, target: &target };
+    asked.target.name.clone_from(&request.name);
+    let (catalog, namespace) = (&asked.shared.catalog, &asked.target.namespace);
+    let made = catalog.create_table(&asked.principal, namespace, request).await?;
     asked.answer(&made, SnapshotMode::All)
 }
 
-pub(super) async fn register(
-    State(shared): State<Shared>,
-    As(principal): As,
-    mut target: Target,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Reply {
+pub(super) async fn register(mut asked: Asked, body: Bytes) -> Reply {
     let request: RegisterRequest = parse(&body)?;
-    target.name.clone_from(&request.name);
-    let made = shared.catalog.register_table(&principal, &target.namespace, request).await?;
-    let asked =
-        Asked { shared: &shared, principal: &principal, headers: &headers, target: &target };
+    asked.target.name.clone_from(&request.name);
+    let (catalog, namespace) = (&asked.shared.catalog, &asked.target.namespace);
+    let made = catalog.register_table(&asked.principal, namespace, request).await?;
     asked.answer(&made, SnapshotMode::All)
 }
 
-pub(super) async fn load(
-    State(shared): State<Shared>,
-    As(principal): As,
-    target: Target,
-    Query(snapshots): Query<Snapshots>,
-    headers: HeaderMap,
-) -> Reply {
+pub(super) async fn load(asked: Asked, Query(snapshots): Query<Snapshots>) -> Reply {
     let mode = snapshots.mode()?;
+    let Asked { shared, principal, headers, target } = &asked;
     let (namespace, name) = (&target.namespace, &target.name);
-    let pointer = shared.catalog.table_pointer(&principal, namespace, name).await?;
+    let pointer = shared.catalog.table_pointer(principal, namespace, name).await?;
     let tag = etag::of(&pointer, mode);
-    if etag::client_has(&headers, &tag) {
+    if etag::client_has(headers, &tag) {
         return Ok(etag::tagged(StatusCode::NOT_MODIFIED.into_response(), &tag));
     }
-    let found = shared.catalog.load_table(&principal, namespace, name).await?;
-    let asked =
-        Asked { shared: &shared, principal: &principal, headers: &headers, target: &target };
+    let found = shared.catalog.load_table(principal, namespace, name).await?;
     asked.answer(&found, mode)
 }
 
@@ -152,18 +142,11 @@ pub(super) async fn exists(
     Ok(nothing())
 }
 
-pub(super) async fn commit(
-    State(shared): State<Shared>,
-    As(principal): As,
-    target: Target,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Reply {
+pub(super) async fn commit(asked: Asked, body: Bytes) -> Reply {
     let request: CommitRequest = parse(&body)?;
+    let Asked { shared, principal, target, .. } = &asked;
     let (namespace, name) = (&target.namespace, &target.name);
-    let made = shared.catalog.commit_table(&principal, namespace, name, request).await?;
-    let asked =
-        Asked { shared: &shared, principal: &principal, headers: &headers, target: &target };
+    let made = shared.catalog.commit_table(principal, namespace, name, request).await?;
     asked.answer(&made, SnapshotMode::All)
 }
 
