@@ -11,6 +11,7 @@ use polder_core::{Error, ErrorCode, Field, LakeType, ReadRequest, Result};
 use super::catalog::{Column, ColumnType, Relation, nearest};
 use super::cursor::Cursor;
 use super::names::identifier;
+use super::written::Written;
 
 /// One column of a read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub(super) struct ColumnRead {
     pub(super) field: Field,
     /// The expression to select.
     pub(super) sql: String,
+    /// What its text, or that of its elements, is made of, if the server sends no text.
+    pub(super) written: Option<Written>,
     /// The source's type, for messages.
     pub(super) type_name: String,
     /// What becomes of values that the lake type does not have.
@@ -35,8 +38,10 @@ pub(super) mod oid {
     pub(in crate::postgres) const TEXT: u32 = 25;
     pub(in crate::postgres) const OID: u32 = 26;
     pub(in crate::postgres) const JSON: u32 = 114;
+    pub(in crate::postgres) const CIDR: u32 = 650;
     pub(in crate::postgres) const FLOAT4: u32 = 700;
     pub(in crate::postgres) const FLOAT8: u32 = 701;
+    pub(in crate::postgres) const INET: u32 = 869;
     pub(in crate::postgres) const BPCHAR: u32 = 1042;
     pub(in crate::postgres) const VARCHAR: u32 = 1043;
     pub(in crate::postgres) const DATE: u32 = 1082;
@@ -46,14 +51,24 @@ pub(super) mod oid {
     pub(in crate::postgres) const INTERVAL: u32 = 1186;
     pub(in crate::postgres) const NUMERIC: u32 = 1700;
     pub(in crate::postgres) const UUID: u32 = 2950;
+    pub(in crate::postgres) const JSONB: u32 = 3802;
 }
 
-/// What the server is asked to turn a value into before it sends it.
+/// What becomes of a value between its own type and the form that is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cast {
     No,
+    /// By the server, before it sends it.
     Text,
     Long,
+    /// To text, once it has come.
+    Here(Written),
+}
+
+impl Cast {
+    fn is_to_text(self) -> bool {
+        matches!(self, Self::Text | Self::Here(_))
+    }
 }
 
 /// The lake type that holds all of a PostgreSQL type's values, but for the odd ones that
@@ -83,8 +98,10 @@ fn scalar(data_type: &ColumnType) -> (LakeType, Cast) {
         oid::FLOAT8 => LakeType::Double,
         oid::NUMERIC => match decimal(data_type.modifier) {
             Some(decimal) => decimal,
-            None => return (LakeType::String, Cast::Text),
+            None => return (LakeType::String, Cast::Here(Written::Numeric)),
         },
+        oid::JSONB => return (LakeType::String, Cast::Here(Written::Jsonb)),
+        oid::INET | oid::CIDR => return (LakeType::String, Cast::Here(Written::Network)),
         oid::TEXT | oid::VARCHAR | oid::BPCHAR | oid::NAME | oid::JSON => LakeType::String,
         oid::BYTEA => LakeType::Binary,
         oid::UUID => LakeType::Uuid,
@@ -170,7 +187,7 @@ fn read(relation: &Relation, column: &Column, request: &ReadRequest) -> Result<C
     };
     if is_cursor {
         Cursor::of(relation, &column.name)?;
-        if data_type == LakeType::String && cast == Cast::Text {
+        if data_type == LakeType::String && cast.is_to_text() {
             let message = format!("the cursor {:?} cannot be read as text", column.name);
             return Err(Error::new(ErrorCode::SpecInvalid, message)
                 .detail(relation.display())
@@ -183,6 +200,10 @@ fn read(relation: &Relation, column: &Column, request: &ReadRequest) -> Result<C
     let field = Field::new(&column.name, data_type).with_source_id(i32::from(column.number));
     Ok(ColumnRead {
         sql: expression(&column.name, &field.data_type, cast),
+        written: match cast {
+            Cast::Here(written) => Some(written),
+            Cast::No | Cast::Text | Cast::Long => None,
+        },
         field: if required { field.required() } else { field },
         type_name: column.type_name.clone(),
         policy,
@@ -193,7 +214,7 @@ fn expression(name: &str, data_type: &LakeType, cast: Cast) -> String {
     let list = if matches!(data_type, LakeType::List(_)) { "[]" } else { "" };
     let column = identifier(name);
     match cast {
-        Cast::No => column,
+        Cast::No | Cast::Here(_) => column,
         Cast::Text => format!("{column}::pg_catalog.text{list}"),
         Cast::Long => format!("{column}::pg_catalog.int8{list}"),
     }

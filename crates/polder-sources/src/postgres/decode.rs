@@ -18,6 +18,7 @@ use polder_core::spec::OnUnrepresentable;
 use polder_core::{Field, LakeType};
 
 use super::numeric;
+use super::written::Written;
 
 /// Why a field has no exact place in its column.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,6 +44,14 @@ pub(super) struct Rules {
     pub(super) infinite_intervals: bool,
 }
 
+/// What a column is to have room for, before it has to grow.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Room {
+    pub(super) rows: usize,
+    /// Of all texts or binaries together.
+    pub(super) bytes: usize,
+}
+
 /// One column in the making.
 pub(super) struct Column {
     builder: Builder,
@@ -51,18 +60,28 @@ pub(super) struct Column {
 }
 
 impl Column {
-    /// `rows`: how many to make room for.
-    pub(super) fn new(data_type: &LakeType, rules: Rules, rows: usize) -> Self {
-        Self { builder: Builder::new(data_type, rows), rules, altered: 0 }
+    /// `written`: what the text of it, or of its elements, is made of.
+    pub(super) fn new(
+        data_type: &LakeType,
+        written: Option<Written>,
+        rules: Rules,
+        room: Room,
+    ) -> Self {
+        Self { builder: Builder::new(data_type, written, room), rules, altered: 0 }
     }
 
+    /// What the column has taken so far.
+    pub(super) fn taken(&self, rows: usize) -> Room {
+        Room { rows, bytes: self.builder.bytes() }
+    }
+
+    /// Takes one field for each row; `None` is null.
     #[inline]
-    pub(super) fn append(&mut self, raw: Option<&[u8]>) -> Result<(), Refusal> {
-        let Some(raw) = raw else {
-            self.builder.append_null();
-            return Ok(());
-        };
-        self.builder.append(raw, &mut Settle { rules: self.rules, altered: &mut self.altered })
+    pub(super) fn extend<'a>(
+        &mut self,
+        fields: impl Iterator<Item = Option<&'a [u8]>>,
+    ) -> Result<(), Refusal> {
+        self.builder.extend(fields, &mut Settle { rules: self.rules, altered: &mut self.altered })
     }
 
     /// How many values were changed since the last call.
@@ -147,6 +166,12 @@ enum Builder {
     },
     /// Checked to be UTF-8 as a whole, at the end: much faster than value by value.
     Text(BinaryBuilder),
+    Written {
+        values: BinaryBuilder,
+        form: Written,
+        /// The text at hand.
+        text: Vec<u8>,
+    },
     Binary(BinaryBuilder),
     Uuid(FixedSizeBinaryBuilder),
     Interval(Box<IntervalBuilder>),
@@ -154,7 +179,8 @@ enum Builder {
 }
 
 impl Builder {
-    fn new(data_type: &LakeType, rows: usize) -> Self {
+    fn new(data_type: &LakeType, written: Option<Written>, room: Room) -> Self {
+        let Room { rows, bytes } = room;
         match data_type {
             LakeType::Boolean => Self::Boolean(BooleanBuilder::with_capacity(rows)),
             LakeType::Int => Self::Int(Int32Builder::with_capacity(rows)),
@@ -172,10 +198,18 @@ impl Builder {
                 values: TimestampMicrosecondBuilder::with_capacity(rows),
                 utc: *data_type == LakeType::Timestamptz,
             },
-            LakeType::String => Self::Text(BinaryBuilder::with_capacity(rows, 0)),
-            LakeType::Binary => Self::Binary(BinaryBuilder::with_capacity(rows, 0)),
+            LakeType::String => {
+                let values = BinaryBuilder::with_capacity(rows, bytes);
+                match written {
+                    None => Self::Text(values),
+                    Some(form) => Self::Written { values, form, text: Vec::new() },
+                }
+            }
+            LakeType::Binary => Self::Binary(BinaryBuilder::with_capacity(rows, bytes)),
             LakeType::Uuid => Self::Uuid(FixedSizeBinaryBuilder::with_capacity(rows, 16)),
-            LakeType::List(element) => Self::List(Box::new(ListBuilder::new(element, rows))),
+            LakeType::List(element) => {
+                Self::List(Box::new(ListBuilder::new(element, written, room)))
+            }
             // The only struct a PostgreSQL column becomes is an interval.
             LakeType::Struct(fields) => {
                 Self::Interval(Box::new(IntervalBuilder::new(fields, rows)))
@@ -183,50 +217,104 @@ impl Builder {
         }
     }
 
-    #[inline]
-    fn append(&mut self, raw: &[u8], settle: &mut Settle<'_>) -> Result<(), Refusal> {
+    fn extend<'a>(
+        &mut self,
+        fields: impl Iterator<Item = Option<&'a [u8]>>,
+        settle: &mut Settle<'_>,
+    ) -> Result<(), Refusal> {
         match self {
-            Self::Boolean(values) => values.append_value(fixed::<1>(raw)?[0] != 0),
-            Self::Int(values) => values.append_value(int(raw)?),
-            Self::Long(values) => values.append_value(long(raw)?),
-            Self::Float(values) => values.append_value(f32::from_be_bytes(fixed(raw)?)),
-            Self::Double(values) => values.append_value(double(raw)?),
-            Self::Decimal { values, precision, scale } => {
-                values.append_option(settle.value(numeric::decimal(raw, *precision, *scale))?);
+            Self::Boolean(values) => each(
+                fields,
+                |raw| fixed(raw).map(|[byte]| Some(byte != 0)),
+                |value| values.append_option(value),
+            ),
+            Self::Int(values) => {
+                each(fields, |raw| int(raw).map(Some), |value| values.append_option(value))
             }
-            Self::Date(values) => values.append_option(settle.value(date(fixed(raw)?))?),
-            Self::Time(values) => values.append_option(settle.value(time(fixed(raw)?))?),
-            Self::Timestamp { values, .. } => {
-                values.append_option(settle.value(timestamp(fixed(raw)?))?);
+            Self::Long(values) => {
+                each(fields, |raw| long(raw).map(Some), |value| values.append_option(value))
             }
-            Self::Text(values) | Self::Binary(values) => values.append_value(raw),
-            Self::Uuid(values) => values
-                .append_value(fixed::<16>(raw)?)
-                .map_err(|_| Refusal::Malformed("a uuid of another length than 16 bytes"))?,
+            Self::Float(values) => each(
+                fields,
+                |raw| fixed(raw).map(|bytes| Some(f32::from_be_bytes(bytes))),
+                |value| values.append_option(value),
+            ),
+            Self::Double(values) => {
+                each(fields, |raw| double(raw).map(Some), |value| values.append_option(value))
+            }
+            Self::Decimal { values, precision, scale } => each(
+                fields,
+                |raw| settle.value(numeric::decimal(raw, *precision, *scale)),
+                |value| values.append_option(value),
+            ),
+            Self::Date(values) => each(
+                fields,
+                |raw| settle.value(date(fixed(raw)?)),
+                |value| values.append_option(value),
+            ),
+            Self::Time(values) => each(
+                fields,
+                |raw| settle.value(time(fixed(raw)?)),
+                |value| values.append_option(value),
+            ),
+            Self::Timestamp { values, .. } => each(
+                fields,
+                |raw| settle.value(timestamp(fixed(raw)?)),
+                |value| values.append_option(value),
+            ),
+            Self::Text(values) | Self::Binary(values) => {
+                each(fields, |raw| Ok(Some(raw)), |value| values.append_option(value))
+            }
+            Self::Written { values, form, text } => {
+                for field in fields {
+                    match field {
+                        Some(raw) => {
+                            text.clear();
+                            form.write(raw, text)?;
+                            values.append_value(&text);
+                        }
+                        None => values.append_null(),
+                    }
+                }
+                Ok(())
+            }
+            Self::Uuid(values) => {
+                for field in fields {
+                    match field {
+                        Some(raw) => values.append_value(fixed::<16>(raw)?).map_err(|_| LENGTH)?,
+                        None => values.append_null(),
+                    }
+                }
+                Ok(())
+            }
             Self::Interval(values) => {
-                let decoded = interval(fixed(raw)?, settle.rules.infinite_intervals);
-                values.append(settle.value(decoded)?);
+                let has_infinite = settle.rules.infinite_intervals;
+                each(
+                    fields,
+                    |raw| settle.value(interval(fixed(raw)?, has_infinite)),
+                    |value| values.append(value),
+                )
             }
-            Self::List(values) => return values.append(raw, settle),
+            Self::List(values) => {
+                for field in fields {
+                    match field {
+                        Some(raw) => values.append(raw, settle)?,
+                        None => values.append_null(),
+                    }
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 
-    fn append_null(&mut self) {
+    /// Bytes of its texts or binaries.
+    fn bytes(&self) -> usize {
         match self {
-            Self::Boolean(values) => values.append_null(),
-            Self::Int(values) => values.append_null(),
-            Self::Long(values) => values.append_null(),
-            Self::Float(values) => values.append_null(),
-            Self::Double(values) => values.append_null(),
-            Self::Decimal { values, .. } => values.append_null(),
-            Self::Date(values) => values.append_null(),
-            Self::Time(values) => values.append_null(),
-            Self::Timestamp { values, .. } => values.append_null(),
-            Self::Text(values) | Self::Binary(values) => values.append_null(),
-            Self::Uuid(values) => values.append_null(),
-            Self::Interval(values) => values.append(None),
-            Self::List(values) => values.append_null(),
+            Self::Text(values) | Self::Written { values, .. } | Self::Binary(values) => {
+                values.values_slice().len()
+            }
+            Self::List(values) => values.elements.bytes(),
+            _ => 0,
         }
     }
 
@@ -246,7 +334,7 @@ impl Builder {
             Self::Timestamp { mut values, utc } => {
                 Arc::new(values.finish().with_timezone_opt(utc.then_some("+00:00")))
             }
-            Self::Text(mut values) => Arc::new(
+            Self::Text(mut values) | Self::Written { mut values, .. } => Arc::new(
                 StringArray::try_from_binary(values.finish())
                     .map_err(|_| Refusal::Malformed("text that is not UTF-8"))?,
             ),
@@ -258,9 +346,27 @@ impl Builder {
     }
 }
 
+/// Decodes field after field; `None` is null, on either side.
+#[inline]
+fn each<'a, T>(
+    fields: impl Iterator<Item = Option<&'a [u8]>>,
+    mut decode: impl FnMut(&'a [u8]) -> Result<Option<T>, Refusal>,
+    mut append: impl FnMut(Option<T>),
+) -> Result<(), Refusal> {
+    for field in fields {
+        append(match field {
+            Some(raw) => decode(raw)?,
+            None => None,
+        });
+    }
+    Ok(())
+}
+
+const LENGTH: Refusal = Refusal::Malformed("a value of another length than its type has");
+
 #[inline]
 fn fixed<const N: usize>(raw: &[u8]) -> Result<[u8; N], Refusal> {
-    raw.try_into().map_err(|_| Refusal::Malformed("a value of another length than its type has"))
+    raw.try_into().map_err(|_| LENGTH)
 }
 
 /// `int2` or `int4`.
@@ -409,13 +515,13 @@ struct ListBuilder {
 const ARRAY_CUT: Refusal = Refusal::Malformed("an array that is cut short");
 
 impl ListBuilder {
-    fn new(element: &Field, rows: usize) -> Self {
-        let mut offsets = Vec::with_capacity(rows + 1);
+    fn new(element: &Field, written: Option<Written>, room: Room) -> Self {
+        let mut offsets = Vec::with_capacity(room.rows + 1);
         offsets.push(0);
         Self {
             offsets,
-            nulls: NullBufferBuilder::new(rows),
-            elements: Builder::new(&element.data_type, rows),
+            nulls: NullBufferBuilder::new(room.rows),
+            elements: Builder::new(&element.data_type, written, room),
             field: Arc::new(element.to_arrow()),
         }
     }
@@ -445,14 +551,15 @@ impl ListBuilder {
         }
         for _ in 0..length {
             let size = take_int(&mut rest)?;
-            match usize::try_from(size) {
+            let element = match usize::try_from(size) {
                 Ok(size) => {
                     let (element, after) = rest.split_at_checked(size).ok_or(ARRAY_CUT)?;
-                    self.elements.append(element, settle)?;
                     rest = after;
+                    Some(element)
                 }
-                Err(_) => self.elements.append_null(),
-            }
+                Err(_) => None,
+            };
+            self.elements.extend(std::iter::once(element), settle)?;
         }
         self.end(length);
         Ok(())
@@ -500,8 +607,8 @@ mod tests {
         raw: &[u8],
     ) -> (Column, Result<(), Refusal>) {
         let rules = Rules { policy, infinite_intervals: true };
-        let mut column = Column::new(data_type, rules, 1);
-        let done = column.append(Some(raw));
+        let mut column = Column::new(data_type, None, rules, Room::default());
+        let done = column.extend(std::iter::once(Some(raw)));
         (column, done)
     }
 
@@ -583,8 +690,12 @@ mod tests {
         let (_, done) = one(&LakeType::interval(), OnUnrepresentable::Error, &all);
         assert_eq!(done, Err(Refusal::Unrepresentable("is infinite")));
         let rules = Rules { policy: OnUnrepresentable::Error, infinite_intervals: false };
-        let mut column = Column::new(&LakeType::interval(), rules, 1);
-        assert_eq!(column.append(Some(&all)), Ok(()), "as long as it gets before PostgreSQL 17");
+        let mut column = Column::new(&LakeType::interval(), None, rules, Room::default());
+        assert_eq!(
+            column.extend(std::iter::once(Some(&all[..]))),
+            Ok(()),
+            "as long as it gets before PostgreSQL 17"
+        );
     }
 
     #[test]
@@ -592,7 +703,7 @@ mod tests {
         let list = LakeType::list_of(LakeType::Int);
         let (a, b) = (1_i32.to_be_bytes(), 2_i32.to_be_bytes());
         let rules = Rules { policy: OnUnrepresentable::Null, infinite_intervals: true };
-        let mut column = Column::new(&list, rules, 0);
+        let mut column = Column::new(&list, None, rules, Room::default());
         let rows = [
             Some(array(&[(3, 1)], &[Some(&a), None, Some(&b)])),
             None,
@@ -601,9 +712,7 @@ mod tests {
             Some(array(&[(1, 0)], &[Some(&a)])),
             Some(array(&[(1, 1)], &[Some(&b)])),
         ];
-        for row in &rows {
-            column.append(row.as_deref()).expect("row");
-        }
+        column.extend(rows.iter().map(Option::as_deref)).expect("rows");
         assert_eq!(column.take_altered(), 2);
         let stored = column.finish().expect("column");
         let lists: Vec<Option<Vec<Option<i32>>>> = stored

@@ -8,7 +8,6 @@ const HEADER: usize = SIGNATURE.len() + 8;
 
 /// The framing of one stream. Rows that lie within one chunk are not copied.
 pub(super) struct Frames {
-    columns: usize,
     place: Place,
     /// The beginning of a header or row whose end has not come yet.
     carry: Vec<u8>,
@@ -33,15 +32,63 @@ impl<'a> Row<'a> {
     /// The fields in order; `None` is null.
     #[inline]
     pub(super) fn fields(&self) -> impl Iterator<Item = Option<&'a [u8]>> {
-        let bytes = self.bytes;
-        self.fields.iter().map(move |&(start, length)| {
-            usize::try_from(length).ok().map(|length| &bytes[start..start + length])
-        })
+        self.fields.iter().map(|field| field_of(self.bytes, *field))
     }
 
     /// Bytes on the wire, lengths included.
     pub(super) fn size(&self) -> usize {
         self.bytes.len()
+    }
+}
+
+#[inline]
+fn field_of(bytes: &[u8], (start, length): (usize, i32)) -> Option<&[u8]> {
+    usize::try_from(length).ok().map(|length| &bytes[start..start + length])
+}
+
+/// Rows that wait to be taken column by column.
+pub(super) struct Rows {
+    columns: usize,
+    count: usize,
+    bytes: Vec<u8>,
+    /// Of row after row.
+    fields: Vec<(usize, i32)>,
+}
+
+impl Rows {
+    pub(super) fn new(columns: usize) -> Self {
+        Self { columns, count: 0, bytes: Vec::new(), fields: Vec::new() }
+    }
+
+    /// Adds a copy of the row.
+    #[inline]
+    pub(super) fn push(&mut self, row: &Row<'_>) {
+        let base = self.bytes.len();
+        self.bytes.extend_from_slice(row.bytes);
+        self.fields.extend(row.fields.iter().map(|&(start, length)| (base + start, length)));
+        self.count += 1;
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Bytes of all rows.
+    pub(super) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// A column's fields, one for each row.
+    #[inline]
+    pub(super) fn column(&self, index: usize) -> impl Iterator<Item = Option<&[u8]>> {
+        let fields = self.fields.iter().skip(index).step_by(self.columns.max(1));
+        fields.map(|field| field_of(&self.bytes, *field))
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.count = 0;
+        self.bytes.clear();
+        self.fields.clear();
     }
 }
 
@@ -51,8 +98,7 @@ pub(super) struct Broken(pub(super) &'static str);
 
 impl Frames {
     pub(super) fn new(columns: usize) -> Self {
-        let fields = Vec::with_capacity(columns);
-        Self { columns, place: Place::Header, carry: Vec::new(), fields }
+        Self { place: Place::Header, carry: Vec::new(), fields: vec![(0, 0); columns] }
     }
 
     /// Calls `row` for every row that is complete with `chunk`.
@@ -117,12 +163,11 @@ impl Frames {
         if *count == TRAILER {
             return Ok(Scanned::Trailer);
         }
-        if usize::from(u16::from_be_bytes(*count)) != self.columns {
+        if usize::from(u16::from_be_bytes(*count)) != self.fields.len() {
             return Err(Broken("a row has another number of fields than were asked for"));
         }
-        self.fields.clear();
         let mut at = count.len();
-        for _ in 0..self.columns {
+        for field in &mut self.fields {
             let Some(length) = bytes.get(at..).and_then(<[u8]>::first_chunk::<4>) else {
                 return Ok(Scanned::Part);
             };
@@ -131,7 +176,7 @@ impl Frames {
             if length < -1 {
                 return Err(Broken("a field has a negative length"));
             }
-            self.fields.push((at, length));
+            *field = (at, length);
             at += length.max(0) as usize;
         }
         Ok(if at <= bytes.len() { Scanned::Row(at) } else { Scanned::Part })
@@ -188,11 +233,11 @@ pub(super) mod tests {
         bytes
     }
 
-    type Rows = Vec<Vec<Option<Vec<u8>>>>;
+    type Read = Vec<Vec<Option<Vec<u8>>>>;
 
-    fn read(chunks: &[&[u8]], columns: usize) -> Result<Rows, Broken> {
+    fn read(chunks: &[&[u8]], columns: usize) -> Result<Read, Broken> {
         let mut frames = Frames::new(columns);
-        let mut rows = Rows::new();
+        let mut rows = Read::new();
         for chunk in chunks {
             frames.feed(chunk, |row| {
                 rows.push(row.fields().map(|field| field.map(<[u8]>::to_vec)).collect());
@@ -202,7 +247,7 @@ pub(super) mod tests {
         frames.finish().map(|()| rows)
     }
 
-    fn example() -> (Vec<u8>, Rows) {
+    fn example() -> (Vec<u8>, Read) {
         let rows: Vec<Vec<Option<&[u8]>>> = vec![
             vec![Some(b"abc"), None, Some(b"")],
             vec![None, None, None],
@@ -229,6 +274,26 @@ pub(super) mod tests {
         }
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
         assert_eq!(read(&single, 3).expect("bytes"), expected);
+    }
+
+    #[test]
+    fn rows_are_taken_column_by_column() {
+        let (bytes, expected) = example();
+        let mut rows = Rows::new(3);
+        for _ in 0..2 {
+            let mut frames = Frames::new(3);
+            let fed = frames.feed(&bytes, |row| {
+                rows.push(&row);
+                Ok::<_, Broken>(())
+            });
+            assert_eq!((fed, rows.count()), (Ok(()), 3));
+            for index in 0..3 {
+                let column: Vec<_> = rows.column(index).map(|f| f.map(<[u8]>::to_vec)).collect();
+                let wanted: Vec<_> = expected.iter().map(|row| row[index].clone()).collect();
+                assert_eq!(column, wanted);
+            }
+            rows.clear();
+        }
     }
 
     #[test]

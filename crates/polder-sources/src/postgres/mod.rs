@@ -13,7 +13,7 @@
 //! | `columns` | PostgreSQL types → lake types |
 //! | `cursor`, `horizon` | the bound of an incremental read, and how far it may move |
 //! | `plan`, `select`, `read` | snapshot, splits, batches |
-//! | `frame`, `decode`, `numeric` | COPY's binary form |
+//! | `frame`, `decode`, `numeric`, `written` | COPY's binary form |
 
 mod catalog;
 mod columns;
@@ -30,6 +30,7 @@ mod numeric;
 mod plan;
 mod read;
 mod select;
+mod written;
 
 use async_trait::async_trait;
 use polder_core::{Capabilities, ReadPlan, ReadRequest, Result, Source, SourceTable};

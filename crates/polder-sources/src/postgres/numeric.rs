@@ -1,10 +1,9 @@
-//! PostgreSQL's binary `numeric` into a decimal's unscaled integer, exactly.
+//! PostgreSQL's binary `numeric` into a decimal's unscaled integer, or into its text; exactly.
 //!
 //! The form (`numeric_send` in PostgreSQL's `numeric.c`), all 16-bit big endian: number of digits,
-//! weight of the first digit, sign, display scale, then the digits in base 10000. Text is never
-//! made here: columns read as text are cast by the server.
+//! weight of the first digit, sign, display scale, then the digits in base 10000.
 
-use super::decode::Flaw;
+use super::decode::{Flaw, Refusal};
 
 const NEGATIVE: u16 = 0x4000;
 const NAN: u16 = 0xC000;
@@ -12,19 +11,20 @@ const PLUS_INFINITY: u16 = 0xD000;
 const MINUS_INFINITY: u16 = 0xF000;
 /// Decimal digits in one base-10000 digit.
 const GROUP: i32 = 4;
+const UNKNOWN_SIGN: &str = "a numeric with an unknown sign";
 
 /// The value times `10^scale`, if it has at most `precision` digits then.
 ///
 /// Otherwise the flaw carries the nearest value that has (half away from zero); none for `NaN`.
 pub(super) fn decimal(raw: &[u8], precision: u8, scale: u8) -> Result<i128, Flaw<i128>> {
-    let number = Number::parse(raw)?;
+    let number = Number::parse(raw).map_err(Flaw::Malformed)?;
     let largest = power(u32::from(precision)).map_or(i128::MAX, |limit| limit - 1);
     match number.sign {
         NAN => return Err(Flaw::Unrepresentable { reason: "is NaN", nearest: None }),
         PLUS_INFINITY => return Err(infinite(largest)),
         MINUS_INFINITY => return Err(infinite(-largest)),
         0 | NEGATIVE => {}
-        _ => return Err(Flaw::Malformed("a numeric with an unknown sign")),
+        _ => return Err(Flaw::Malformed(UNKNOWN_SIGN)),
     }
     let signed = |value: i128| if number.sign == NEGATIVE { -value } else { value };
     if let Some(value) = number.scaled_small(i32::from(scale)).filter(|value| *value <= largest) {
@@ -46,6 +46,25 @@ pub(super) fn decimal(raw: &[u8], precision: u8, scale: u8) -> Result<i128, Flaw
     }
 }
 
+/// Adds the value as PostgreSQL prints it (`numeric_out`): as many digits after the point as its
+/// display scale says, no exponent.
+pub(super) fn text(raw: &[u8], text: &mut Vec<u8>) -> Result<(), Refusal> {
+    let number = Number::parse(raw).map_err(Refusal::Malformed)?;
+    match number.sign {
+        NAN => text.extend_from_slice(b"NaN"),
+        PLUS_INFINITY => text.extend_from_slice(b"Infinity"),
+        MINUS_INFINITY => text.extend_from_slice(b"-Infinity"),
+        0 | NEGATIVE => {
+            if number.sign == NEGATIVE {
+                text.push(b'-');
+            }
+            number.write(text);
+        }
+        _ => return Err(Refusal::Malformed(UNKNOWN_SIGN)),
+    }
+    Ok(())
+}
+
 fn infinite(nearest: i128) -> Flaw<i128> {
     Flaw::Unrepresentable { reason: "is infinite", nearest: Some(nearest) }
 }
@@ -63,21 +82,55 @@ enum Rest {
 struct Number<'a> {
     weight: i32,
     sign: u16,
+    /// Decimal digits to print after the point; the value has no more.
+    display_scale: u16,
     /// Pairs of bytes.
     digits: &'a [[u8; 2]],
 }
 
 impl<'a> Number<'a> {
-    fn parse(raw: &'a [u8]) -> Result<Self, Flaw<i128>> {
+    fn parse(raw: &'a [u8]) -> Result<Self, &'static str> {
         let (pairs, odd) = raw.as_chunks::<2>();
-        let [count, weight, sign, _display_scale, digits @ ..] = pairs else {
-            return Err(Flaw::Malformed("a numeric of fewer than 8 bytes"));
+        let [count, weight, sign, display_scale, digits @ ..] = pairs else {
+            return Err("a numeric of fewer than 8 bytes");
         };
         if !odd.is_empty() || digits.len() != usize::from(u16::from_be_bytes(*count)) {
-            return Err(Flaw::Malformed("a numeric of another length than it says"));
+            return Err("a numeric of another length than it says");
         }
-        let weight = i32::from(i16::from_be_bytes(*weight));
-        Ok(Self { weight, sign: u16::from_be_bytes(*sign), digits })
+        Ok(Self {
+            weight: i32::from(i16::from_be_bytes(*weight)),
+            sign: u16::from_be_bytes(*sign),
+            display_scale: u16::from_be_bytes(*display_scale),
+            digits,
+        })
+    }
+
+    /// The base-10000 digit of a weight; 0 where none is sent.
+    fn digit(&self, weight: i32) -> u16 {
+        usize::try_from(self.weight - weight)
+            .ok()
+            .and_then(|index| self.digits.get(index))
+            .map_or(0, |digit| u16::from_be_bytes(*digit))
+    }
+
+    /// The digits, the sign aside.
+    fn write(&self, text: &mut Vec<u8>) {
+        write_number(self.digit(self.weight.max(0)), text);
+        for weight in (0..self.weight).rev() {
+            text.extend_from_slice(&group(self.digit(weight)));
+        }
+        if self.display_scale == 0 {
+            return;
+        }
+        text.push(b'.');
+        let end = text.len() + usize::from(self.display_scale);
+        for weight in (i32::MIN..0).rev() {
+            if text.len() >= end {
+                break;
+            }
+            text.extend_from_slice(&group(self.digit(weight)));
+        }
+        text.truncate(end);
     }
 
     /// [`Self::scaled`] for the common case: at most 16 digits, none dropped.
@@ -130,6 +183,20 @@ impl<'a> Number<'a> {
         }
         Some((value.checked_mul(power(trailing as u32)?)?, rest))
     }
+}
+
+/// The four decimal digits of a base-10000 digit.
+#[inline]
+fn group(digit: u16) -> [u8; 4] {
+    [digit / 1000, digit / 100 % 10, digit / 10 % 10, digit % 10].map(|digit| b'0' + digit as u8)
+}
+
+/// Adds a number below 10000 without leading zeros.
+#[inline]
+pub(super) fn write_number(number: u16, text: &mut Vec<u8>) {
+    let digits = group(number);
+    let zeros = digits.iter().take(3).take_while(|digit| **digit == b'0').count();
+    text.extend_from_slice(&digits[zeros..]);
 }
 
 #[cfg(test)]
@@ -217,10 +284,29 @@ pub(super) mod tests {
         assert_eq!(nearest(decimal(&special(MINUS_INFINITY), 5, 2)), Some(-99_999));
     }
 
+    fn printed(raw: &[u8]) -> Result<String, Refusal> {
+        let mut printed = Vec::new();
+        text(raw, &mut printed)?;
+        Ok(String::from_utf8(printed).expect("UTF-8"))
+    }
+
+    #[test]
+    fn the_display_scale_is_kept() {
+        for text in ["0", "0.00", "1.10", "-1.5", "10000", "0.00000001", "123456789.000010000"] {
+            assert_eq!(printed(&encode(text)).expect(text), text);
+        }
+        for (sign, text) in
+            [(NAN, "NaN"), (PLUS_INFINITY, "Infinity"), (MINUS_INFINITY, "-Infinity")]
+        {
+            assert_eq!(printed(&special(sign)).expect(text), text);
+        }
+    }
+
     #[test]
     fn broken_forms_are_refused() {
         for raw in [&[][..], &[0; 7], &[0; 9], &[0, 1, 0, 0, 0, 0, 0, 0], &special(0x1234)] {
             assert!(matches!(decimal(raw, 5, 2), Err(Flaw::Malformed(_))), "{raw:?}");
+            assert!(matches!(printed(raw), Err(Refusal::Malformed(_))), "{raw:?}");
         }
     }
 
@@ -237,6 +323,9 @@ pub(super) mod tests {
             let sign = if unscaled < 0 { "-" } else { "" };
             let text = format!("{sign}{whole}.{fraction}");
             prop_assert_eq!(decimal(&encode(&text), 38, scale as u8).expect("fits"), unscaled);
+            if scale > 0 {
+                prop_assert_eq!(printed(&encode(&text)).expect("text"), text);
+            }
         }
 
         #[test]
