@@ -1,16 +1,18 @@
 //! What a changed source schema means for the lake table: pure rules.
 //!
-//! Compares two [`TableSchema`]s and says what to do under a policy. Nothing is applied here; the
-//! lake does that in the same commit as the data.
+//! Compares two [`TableSchema`]s, says what to do under a policy, and which schema holds the rows of
+//! both where one does. Nothing is applied here; the lake does that in the same commit as the data.
 
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::spec::OnSchemaChange;
+use crate::schema::LIST_ELEMENT;
+use crate::spec::{OnDroppedColumn, OnSchemaChange};
 use crate::{Error, ErrorCode, Field, LakeType, Result, TableSchema};
 
-/// One difference between the lake table's schema and the source's.
+/// One difference between the lake table's schema and the source's. Columns are named by their path:
+/// `address.zip` is a member of a struct, `tags.element` what a list holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SchemaChange {
@@ -34,6 +36,8 @@ pub enum SchemaChange {
     NowNullable {
         column: String,
     },
+    /// The columns both have are in another order.
+    Reordered,
 }
 
 impl fmt::Display for SchemaChange {
@@ -44,6 +48,7 @@ impl fmt::Display for SchemaChange {
             Self::Renamed { from, to } => write!(f, "renamed {from} to {to}"),
             Self::TypeChanged { column, from, to } => write!(f, "changed {column} {from} to {to}"),
             Self::NowNullable { column } => write!(f, "{column} may now be null"),
+            Self::Reordered => f.write_str("the columns are in another order"),
         }
     }
 }
@@ -54,7 +59,7 @@ impl fmt::Display for SchemaChange {
 pub enum Evolution {
     /// The rows fit the table as it is.
     Unchanged,
-    /// Take these columns into the table in place and go on; old rows have null there.
+    /// Give the table this schema in place and go on; old rows have null in new columns.
     InPlace { schema: TableSchema, changes: Vec<SchemaChange> },
     /// Reload everything under the source's schema as one new version.
     Refresh { changes: Vec<SchemaChange> },
@@ -62,10 +67,15 @@ pub enum Evolution {
 
 /// Decides what a change means.
 ///
-/// `complete` is [`crate::Capabilities::complete_schema`]: where a schema is inferred from the rows
-/// read, a missing column means nothing, and a new one was in no earlier row, so it is taken in
-/// place without reloading. `evolve` is applied in place where that is exact (new nullable columns)
-/// and as a refresh where it is not.
+/// `complete` is [`crate::Capabilities::complete_schema`]. Where it is true the source's schema is
+/// followed, and under `refresh` old rows are read again, as they may have values in a new column.
+/// Where it is false the schema was inferred from the rows read: a missing column means nothing, and
+/// a new one was in no earlier row. Then whatever one schema can hold exactly is taken in place.
+///
+/// In place goes what Iceberg's schema evolution does without touching a file (spec, *Schema
+/// Evolution*) at every level of nesting: new nullable columns, renames, widened types, columns that
+/// may be null now, another order, and columns the source has dropped, by `on_dropped_column`.
+/// Everything else is a refresh.
 ///
 /// # Errors
 /// `lake.schema_refused` under [`OnSchemaChange::Freeze`], with every difference in the detail.
@@ -74,127 +84,205 @@ pub fn decide(
     incoming: &TableSchema,
     complete: bool,
     policy: OnSchemaChange,
+    on_dropped_column: OnDroppedColumn,
 ) -> Result<Evolution> {
-    let changes = differences(current, incoming, complete);
+    let evolve = policy == OnSchemaChange::Evolve;
+    let rules = Rules {
+        complete,
+        drop: evolve && on_dropped_column == OnDroppedColumn::Drop,
+        order: evolve && complete,
+    };
+    let mut merged = Merged { rules, changes: Vec::new(), exact: true };
+    let fields = merged.columns(current, incoming);
+    let Merged { changes, exact, .. } = merged;
     if changes.is_empty() {
         return Ok(Evolution::Unchanged);
     }
-    let only_added = changes.iter().all(|change| matches!(change, SchemaChange::Added { .. }));
     match policy {
         OnSchemaChange::Freeze => Err(refused(&changes)),
-        OnSchemaChange::Refresh if complete || !only_added => Ok(Evolution::Refresh { changes }),
-        OnSchemaChange::Evolve if !only_added => Ok(Evolution::Refresh { changes }),
+        OnSchemaChange::Refresh if complete => Ok(Evolution::Refresh { changes }),
+        OnSchemaChange::Refresh | OnSchemaChange::Evolve if !exact => {
+            Ok(Evolution::Refresh { changes })
+        }
         OnSchemaChange::Refresh | OnSchemaChange::Evolve => {
-            Ok(Evolution::InPlace { schema: with_added(current, incoming), changes })
+            Ok(Evolution::InPlace { schema: TableSchema::new(fields), changes })
         }
     }
 }
 
-/// The differences that matter for rows of `incoming` entering a table of `current`, in the order
-/// of the incoming columns, then what is gone.
-pub fn differences(
+/// What a reload changes in the table's columns.
+///
+/// # Errors
+/// `lake.schema_refused` if something does and the policy is [`OnSchemaChange::Freeze`].
+pub fn reload(
     current: &TableSchema,
     incoming: &TableSchema,
     complete: bool,
-) -> Vec<SchemaChange> {
-    let mut changes = Vec::new();
-    for field in &incoming.fields {
-        let Some(old) = counterpart(current, field) else {
-            let (column, data_type) = (field.name.clone(), field.data_type.clone());
-            changes.push(SchemaChange::Added { column, data_type });
-            continue;
-        };
-        if old.name != field.name {
-            changes.push(SchemaChange::Renamed { from: old.name.clone(), to: field.name.clone() });
-        }
-        if !fits(&field.data_type, &old.data_type, complete) || field.text_of != old.text_of {
-            let (from, to) = (old.data_type.clone(), field.data_type.clone());
-            changes.push(SchemaChange::TypeChanged { column: field.name.clone(), from, to });
-        } else if field.nullable && !old.nullable {
-            changes.push(SchemaChange::NowNullable { column: field.name.clone() });
-        }
+    policy: OnSchemaChange,
+) -> Result<Vec<SchemaChange>> {
+    let rules = Rules { complete, drop: false, order: false };
+    let mut merged = Merged { rules, changes: Vec::new(), exact: true };
+    merged.columns(current, incoming);
+    match policy {
+        OnSchemaChange::Freeze if !merged.changes.is_empty() => Err(refused(&merged.changes)),
+        _ => Ok(merged.changes),
     }
-    if complete {
-        let gone = current.fields.iter().filter(|old| {
-            !incoming.fields.iter().any(|field| counterpart(current, field) == Some(*old))
-        });
-        changes.extend(gone.map(|old| SchemaChange::Dropped { column: old.name.clone() }));
-    } else {
-        let missing = current
-            .fields
-            .iter()
-            .filter(|old| !old.nullable && incoming.field(&old.name).is_none());
-        changes.extend(missing.map(|old| SchemaChange::NowNullable { column: old.name.clone() }));
-    }
-    changes
 }
 
 /// The table's column that an incoming one continues: by the source's own id where both have one
 /// (so that a rename is a rename, and a dropped and re-added column is a new one), else by name.
-fn counterpart<'a>(current: &'a TableSchema, field: &Field) -> Option<&'a Field> {
+pub fn continued<'a>(current: &'a TableSchema, field: &Field) -> Option<&'a Field> {
     if field.source_id.is_some() && current.fields.iter().any(|old| old.source_id.is_some()) {
         return current.fields.iter().find(|old| old.source_id == field.source_id);
     }
     current.field(&field.name)
 }
 
-/// Whether values of `incoming` can be stored in a column of `current` without loss and without
-/// changing the column. A source with a complete schema has to match exactly, so that a narrower
-/// source type is followed too.
-fn fits(incoming: &LakeType, current: &LakeType, complete: bool) -> bool {
-    if complete {
-        return same_shape(incoming, current);
-    }
-    match (incoming, current) {
-        (LakeType::List(a), LakeType::List(b)) => {
-            fits(&a.data_type, &b.data_type, complete)
-                && a.text_of == b.text_of
-                && (b.nullable || !a.nullable)
-        }
-        (LakeType::Struct(a), LakeType::Struct(b)) => {
-            a.iter().all(|field| {
-                b.iter().any(|old| {
-                    old.name == field.name
-                        && fits(&field.data_type, &old.data_type, complete)
-                        && old.text_of == field.text_of
-                        && (old.nullable || !field.nullable)
-                })
-            }) && b.iter().all(|old| old.nullable || a.iter().any(|field| field.name == old.name))
-        }
-        (a, b) => a.promotes_to(b),
-    }
+#[derive(Clone, Copy)]
+struct Rules {
+    complete: bool,
+    /// Columns the source has dropped go from the table too.
+    drop: bool,
+    /// The source's order is followed.
+    order: bool,
 }
 
-/// Equality that ignores source ids, which only top-level columns have.
-fn same_shape(a: &LakeType, b: &LakeType) -> bool {
-    match (a, b) {
-        (LakeType::List(a), LakeType::List(b)) => {
-            a.nullable == b.nullable
-                && a.text_of == b.text_of
-                && same_shape(&a.data_type, &b.data_type)
-        }
-        (LakeType::Struct(a), LakeType::Struct(b)) => {
-            a.len() == b.len()
-                && a.iter().zip(b).all(|(x, y)| {
-                    x.name == y.name
-                        && x.nullable == y.nullable
-                        && x.text_of == y.text_of
-                        && same_shape(&x.data_type, &y.data_type)
-                })
-        }
-        (a, b) => a == b,
-    }
+/// The making of the schema that holds the rows of both.
+struct Merged {
+    rules: Rules,
+    changes: Vec<SchemaChange>,
+    /// Whether there is one.
+    exact: bool,
 }
 
-fn with_added(current: &TableSchema, incoming: &TableSchema) -> TableSchema {
-    let mut schema = current.clone();
-    for field in &incoming.fields {
-        if counterpart(current, field).is_none() {
+impl Merged {
+    /// The table's columns as they go on, then the new ones.
+    fn columns(&mut self, current: &TableSchema, incoming: &TableSchema) -> Vec<Field> {
+        let olds: Vec<Option<&Field>> =
+            incoming.fields.iter().map(|field| continued(current, field)).collect();
+        let mut fields = self.fields("", &current.fields, &incoming.fields, &olds);
+        let going_on: Vec<&Field> = current
+            .fields
+            .iter()
+            .filter_map(|old| {
+                let index = olds.iter().position(|found| *found == Some(old))?;
+                incoming.fields.get(index)
+            })
+            .collect();
+        let in_order: Vec<&Field> = incoming
+            .fields
+            .iter()
+            .zip(&olds)
+            .filter_map(|(field, old)| old.is_some().then_some(field))
+            .collect();
+        if self.rules.order && going_on != in_order {
+            self.changes.push(SchemaChange::Reordered);
+            // Each place of a column that goes on gets the next of them; others stay in theirs.
+            let moved: Vec<Field> = in_order
+                .iter()
+                .filter_map(|new| fields.iter().find(|field| field.name == new.name).cloned())
+                .collect();
+            let places =
+                fields.iter_mut().filter(|field| in_order.iter().any(|new| new.name == field.name));
+            for (place, field) in places.zip(moved) {
+                *place = field;
+            }
+        }
+        fields
+    }
+
+    /// One level: `olds` has the counterpart of each incoming field.
+    fn fields(
+        &mut self,
+        within: &str,
+        current: &[Field],
+        incoming: &[Field],
+        olds: &[Option<&Field>],
+    ) -> Vec<Field> {
+        let mut fields = Vec::with_capacity(current.len().max(incoming.len()));
+        for old in current {
+            match olds.iter().position(|found| *found == Some(old)) {
+                Some(index) => fields.push(self.field(within, old, &incoming[index])),
+                None => fields.extend(self.missing(within, old)),
+            }
+        }
+        for (field, old) in incoming.iter().zip(olds) {
+            if old.is_some() {
+                continue;
+            }
+            let (column, data_type) = (path(within, &field.name), field.data_type.clone());
+            self.changes.push(SchemaChange::Added { column, data_type });
+            // The name of a column that is kept without its source.
+            self.exact &= !fields.iter().any(|other| other.name == field.name);
             // Rows already stored have no value there.
-            schema.fields.push(Field { nullable: true, ..field.clone() });
+            fields.push(Field { nullable: true, ..field.clone() });
+        }
+        fields
+    }
+
+    /// What becomes of a column that the source does not have.
+    fn missing(&mut self, within: &str, old: &Field) -> Option<Field> {
+        let column = path(within, &old.name);
+        if self.rules.complete {
+            if !old.retired || self.rules.drop {
+                self.changes.push(SchemaChange::Dropped { column });
+            }
+            let kept = Field { nullable: true, retired: true, ..old.clone() };
+            return (!self.rules.drop).then_some(kept);
+        }
+        if !old.nullable {
+            self.changes.push(SchemaChange::NowNullable { column });
+        }
+        Some(Field { nullable: true, ..old.clone() })
+    }
+
+    /// A field that goes on, with the marks it has in the source now.
+    fn field(&mut self, within: &str, old: &Field, new: &Field) -> Field {
+        let column = path(within, &new.name);
+        if old.retired {
+            let data_type = new.data_type.clone();
+            self.changes.push(SchemaChange::Added { column: column.clone(), data_type });
+        }
+        if old.name != new.name {
+            let (from, to) = (path(within, &old.name), column.clone());
+            self.changes.push(SchemaChange::Renamed { from, to });
+        }
+        if new.nullable && !old.nullable {
+            self.changes.push(SchemaChange::NowNullable { column: column.clone() });
+        }
+        let data_type = self.data_type(&column, old, new);
+        Field { data_type, nullable: old.nullable || new.nullable, ..new.clone() }
+    }
+
+    fn data_type(&mut self, column: &str, old: &Field, new: &Field) -> LakeType {
+        let (from, to) = (&old.data_type, &new.data_type);
+        match (from, to) {
+            (LakeType::List(a), LakeType::List(b)) => {
+                let element = self.field(column, a, b);
+                LakeType::List(Box::new(Field { name: LIST_ELEMENT.to_owned(), ..element }))
+            }
+            (LakeType::Struct(a), LakeType::Struct(b)) => {
+                let olds: Vec<_> =
+                    b.iter().map(|member| a.iter().find(|old| old.name == member.name)).collect();
+                LakeType::Struct(self.fields(column, a, b, &olds))
+            }
+            _ if from == to && old.text_of == new.text_of => to.clone(),
+            // The table can hold more already.
+            _ if !self.rules.complete && to.promotes_to(from) && old.text_of == new.text_of => {
+                from.clone()
+            }
+            _ => {
+                self.exact &= from.promotes_to(to) && old.text_of == new.text_of;
+                let (column, from) = (column.to_owned(), from.clone());
+                self.changes.push(SchemaChange::TypeChanged { column, from, to: to.clone() });
+                to.clone()
+            }
         }
     }
-    schema
+}
+
+fn path(within: &str, name: &str) -> String {
+    if within.is_empty() { name.to_owned() } else { format!("{within}.{name}") }
 }
 
 fn refused(changes: &[SchemaChange]) -> Error {
@@ -205,95 +293,4 @@ fn refused(changes: &[SchemaChange]) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::TextOf;
-
-    fn schema(fields: &[(&str, LakeType, Option<i32>)]) -> TableSchema {
-        TableSchema::new(
-            fields
-                .iter()
-                .map(|(name, data_type, id)| Field {
-                    source_id: *id,
-                    ..Field::new(*name, data_type.clone())
-                })
-                .collect(),
-        )
-    }
-
-    fn check(incoming: &TableSchema, complete: bool, policy: OnSchemaChange, expected: &str) {
-        let current = schema(&[("id", LakeType::Long, Some(1)), ("a", LakeType::String, Some(2))]);
-        let outcome = match decide(&current, incoming, complete, policy) {
-            Ok(Evolution::Unchanged) => "unchanged".to_owned(),
-            Ok(Evolution::InPlace { schema, changes }) => {
-                format!("in place to {} columns: {}", schema.fields.len(), words(&changes))
-            }
-            Ok(Evolution::Refresh { changes }) => format!("refresh: {}", words(&changes)),
-            Err(error) => format!("{}: {}", error.code(), error.detail_text().unwrap_or_default()),
-        };
-        assert_eq!(outcome, expected);
-    }
-
-    fn words(changes: &[SchemaChange]) -> String {
-        changes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-    }
-
-    #[test]
-    fn a_relational_source_is_followed_exactly() {
-        use LakeType::{Int, Long, String};
-        use OnSchemaChange::{Evolve, Freeze, Refresh};
-        let same = schema(&[("id", Long, Some(1)), ("a", String, Some(2))]);
-        check(&same, true, Freeze, "unchanged");
-        let added = schema(&[("id", Long, Some(1)), ("a", String, Some(2)), ("b", Int, Some(3))]);
-        check(&added, true, Refresh, "refresh: added b int");
-        check(&added, true, Evolve, "in place to 3 columns: added b int");
-        check(&added, true, Freeze, "lake.schema_refused: added b int");
-        let renamed = schema(&[("id", Long, Some(1)), ("b", String, Some(2))]);
-        check(&renamed, true, Refresh, "refresh: renamed a to b");
-        let replaced = schema(&[("id", Long, Some(1)), ("a", String, Some(3))]);
-        check(&replaced, true, Refresh, "refresh: added a string, dropped a");
-        let narrowed = schema(&[("id", Int, Some(1)), ("a", String, Some(2))]);
-        check(&narrowed, true, Evolve, "refresh: changed id long to int");
-    }
-
-    #[test]
-    fn an_inferred_schema_may_lack_columns_and_narrow_types() {
-        use LakeType::{Double, Int, Long, String};
-        use OnSchemaChange::Refresh;
-        check(&schema(&[("id", Int, None)]), false, Refresh, "unchanged");
-        let added = schema(&[("id", Long, None), ("n", Double, None)]);
-        check(&added, false, Refresh, "in place to 3 columns: added n double");
-        let mixed = schema(&[("id", String, None)]);
-        check(&mixed, false, Refresh, "refresh: changed id long to string");
-        let json = TableSchema::new(vec![Field::new("id", Long), Field::text("a", TextOf::Json)]);
-        check(&json, false, Refresh, "refresh: changed a string to string");
-    }
-
-    #[test]
-    fn nested_members_may_be_missing_but_not_new() {
-        let nested = |names: &[&str]| {
-            LakeType::Struct(names.iter().map(|n| Field::new(*n, LakeType::Int)).collect())
-        };
-        assert!(fits(&nested(&["a"]), &nested(&["a", "b"]), false));
-        assert!(!fits(&nested(&["a", "c"]), &nested(&["a", "b"]), false));
-        assert!(!fits(&nested(&["a"]), &nested(&["a", "b"]), true));
-    }
-    #[test]
-    fn nested_text_of_another_kind_is_another_type() {
-        let list = |text_of: Option<TextOf>| {
-            let element = Field { text_of, ..Field::new("element", LakeType::String) };
-            LakeType::List(Box::new(element))
-        };
-        let member = |text_of: Option<TextOf>| {
-            LakeType::Struct(vec![Field { text_of, ..Field::new("a", LakeType::String) }])
-        };
-        for complete in [true, false] {
-            for of in [None, Some(TextOf::Json)] {
-                assert!(fits(&list(of), &list(of), complete));
-                assert!(fits(&member(of), &member(of), complete));
-                assert!(!fits(&list(of), &list(Some(TextOf::Decimal)), complete));
-                assert!(!fits(&member(of), &member(Some(TextOf::ObjectId)), complete));
-            }
-        }
-    }
-}
+mod tests;

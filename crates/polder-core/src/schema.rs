@@ -59,6 +59,9 @@ pub struct Field {
     /// kinds never shares a column, so that every value can be told for what it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_of: Option<TextOf>,
+    /// The source has dropped the column; the table keeps it for its old rows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retired: bool,
 }
 
 /// What a string column's text stands for, where it is not the source's own strings.
@@ -77,7 +80,14 @@ pub enum TextOf {
 impl Field {
     /// A nullable field without a source id.
     pub fn new(name: impl Into<String>, data_type: LakeType) -> Self {
-        Self { name: name.into(), data_type, nullable: true, source_id: None, text_of: None }
+        Self {
+            name: name.into(),
+            data_type,
+            nullable: true,
+            source_id: None,
+            text_of: None,
+            retired: false,
+        }
     }
 
     /// A nullable string field whose text stands for something else.

@@ -83,7 +83,9 @@ impl Lake {
             Some(_) => None,
             None => Some(self.new_location(org.get()).await?),
         };
-        Stage::begin(self, ident, base, new_location, request)
+        let stage = Stage::begin(self, ident, base, new_location, request)?;
+        stage.check_partitions().await?;
+        Ok(stage)
     }
 
     /// Prepares a new state of a table that follows on exactly the state read: what was decided from

@@ -12,8 +12,10 @@
 mod catalog;
 mod commit;
 mod error;
+mod field_ids;
 mod lake;
 mod predicate;
+mod read;
 mod scan;
 mod schema;
 mod settings;
@@ -25,6 +27,7 @@ mod write;
 pub use catalog::service;
 pub use catalog::{Catalog, CommitFailure, SqlCatalog, TableState};
 pub use commit::{FilesCommitted, RolledBack};
+pub use field_ids::{check_readable, field_id, read_as};
 pub use lake::Lake;
 pub use predicate::{CmpOp, Literal, Predicate};
 pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};

@@ -1,16 +1,13 @@
-//! Reading a table: which files a filter leaves, and their rows.
-//!
-//! Planning and decoding are the `iceberg` crate's; what is wanted is decided here once more, row by
-//! row, so that the answer does not depend on how well files are skipped.
+//! Planning a scan: which files a filter leaves, by partition and column statistics. Their rows are
+//! read in [`crate::read`].
 
 use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use arrow::array::{RecordBatch, RecordBatchOptions};
-use arrow::compute::{cast, filter_record_batch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, TryStreamExt};
 use iceberg::expr::Predicate as IcebergPredicate;
 use iceberg::scan::FileScanTask;
 use iceberg::spec::{DataContentType, ManifestContentType, PrimitiveType, Struct, Transform, Type};
@@ -24,9 +21,6 @@ use crate::predicate::{Predicate, Prunable, pruning};
 use crate::schema;
 use crate::storage::Store;
 use crate::table::LakeTable;
-
-/// Files read at the same time by [`LakeTable::read`].
-const FILES_MAX: usize = 2;
 
 /// Which rows and columns of which state.
 #[derive(Clone, Debug)]
@@ -127,38 +121,6 @@ impl LakeTable {
         Ok(files)
     }
 
-    fn read_tasks(&self, scan: ScanRequest, tasks: Vec<FileScanTask>) -> Result<BatchStream> {
-        let (layout, wanted) = self.layout(&scan)?;
-        let iceberg_schema = self.iceberg_schema(scan.snapshot)?;
-        let names = layout.fields().iter().map(|field| field.name().as_str());
-        let ids: Option<Vec<i32>> = names
-            .map(|name| iceberg_schema.as_struct().field_by_name(name).map(|field| field.id))
-            .collect();
-        let ids = ids.ok_or_else(|| Error::new(ErrorCode::Internal, "a column without an id"))?;
-        let filtered = scan.filter.columns().into_iter();
-        let by_row_groups = filtered
-            .filter_map(|name| iceberg_schema.as_struct().field_by_name(name))
-            .all(|field| skips_row_groups(&field.field_type));
-        let tasks = tasks.into_iter().map(move |task| {
-            // Skipping row groups by the predicate is only right in the schema it was made for, and
-            // only possible for some types.
-            let same = task.schema.schema_id() == iceberg_schema.schema_id();
-            let predicate = task.predicate.filter(|_| same && by_row_groups);
-            let schema = Arc::clone(&iceberg_schema);
-            Ok(FileScanTask { schema, project_field_ids: ids.clone(), predicate, ..task })
-        });
-        let tasks = futures::stream::iter(tasks.collect::<Vec<_>>()).boxed();
-        let failed = |cause| error::iceberg("read the table's rows", cause);
-        let reader = self.iceberg().reader_builder().with_data_file_concurrency_limit(FILES_MAX);
-        let batches = reader.build().read(tasks).map_err(failed)?.stream();
-        let finish = Finish { layout, filter: scan.filter, wanted };
-        let batches = batches
-            .map_err(move |cause| error::iceberg("read the table's rows", cause))
-            .map(move |batch| finish.apply(&batch?))
-            .try_filter(|batch| std::future::ready(batch.num_rows() > 0));
-        Ok(Box::pin(batches))
-    }
-
     async fn tasks(&self, scan: &ScanRequest) -> Result<Vec<FileScanTask>> {
         let failed = |cause| error::iceberg("plan the scan", cause);
         let metadata = self.metadata();
@@ -211,16 +173,16 @@ impl LakeTable {
         Ok(found)
     }
 
-    /// The columns to read and how many of them, from the start, were asked for: the filter may need
-    /// more.
-    fn layout(&self, scan: &ScanRequest) -> Result<(SchemaRef, usize)> {
-        let (columns, _) = self.schema_at(scan.snapshot)?;
-        let all = columns.to_arrow();
-        let Some(names) = &scan.columns else { return Ok((all, columns.fields.len())) };
+    pub(crate) fn layout(&self, scan: &ScanRequest) -> Result<Layout> {
+        let (columns, ids) = self.schema_at(scan.snapshot)?;
+        let plain = columns.to_arrow();
+        let Some(names) = &scan.columns else {
+            return Ok(Layout { ids, plain, wanted: columns.fields.len() });
+        };
         let mut seen = HashSet::new();
         let mut indices = Vec::new();
         for name in names.iter().map(String::as_str).chain(scan.filter.columns()) {
-            let index = all.index_of(name).map_err(|_| {
+            let index = plain.index_of(name).map_err(|_| {
                 Error::new(ErrorCode::QueryInvalid, format!("there is no column {name:?}"))
             })?;
             let asked = indices.len() < names.len();
@@ -228,9 +190,21 @@ impl LakeTable {
                 indices.push(index);
             }
         }
-        let failed = |cause| error::arrow("choose columns", cause);
-        Ok((Arc::new(all.project(&indices).map_err(failed)?), names.len()))
+        let project = |schema: &SchemaRef| {
+            let chosen = schema.project(&indices);
+            chosen.map(Arc::new).map_err(|cause| error::arrow("choose columns", cause))
+        };
+        Ok(Layout { ids: project(&ids)?, plain: project(&plain)?, wanted: names.len() })
     }
+}
+
+/// The columns to read.
+pub(crate) struct Layout {
+    /// With field ids at every level.
+    pub(crate) ids: SchemaRef,
+    pub(crate) plain: SchemaRef,
+    /// How many of them, from the start, were asked for: the filter may need more.
+    pub(crate) wanted: usize,
 }
 
 /// Where the live data files of a state lie in the table's partitions, by address.
@@ -256,17 +230,6 @@ pub(crate) async fn places(
     Ok(places)
 }
 
-/// The types that the crate's reader can compare with a row group's statistics.
-fn skips_row_groups(data_type: &Type) -> bool {
-    use PrimitiveType::{Boolean, Date, Double, Float, Int, Long, String, Timestamp, Timestamptz};
-    matches!(
-        data_type,
-        Type::Primitive(
-            Boolean | Int | Long | Float | Double | Date | Timestamp | Timestamptz | String
-        )
-    )
-}
-
 /// Whether bounds written for one type may be compared with values of the other. A decimal of
 /// another precision is the same number.
 fn same_statistics(a: &Type, b: &Type) -> bool {
@@ -284,34 +247,5 @@ fn scan_file(task: &FileScanTask) -> ScanFile {
         size_bytes: task.file_size_in_bytes,
         rows: task.record_count,
         has_deletes: !task.deletes.is_empty(),
-    }
-}
-
-/// From the crate's batches to ours.
-struct Finish {
-    layout: SchemaRef,
-    filter: Predicate,
-    wanted: usize,
-}
-
-impl Finish {
-    fn apply(&self, batch: &RecordBatch) -> Result<RecordBatch> {
-        let failed = |cause| error::arrow("bring a batch into the lake's layout", cause);
-        let columns = batch.columns().iter().zip(self.layout.fields());
-        let columns = columns
-            .map(|(column, field)| cast(column, field.data_type()))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(failed)?;
-        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        let layout = Arc::clone(&self.layout);
-        let batch = RecordBatch::try_new_with_options(layout, columns, &options).map_err(failed)?;
-        let batch = match &self.filter {
-            Predicate::True => batch,
-            filter => filter_record_batch(&batch, &filter.matches(&batch)?).map_err(failed)?,
-        };
-        if batch.num_columns() == self.wanted {
-            return Ok(batch);
-        }
-        batch.project(&(0..self.wanted).collect::<Vec<_>>()).map_err(failed)
     }
 }

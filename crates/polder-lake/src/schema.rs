@@ -122,35 +122,53 @@ pub(crate) fn replace(new: &TableSchema, base: Option<&Base<'_>>) -> Result<Sche
     build(ids.assign(&new.fields, &old), [])
 }
 
-/// The Iceberg schema after columns were added at the end.
+/// The Iceberg schema of the same rows and more (spec, *Schema Evolution*): columns that go on keep
+/// their ids whatever their names and places, new ones get ids that no column ever had, and what is
+/// not in `new` is dropped.
 ///
 /// # Errors
-/// `lake.schema_refused` if `new` is anything else than the present columns and new nullable ones.
-pub(crate) fn append(new: &TableSchema, base: &Base<'_>) -> Result<Schema> {
+/// `lake.schema_refused` for what would not hold the rows that are there: a required column that is
+/// new or was not required, a type that is not a wider one.
+pub(crate) fn evolve(new: &TableSchema, base: &Base<'_>) -> Result<Schema> {
     check(&new.fields, "")?;
-    let present = table_schema(base.schema)?;
-    let count = present.fields.len();
+    let old = identities(new, base);
+    for (field, old) in new.fields.iter().zip(&old) {
+        goes_on(field, old.as_deref(), &field.name)?;
+    }
+    let kept: HashSet<i32> = old.iter().flatten().map(|field| field.id).collect();
+    let identifiers: Vec<i32> =
+        base.schema.identifier_field_ids().filter(|id| kept.contains(id)).collect();
+    let mut ids = Ids { next: base.last_column_id + 1 };
+    build(ids.assign(&new.fields, &old), identifiers)
+}
+
+/// Checks that rows written for `old` can be read as `new`.
+fn goes_on(new: &Field, old: Option<&NestedField>, path: &str) -> Result<()> {
     let refused = |what: String| {
-        Error::new(ErrorCode::LakeSchemaRefused, "an append may only add columns at the end")
+        Error::new(ErrorCode::LakeSchemaRefused, "the table's rows do not fit the new columns")
             .detail(what)
             .hint("reload the table: run once with --full-refresh")
     };
-    for (index, old) in present.fields.iter().enumerate() {
-        let Some(field) = new.fields.get(index) else {
-            return Err(refused(format!("column {:?} is missing", old.name)));
+    let Some(old) = old else {
+        return match new.nullable {
+            true => Ok(()),
+            false => Err(refused(format!("new column {path:?} is required"))),
         };
-        if field.name != old.name || !same_column(field, old) {
-            return Err(refused(format!("column {:?} became {:?}", old.name, field.name)));
+    };
+    if old.required < !new.nullable {
+        return Err(refused(format!("column {path:?} became required")));
+    }
+    match (&*old.field_type, &new.data_type) {
+        (Type::Struct(members), LakeType::Struct(fields)) => fields.iter().try_for_each(|field| {
+            let member = members.field_by_name(&field.name);
+            goes_on(field, member.map(|member| &**member), &format!("{path}.{}", field.name))
+        }),
+        (Type::List(list), LakeType::List(element)) => {
+            goes_on(element, Some(&list.element_field), &format!("{path}.element"))
         }
+        (from, to) if lake_type(from).is_ok_and(|from| from.promotes_to(to)) => Ok(()),
+        (from, to) => Err(refused(format!("column {path:?} became {to} from {from}"))),
     }
-    let added = &new.fields[count..];
-    if let Some(field) = added.iter().find(|field| !field.nullable) {
-        return Err(refused(format!("new column {:?} is required", field.name)));
-    }
-    let mut ids = Ids { next: base.last_column_id + 1 };
-    let mut fields = base.schema.as_struct().fields().to_vec();
-    fields.extend(ids.assign(added, &vec![None; added.len()]));
-    build(fields, base.schema.identifier_field_ids())
 }
 
 /// Same type and nullability at every level; source ids and other marks aside.
@@ -211,7 +229,14 @@ fn check_type(data_type: &LakeType, path: &str) -> Result<()> {
     }
 }
 
+/// The old column under whose id each new one may go on.
 fn counterparts(new: &TableSchema, base: &Base<'_>) -> Vec<Option<NestedFieldRef>> {
+    let found = new.fields.iter().zip(identities(new, base));
+    found.map(|(field, old)| old.filter(|old| continues(old, field))).collect()
+}
+
+/// The old column that each new one is to the source, whatever its type.
+fn identities(new: &TableSchema, base: &Base<'_>) -> Vec<Option<NestedFieldRef>> {
     let old = base.schema.as_struct();
     let by_source: HashMap<i32, &str> = base
         .marks
@@ -228,7 +253,7 @@ fn counterparts(new: &TableSchema, base: &Base<'_>) -> Vec<Option<NestedFieldRef
                 _ => field.name.as_str(),
             };
             let found = old.field_by_name(name)?;
-            (continues(found, field) && taken.insert(found.id)).then(|| Arc::clone(found))
+            taken.insert(found.id).then(|| Arc::clone(found))
         })
         .collect()
 }

@@ -4,11 +4,13 @@
 //! below the table's location, where no metadata names them; [`Stage::commit`] (in [`crate::commit`])
 //! publishes them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use iceberg::spec::{
-    PartitionSpecRef, SchemaRef as IcebergSchemaRef, SortOrder, UnboundPartitionSpec,
+    PartitionSpecRef, Schema, SchemaRef as IcebergSchemaRef, SortOrder, TableMetadata,
+    UnboundPartitionSpec,
 };
 use iceberg::{TableIdent, TableUpdate};
 use polder_core::spec::PartitionField;
@@ -16,6 +18,7 @@ use polder_core::{Error, ErrorCode, Result, TableSchema};
 use uuid::Uuid;
 
 use crate::catalog::{self, TableState};
+use crate::commit::read_list;
 use crate::lake::Lake;
 use crate::scan::{self, ScanFile};
 use crate::schema::{self, Base};
@@ -43,8 +46,8 @@ pub enum StageKind {
     /// The new rows replace them; the table is created where there is none. Schema and partitions
     /// may be any. The result is a version (`v1`, `v2`, …).
     Replace,
-    /// The new rows are added. The table has to exist; columns may be added at the end, and the
-    /// partitions of new files changed.
+    /// The new rows are added. The table has to exist; its columns may evolve as Iceberg allows
+    /// without touching a file, and the partitions of new files may change.
     Append,
     /// Files change, and the run's checkpoint does not: see [`Stage::rewrite_files`] and the like.
     /// The table has to exist and to have exactly these columns.
@@ -179,6 +182,41 @@ impl Stage {
             .detail(self.ident.to_string()))
     }
 
+    /// Checks that no file of the table is partitioned by a column that the stage drops: several
+    /// readers, DuckDB and the `iceberg` crate among them, fail on such a table.
+    ///
+    /// # Errors
+    /// `lake.schema_refused` if one is.
+    pub(crate) async fn check_partitions(&self) -> Result<()> {
+        let Some(base) = self.base.as_ref().filter(|_| self.request.kind == StageKind::Append)
+        else {
+            return Ok(());
+        };
+        let metadata = &base.metadata;
+        let present = metadata.current_schema();
+        let lost = |id: i32| self.target.schema.field_by_id(id).is_none();
+        let broken: HashMap<i32, &str> = metadata
+            .partition_specs_iter()
+            .filter_map(|spec| {
+                let field = spec.fields().iter().find(|field| lost(field.source_id))?;
+                Some((spec.spec_id(), present.name_by_field_id(field.source_id)?))
+            })
+            .collect();
+        let Some(snapshot) = metadata.current_snapshot().filter(|_| !broken.is_empty()) else {
+            return Ok(());
+        };
+        let listed = read_list(self.lake.store(), snapshot).await?;
+        let Some(name) = listed.iter().find_map(|found| broken.get(&found.partition_spec_id))
+        else {
+            return Ok(());
+        };
+        let message = format!("column {name:?} cannot be dropped: files are partitioned by it");
+        Err(Error::new(ErrorCode::LakeSchemaRefused, message).detail(self.ident.to_string()).hint(
+            "set on_dropped_column: keep, or change `partition` and run polder maintain \
+                   repartition first",
+        ))
+    }
+
     pub(crate) async fn remove(&self, files: &[StagedFile]) {
         self.discard(files.iter().map(|file| file.location().to_owned()).collect()).await;
     }
@@ -230,24 +268,45 @@ pub(crate) fn target_of(base: &TableState, request: &StageRequest) -> Result<Tar
             reshape(schema, spec).to_vec()
         }
         StageKind::Append | StageKind::Files => {
-            let schema = schema::append(&request.schema, &old)?;
-            let mut updates = Vec::new();
-            if schema::partition_fields(metadata) != request.partition {
-                let spec = schema::partition_spec(&request.partition, &schema)?;
-                updates.push(TableUpdate::AddSpec { spec });
-                updates.push(TableUpdate::SetDefaultSpec { spec_id: -1 });
+            let schema = schema::evolve(&request.schema, &old)?;
+            if request.kind == StageKind::Files && schema.as_struct() != present.as_struct() {
+                let message = "the table's columns are others now";
+                return Err(Error::new(ErrorCode::LakeConflict, message));
             }
-            updates.push(TableUpdate::AddSchema { schema });
-            updates.push(TableUpdate::SetCurrentSchema { schema_id: -1 });
-            // A new spec may name a new column.
-            updates.rotate_right(2);
-            updates
+            evolved(metadata, schema, request)?
         }
     };
     previewed(Some(base), metadata.location().to_owned(), updates)
 }
 
-fn reshape(schema: iceberg::spec::Schema, spec: UnboundPartitionSpec) -> [TableUpdate; 6] {
+/// What gives the table this schema, and the request's partitions to new files.
+fn evolved(
+    metadata: &TableMetadata,
+    schema: Schema,
+    request: &StageRequest,
+) -> Result<Vec<TableUpdate>> {
+    let mut updates = Vec::new();
+    let lacks = |id: i32| schema.field_by_id(id).is_none();
+    if metadata.default_sort_order().fields.iter().any(|field| lacks(field.source_id)) {
+        updates.push(TableUpdate::AddSortOrder { sort_order: SortOrder::unsorted_order() });
+        updates.push(TableUpdate::SetDefaultSortOrder { sort_order_id: -1 });
+    }
+    let spec = metadata.default_partition_spec();
+    let other = spec.fields().iter().any(|field| lacks(field.source_id))
+        || schema::fields_of_spec(spec, &schema) != request.partition;
+    let partition =
+        other.then(|| schema::partition_spec(&request.partition, &schema)).transpose()?;
+    // A new spec may name a new column.
+    updates.push(TableUpdate::AddSchema { schema });
+    updates.push(TableUpdate::SetCurrentSchema { schema_id: -1 });
+    if let Some(spec) = partition {
+        updates.push(TableUpdate::AddSpec { spec });
+        updates.push(TableUpdate::SetDefaultSpec { spec_id: -1 });
+    }
+    Ok(updates)
+}
+
+fn reshape(schema: Schema, spec: UnboundPartitionSpec) -> [TableUpdate; 6] {
     [
         // A sort order that another engine set may name a column that goes.
         TableUpdate::AddSortOrder { sort_order: SortOrder::unsorted_order() },

@@ -1,6 +1,7 @@
 //! The lake from outside: on local disk with SQLite, and (in `service`) on S3 and PostgreSQL.
 
 mod commits;
+mod evolution;
 mod faults;
 mod files;
 mod partitions;

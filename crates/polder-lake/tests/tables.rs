@@ -108,7 +108,7 @@ async fn an_append_needs_the_table_and_its_shape() {
         .expect_err("no table");
     assert_eq!(error.code(), ErrorCode::LakeNotFound);
     run(&scratch.lake, "t", request(StageKind::Replace, &schema), &[]).await.expect("create");
-    let other = schema_without_text();
+    let other = crate::support::schema(&[("id", LakeType::String), ("text", LakeType::String)]);
     let error =
         run(&scratch.lake, "t", request(StageKind::Append, &other), &[]).await.expect_err("shape");
     assert_eq!(error.code(), ErrorCode::LakeSchemaRefused);

@@ -13,13 +13,23 @@ use polder_pipeline::{IngestLimits, IngestReport, IngestRequest, ingest};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::output;
 
 /// Something to do for one org.
 pub(crate) enum Job {
     /// Bring one lake table up to date.
-    Ingest { org: Authorized<OrgId>, table: TableSpec, full_refresh: bool },
+    Ingest { org: Authorized<OrgId>, table: TableSpec, how: How },
+}
+
+/// How a table is brought up to date.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// Reload everything, whatever the mode and the checkpoint.
+    pub(crate) full_refresh: bool,
+    /// Only say what would be done.
+    pub(crate) dry_run: bool,
 }
 
 impl Job {
@@ -30,14 +40,10 @@ impl Job {
     pub(crate) fn of_pipeline(
         principal: &Principal,
         pipeline: &OrgPipeline,
-        full_refresh: bool,
+        how: How,
     ) -> Result<Vec<Self>> {
         let org = principal.authorize(&pipeline.org)?;
-        let job = |table: &TableSpec| Self::Ingest {
-            org: org.clone(),
-            table: table.clone(),
-            full_refresh,
-        };
+        let job = |table: &TableSpec| Self::Ingest { org: org.clone(), table: table.clone(), how };
         Ok(pipeline.tables.iter().map(job).collect())
     }
 }
@@ -87,9 +93,9 @@ impl Worker {
     }
 
     async fn carry_out(&self, watched: Watched) -> Ended {
-        let Watched { job: Job::Ingest { org, table, full_refresh }, progress } = watched;
+        let Watched { job: Job::Ingest { org, table, how }, progress } = watched;
         let (id, name) = (org.get().clone(), table.name.clone());
-        let outcome = Box::pin(self.ingest(org, table, full_refresh, progress)).await;
+        let outcome = Box::pin(self.ingest(org, table, how, progress)).await;
         Ended { org: id, table: name, outcome }
     }
 
@@ -97,7 +103,7 @@ impl Worker {
         &self,
         org: Authorized<OrgId>,
         table: TableSpec,
-        full_refresh: bool,
+        how: How,
         progress: Arc<RunProgress>,
     ) -> Result<IngestReport> {
         if self.cancel.is_cancelled() {
@@ -106,17 +112,24 @@ impl Worker {
         let source = self.sources.get(&table.source).ok_or_else(|| {
             Error::new(ErrorCode::Internal, format!("source {:?} was not opened", table.source))
         })?;
-        let run_id = runs::enqueue(&self.store, &org, &table.name).await?;
+        let run_id = match how.dry_run {
+            true => Uuid::new_v4(),
+            false => runs::enqueue(&self.store, &org, &table.name).await?,
+        };
         let request = IngestRequest {
             org: org.clone(),
             run_id,
             table,
-            full_refresh,
+            full_refresh: how.full_refresh,
+            dry_run: how.dry_run,
             limits: self.ingest_limits(),
             progress,
             cancel: self.cancel.clone(),
         };
         let outcome = ingest(&self.lake, source.as_ref(), &request).await;
+        if how.dry_run {
+            return outcome;
+        }
         let (state, report) = match &outcome {
             Ok(report) => (RunState::Succeeded, serde_json::to_string(report)),
             Err(error) if error.code() == ErrorCode::Cancelled => {

@@ -9,8 +9,8 @@ mod process;
 
 pub use partition::{PartitionField, Transform};
 pub use pipeline::{
-    CsvOptions, DeclaredType, FileFormat, Filter, FormatOptions, Mode, OnBadLine, OnSchemaChange,
-    OnUnrepresentable, OrgSpec, PipelineFile, TablePatch, TableSpec, TemplateSpec,
+    CsvOptions, DeclaredType, FileFormat, Filter, FormatOptions, Mode, OnBadLine, OnDroppedColumn,
+    OnSchemaChange, OnUnrepresentable, OrgSpec, PipelineFile, TablePatch, TableSpec, TemplateSpec,
 };
 pub use process::{
     FilesSource, LakeConfig, Limits, MongodbSource, PostgresSource, ProcessConfig, S3Config,

@@ -89,6 +89,9 @@ pub struct TableSpec {
     /// What to do when the source's schema changed.
     #[serde(default)]
     pub on_schema_change: OnSchemaChange,
+    /// What becomes of a column the source has dropped, under `on_schema_change: evolve`.
+    #[serde(default)]
+    pub on_dropped_column: OnDroppedColumn,
     /// How files are read.
     #[serde(default)]
     pub format: FormatOptions,
@@ -112,6 +115,7 @@ pub struct TablePatch {
     pub types: Option<BTreeMap<String, DeclaredType>>,
     pub on_unrepresentable: Option<OnUnrepresentable>,
     pub on_schema_change: Option<OnSchemaChange>,
+    pub on_dropped_column: Option<OnDroppedColumn>,
     pub format: Option<FormatOptions>,
     pub enabled: Option<bool>,
 }
@@ -134,6 +138,7 @@ impl TablePatch {
             types: patch.types.unwrap_or(table.types),
             on_unrepresentable: patch.on_unrepresentable.unwrap_or(table.on_unrepresentable),
             on_schema_change: patch.on_schema_change.unwrap_or(table.on_schema_change),
+            on_dropped_column: patch.on_dropped_column.unwrap_or(table.on_dropped_column),
             format: patch.format.unwrap_or(table.format),
             enabled: patch.enabled.unwrap_or(table.enabled),
         }
@@ -182,6 +187,17 @@ pub enum OnSchemaChange {
     Evolve,
     /// Fail with the difference.
     Freeze,
+}
+
+/// What becomes of a column that the source has dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDroppedColumn {
+    /// The table keeps it: old rows have their values, new ones null.
+    #[default]
+    Keep,
+    /// It goes from the table; earlier snapshots have it still.
+    Drop,
 }
 
 /// Which rows of the source table are the org's.

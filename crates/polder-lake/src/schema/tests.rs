@@ -75,25 +75,70 @@ fn nested_fields_continue_by_name() {
     assert_eq!(replaced(&list, 2, &text), "s:1[element:3]");
 }
 
+/// What `new` is on top of `old`, whose highest id ever was 10.
+fn evolved(old: &TableSchema, new: &TableSchema) -> Result<String> {
+    let schema = replace(old, None).expect("old");
+    let base = Base { schema: &schema, marks: old, last_column_id: 10 };
+    evolve(new, &base).map(|schema| ids(&schema))
+}
+
 #[test]
-fn an_append_adds_at_the_end_or_is_refused() {
+fn ids_stay_with_the_columns_that_evolve() {
     use LakeType::{Int, Long, String};
-    let old = columns(&[("a", Int, Some(1)), ("b", String, None)]);
-    let schema = replace(&old, None).expect("old");
-    let base = Base { schema: &schema, marks: &old, last_column_id: 7 };
-    let more = columns(&[("a", Int, Some(1)), ("b", String, None), ("c", Long, None)]);
-    assert_eq!(ids(&append(&more, &base).expect("more")), "a:1 b:2 c:8");
-    let mut required = more.clone();
-    required.fields[2].nullable = false;
-    let refused = [
-        required,
-        columns(&[("a", Int, None)]),
-        columns(&[("b", String, None), ("a", Int, None)]),
-        columns(&[("a", Long, None), ("b", String, None)]),
+    let old = columns(&[
+        ("a", Int, Some(1)),
+        ("b", String, Some(2)),
+        ("s", LakeType::list_of(struct_of(&[("x", Int), ("y", String)])), Some(3)),
+    ]);
+    let cases = [
+        (columns(&[("a", Int, Some(1)), ("n", Long, Some(4))]), "a:1 n:11", "added, dropped"),
+        (columns(&[("b", Long, Some(1)), ("a", String, Some(2))]), "b:1 a:2", "swapped, widened"),
+        (columns(&[("b", Int, Some(5)), ("a", Int, Some(1))]), "b:11 a:1", "dropped, re-added"),
+        (columns(&[("b", String, None), ("a", Int, None)]), "b:2 a:1", "by name, reordered"),
+        (
+            columns(&[("t", LakeType::list_of(struct_of(&[("y", String), ("z", Int)])), Some(3))]),
+            "t:3[element:4[y:6 z:11]]",
+            "renamed, members changed",
+        ),
     ];
-    for schema in refused {
-        let error = append(&schema, &base).expect_err("refused");
+    for (new, expected, case) in cases {
+        assert_eq!(evolved(&old, &new).expect(case), expected, "{case}");
+    }
+}
+
+#[test]
+fn what_old_rows_do_not_have_is_refused() {
+    use LakeType::{Double, Int, Long, String};
+    let nested = |member: Field| columns(&[("s", LakeType::Struct(vec![member]), None)]);
+    let required = |name: &str| TableSchema::new(vec![Field::new(name, Int).required()]);
+    let cases = [
+        (columns(&[("a", Int, None)]), required("a"), "column \"a\" became required"),
+        (columns(&[("a", Int, None)]), required("b"), "new column \"b\" is required"),
+        (
+            columns(&[("a", Long, Some(1))]),
+            columns(&[("b", Int, Some(1))]),
+            "column \"b\" became int from long",
+        ),
+        (
+            nested(Field::new("x", Int)),
+            nested(Field::new("x", Double)),
+            "column \"s.x\" became double from int",
+        ),
+        (
+            columns(&[("s", LakeType::list_of(Int), None)]),
+            columns(&[("s", LakeType::list_of(String), None)]),
+            "column \"s.element\" became string from int",
+        ),
+        (
+            nested(Field::new("x", Int)),
+            nested(Field::new("y", Int).required()),
+            "new column \"s.y\" is required",
+        ),
+    ];
+    for (old, new, expected) in cases {
+        let error = evolved(&old, &new).expect_err(expected);
         assert_eq!(error.code(), ErrorCode::LakeSchemaRefused);
+        assert_eq!(error.detail_text(), Some(expected));
     }
 }
 

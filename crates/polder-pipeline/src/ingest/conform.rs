@@ -92,7 +92,8 @@ fn widens(read: &Field, table: &Field) -> bool {
     types && (table.nullable || !read.nullable)
 }
 
-fn widen(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
+/// The same values as `to`: a wider type, or a list or struct of such, members by name.
+pub(super) fn widen(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     match to {
         to if array.data_type() == to => Ok(Arc::clone(array)),
         DataType::List(element) => widen_list(array, element),

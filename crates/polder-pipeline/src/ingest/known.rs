@@ -8,25 +8,35 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch};
-use arrow::compute::{cast, filter_record_batch, max, max_string};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, new_null_array};
+use arrow::compute::{filter_record_batch, max, max_string};
 use arrow::datatypes::{
     DataType, Date32Type, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType,
 };
 use arrow::row::{RowConverter, SortField};
 use futures::TryStreamExt;
-use polder_core::{CursorValue, Error, ErrorCode, LakeType, Result};
+use polder_core::evolution::continued;
+use polder_core::{CursorValue, Error, ErrorCode, LakeType, Result, TableSchema};
 use polder_lake::{CmpOp, LakeTable, Literal, Predicate, ScanRequest};
+
+use super::conform::widen;
 
 /// The rows of the table at or above the low-water mark.
 pub(super) struct Known(Option<Mutex<Rows>>);
 
 struct Rows {
-    columns: Vec<String>,
-    types: Vec<DataType>,
+    /// What rows are told apart by, under the names and in the types that the table has after the run.
+    columns: Vec<Compared>,
     converter: RowConverter,
     /// How often each row is stored and was not read again yet.
     unread: HashMap<Box<[u8]>, u64>,
+}
+
+struct Compared {
+    name: String,
+    data_type: DataType,
+    /// Its name in the table as it is; `None` for a column that is new.
+    stored: Option<String>,
 }
 
 impl Known {
@@ -47,44 +57,50 @@ impl Known {
     }
 }
 
-/// Reads the rows of `table` whose cursor is at least `lower` or null; by the whole row if `key` is
-/// empty.
+/// Reads the rows of `table` whose cursor is at least `lower` or null. `schema` is the table's after
+/// the run: its columns may have other names by then, or wider types. Rows are told apart by key and
+/// cursor; by the whole row if `key` is empty.
 pub(super) async fn load(
     table: &LakeTable,
+    schema: &TableSchema,
     key: &[String],
     cursor: &str,
     lower: &CursorValue,
 ) -> Result<Known> {
-    let schema = table.schema();
-    let columns: Vec<String> = if key.is_empty() {
-        schema.fields.iter().map(|field| field.name.clone()).collect()
-    } else {
-        key.iter()
-            .cloned()
-            .chain((!key.iter().any(|k| k == cursor)).then(|| cursor.to_owned()))
-            .collect()
-    };
-    let types: Vec<DataType> = columns
-        .iter()
-        .filter_map(|name| schema.field(name))
-        .map(|field| field.data_type.to_arrow())
+    let present = table.schema();
+    let in_key = |name: &str| key.is_empty() || name == cursor || key.iter().any(|k| k == name);
+    let compared = schema.fields.iter().filter(|field| !field.retired && in_key(&field.name));
+    let columns: Vec<Compared> = compared
+        .map(|field| Compared {
+            name: field.name.clone(),
+            data_type: field.data_type.to_arrow(),
+            stored: continued(&present, field).map(|stored| stored.name.clone()),
+        })
         .collect();
-    let fields = types.iter().cloned().map(SortField::new).collect();
+    let stored_as = |name: &str| {
+        let found = columns.iter().find(|column| column.name == name)?;
+        present.field(found.stored.as_deref()?)
+    };
+    let Some(stored_cursor) = stored_as(cursor) else {
+        return Err(Error::new(ErrorCode::Internal, "the table has no cursor column")
+            .detail(format!("column {cursor:?}")));
+    };
+    let fields = columns.iter().map(|column| SortField::new(column.data_type.clone())).collect();
     let converter =
         RowConverter::new(fields).map_err(|error| failed("compare rows of this type", error))?;
-    let mut rows = Rows { columns: columns.clone(), types, converter, unread: HashMap::new() };
     let request = ScanRequest {
         snapshot: None,
         filter: Predicate::Or(
             Box::new(Predicate::Cmp {
-                column: cursor.to_owned(),
+                column: stored_cursor.name.clone(),
                 op: CmpOp::GtEq,
-                value: literal(lower, schema.field(cursor).map(|field| &field.data_type)),
+                value: literal(lower, &stored_cursor.data_type),
             }),
-            Box::new(Predicate::IsNull(cursor.to_owned())),
+            Box::new(Predicate::IsNull(stored_cursor.name.clone())),
         ),
-        columns: Some(columns),
+        columns: Some(columns.iter().filter_map(|column| column.stored.clone()).collect()),
     };
+    let mut rows = Rows { columns, converter, unread: HashMap::new() };
     let mut stored = table.read(request).await?;
     while let Some(records) = stored.try_next().await? {
         rows.remember(&records)?;
@@ -92,10 +108,10 @@ pub(super) async fn load(
     Ok(Known(Some(Mutex::new(rows))))
 }
 
-fn literal(value: &CursorValue, of: Option<&LakeType>) -> Literal {
+fn literal(value: &CursorValue, of: &LakeType) -> Literal {
     match value {
         // A mark below all values lies outside an int's range.
-        CursorValue::Int(value) if of == Some(&LakeType::Int) => {
+        CursorValue::Int(value) if *of == LakeType::Int => {
             Literal::Int((*value).clamp(i32::MIN.into(), i32::MAX.into()) as i32)
         }
         CursorValue::Int(value) => Literal::Long(*value),
@@ -103,27 +119,23 @@ fn literal(value: &CursorValue, of: Option<&LakeType>) -> Literal {
         CursorValue::Timestamp(micros) => Literal::Timestamp(*micros),
         CursorValue::Timestamptz(micros) => Literal::Timestamptz(*micros),
         CursorValue::Text(text) => match (of, text.parse()) {
-            (Some(LakeType::Uuid), Ok(uuid)) => Literal::Uuid(uuid),
+            (LakeType::Uuid, Ok(uuid)) => Literal::Uuid(uuid),
             _ => Literal::String(text.clone()),
         },
     }
 }
 
 impl Rows {
-    fn encode(&self, records: &RecordBatch) -> Result<arrow::row::Rows> {
-        let columns = self.columns.iter().zip(&self.types).map(|(name, data_type)| {
-            let column = records.column_by_name(name).ok_or_else(|| {
-                Error::new(ErrorCode::Internal, format!("the batch lacks column {name:?}"))
-            })?;
-            // The lake's reader may choose another layout of the same type (large offsets).
-            cast(column, data_type).map_err(|error| failed("compare a column", error))
-        });
-        let columns = columns.collect::<Result<Vec<ArrayRef>>>()?;
+    fn encode(&self, columns: Vec<ArrayRef>) -> Result<arrow::row::Rows> {
         self.converter.convert_columns(&columns).map_err(|error| failed("compare rows", error))
     }
 
     fn remember(&mut self, records: &RecordBatch) -> Result<()> {
-        for row in &self.encode(records)? {
+        let columns = self.columns.iter().map(|column| match &column.stored {
+            Some(name) => widen(found(records, name)?, &column.data_type),
+            None => Ok(new_null_array(&column.data_type, records.num_rows())),
+        });
+        for row in &self.encode(columns.collect::<Result<_>>()?)? {
             *self.unread.entry(row.as_ref().into()).or_default() += 1;
         }
         Ok(())
@@ -131,7 +143,8 @@ impl Rows {
 
     /// True for each row that is new.
     fn mark(&mut self, records: &RecordBatch) -> Result<BooleanArray> {
-        let rows = self.encode(records)?;
+        let columns = self.columns.iter().map(|column| found(records, &column.name).cloned());
+        let rows = self.encode(columns.collect::<Result<_>>()?)?;
         let new = rows.iter().map(|row| match self.unread.get_mut(row.as_ref()) {
             None => Some(true),
             Some(1) => {
@@ -145,6 +158,12 @@ impl Rows {
         });
         Ok(new.collect())
     }
+}
+
+fn found<'a>(records: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
+    records
+        .column_by_name(name)
+        .ok_or_else(|| Error::new(ErrorCode::Internal, format!("the batch lacks column {name:?}")))
 }
 
 /// The highest value of the cursor column, nulls aside.

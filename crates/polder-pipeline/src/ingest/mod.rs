@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polder_core::evolution::{self, Evolution, SchemaChange};
-use polder_core::spec::{Mode, TableSpec};
+use polder_core::spec::{Mode, OnSchemaChange, TableSpec};
 use polder_core::{
     Authorized, Checkpoint, CursorRange, CursorValue, Error, ErrorCode, OrgId, ReadPlan,
     ReadRequest, Result, RunProgress, Source, Stage as RunStage, TableSchema,
@@ -60,6 +60,8 @@ pub struct IngestRequest {
     pub full_refresh: bool,
     pub limits: IngestLimits,
     pub progress: Arc<RunProgress>,
+    /// Only say what a run would do: read no rows, write nothing.
+    pub dry_run: bool,
     /// Stops the run at the next batch; nothing becomes visible.
     pub cancel: CancellationToken,
 }
@@ -128,7 +130,7 @@ fn cancelled() -> Error {
 
 /// What a run reads, and why.
 enum Scope {
-    Full { reason: &'static str, changes: Vec<SchemaChange> },
+    Full(&'static str),
     Since(Checkpoint),
 }
 
@@ -169,6 +171,11 @@ async fn attempt_once(
         planned.plan.schema = table.schema();
         planned.plan.splits.clear();
     }
+    if request.dry_run {
+        check_columns(&request.table, &planned.schema)?;
+        let words = scope_words(&planned.scope);
+        return Ok(report::begin(request, &words, &planned.plan, planned.changes));
+    }
     copy_and_commit(lake, request, table.as_ref(), planned).await
 }
 
@@ -177,7 +184,7 @@ fn decide(
     source: &dyn Source,
     table: Option<&LakeTable>,
 ) -> Result<Scope> {
-    let full = |reason| Ok(Scope::Full { reason, changes: Vec::new() });
+    let full = |reason| Ok(Scope::Full(reason));
     let spec = &request.table;
     if spec.mode == Mode::FullRefresh {
         return full("mode: full_refresh");
@@ -220,31 +227,49 @@ async fn plan(
     scope: Scope,
 ) -> Result<Planned> {
     let (Scope::Since(checkpoint), Some(table)) = (&scope, table) else {
-        return plan_full(source, request, scope).await;
+        return plan_full(source, request, table, scope).await;
     };
     let current = table.schema();
     let read = read_request(request, Some(checkpoint), Some(current.clone()));
     let plan = source.plan(read).await?;
     let complete = source.capabilities().complete_schema;
-    let policy = request.table.on_schema_change;
-    match evolution::decide(&current, &plan.schema, complete, policy)? {
+    let spec = &request.table;
+    let (policy, dropped) = (spec.on_schema_change, spec.on_dropped_column);
+    match evolution::decide(&current, &plan.schema, complete, policy, dropped)? {
         Evolution::Unchanged => Ok(Planned { scope, plan, schema: current, changes: Vec::new() }),
         Evolution::InPlace { schema, changes } => Ok(Planned { scope, plan, schema, changes }),
         Evolution::Refresh { changes } => {
             drop(plan);
             request.progress.restart();
-            let reason = "the source's schema changed";
-            plan_full(source, request, Scope::Full { reason, changes }).await
+            let mut planned =
+                plan_full(source, request, None, Scope::Full("the source's schema changed"))
+                    .await?;
+            planned.changes = changes;
+            Ok(planned)
         }
     }
 }
 
-async fn plan_full(source: &dyn Source, request: &IngestRequest, scope: Scope) -> Result<Planned> {
+async fn plan_full(
+    source: &dyn Source,
+    request: &IngestRequest,
+    table: Option<&LakeTable>,
+    scope: Scope,
+) -> Result<Planned> {
     let plan = source.plan(read_request(request, None, None)).await?;
     let schema = plan.schema.clone();
-    let changes = match &scope {
-        Scope::Full { changes, .. } => changes.clone(),
-        Scope::Since(_) => Vec::new(),
+    let changes = match table {
+        // Nothing says that its columns are others.
+        Some(table) if !schema.fields.is_empty() => {
+            let complete = source.capabilities().complete_schema;
+            let policy = match request.full_refresh {
+                // Asked for by a person, whatever the policy.
+                true => OnSchemaChange::Refresh,
+                false => request.table.on_schema_change,
+            };
+            evolution::reload(&table.schema(), &schema, complete, policy)?
+        }
+        _ => Vec::new(),
     };
     Ok(Planned { scope, plan, schema, changes })
 }
@@ -290,12 +315,12 @@ async fn copy_and_commit(
     check_columns(&request.table, &schema)?;
     let base = match &scope {
         Scope::Since(checkpoint) => Some(checkpoint.clone()),
-        Scope::Full { .. } => None,
+        Scope::Full(_) => None,
     };
     let lower = base.as_ref().and_then(|checkpoint| checkpoint.cursor.clone());
     let coarse = plan.splits.iter().any(|split| split.cursor_is_coarse());
     let since = cursor.as_deref().zip(lower.as_ref());
-    let known = known_rows(request, table, coarse, since).await?;
+    let known = known_rows(request, table, &schema, coarse, since).await?;
     let stage = lake
         .stage(
             &request.org,
@@ -348,12 +373,13 @@ async fn copy_and_commit(
     Ok(report::committed(report, request, &committed))
 }
 
-/// The rows of the table that the plan may bring again. `coarse`: see [`Split::cursor_is_coarse`].
+/// The rows of the table that the plan may bring again. `schema`: the table's after the run; `coarse`: see [`Split::cursor_is_coarse`].
 ///
 /// [`Split::cursor_is_coarse`]: polder_core::Split::cursor_is_coarse
 async fn known_rows(
     request: &IngestRequest,
     table: Option<&LakeTable>,
+    schema: &TableSchema,
     coarse: bool,
     since: Option<(&str, &CursorValue)>,
 ) -> Result<known::Known> {
@@ -361,12 +387,12 @@ async fn known_rows(
         return Ok(known::Known::none());
     };
     let key = if coarse { &[][..] } else { &request.table.key };
-    known::load(table, key, cursor, lower).await
+    known::load(table, schema, key, cursor, lower).await
 }
 
 fn scope_words(scope: &Scope) -> (Outcome, Option<String>) {
     match scope {
-        Scope::Full { reason, .. } => (Outcome::FullRefresh, Some((*reason).to_owned())),
+        Scope::Full(reason) => (Outcome::FullRefresh, Some((*reason).to_owned())),
         Scope::Since(_) => (Outcome::Append, None),
     }
 }

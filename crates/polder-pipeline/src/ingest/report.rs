@@ -28,6 +28,8 @@ pub struct IngestReport {
     pub org: String,
     pub table: String,
     pub outcome: Outcome,
+    /// The run was only planned: this is what it would do.
+    pub dry_run: bool,
     /// Why everything was reloaded, if it was.
     pub reason: Option<String>,
     /// Differences of the source's schema that were taken over.
@@ -65,6 +67,7 @@ pub(super) fn begin(
         org: request.org.get().to_string(),
         table: request.table.name.clone(),
         outcome: *outcome,
+        dry_run: request.dry_run,
         reason: reason.clone(),
         schema_changes,
         rows_read: 0,

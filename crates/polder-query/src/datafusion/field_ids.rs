@@ -3,8 +3,7 @@
 //!
 //! DataFusion matches a file's columns with the table's by name. Here every column carries its id
 //! (`PARQUET:field_id`) on both sides, at every nested level, and ids alone decide. Which columns a
-//! table has, and whether a type may change into another, is the lake's business; a pair of types
-//! that Iceberg does not allow is an error, never a silent cast.
+//! table has, and how a file's column becomes the table's, is the lake's business.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -12,18 +11,16 @@ use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch, StructArray, new_null_array};
-use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::array::RecordBatch;
+use arrow::compute::CastOptions;
+use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Result, ScalarValue, exec_datafusion_err, exec_err};
+use datafusion::common::{DataFusionError, Result, ScalarValue, exec_datafusion_err, exec_err};
 use datafusion::logical_expr::ColumnarValue;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{CastExpr, Column, lit};
 use datafusion::physical_expr_adapter::{PhysicalExprAdapter, PhysicalExprAdapterFactory};
-
-/// The metadata key of a field's id, as Parquet's Arrow reader and writer use it.
-const FIELD_ID: &str = "PARQUET:field_id";
+use polder_lake::{check_readable, field_id, read_as};
 
 const EXACT: CastOptions<'static> =
     CastOptions { safe: false, format_options: arrow::util::display::FormatOptions::new() };
@@ -84,87 +81,13 @@ impl FieldIdAdapter {
         if found.data_type() == wanted.data_type() {
             return Ok(read);
         }
-        check(found, wanted)?;
+        check_readable(found, wanted).map_err(|error| DataFusionError::External(error.into()))?;
         if wanted.data_type().is_nested() {
             let to = Arc::new(wanted.clone());
             return Ok(Arc::new(ConvertExpr { expr: read, to }));
         }
         // DataFusion moves this cast to the literal's side, so that statistics still prune.
         Ok(Arc::new(CastExpr::new(read, wanted.data_type().clone(), Some(EXACT))))
-    }
-}
-
-fn field_id(field: &Field) -> Option<i32> {
-    field.metadata().get(FIELD_ID)?.parse().ok()
-}
-
-/// Whether a file's field may be read as the table's.
-fn check(found: &Field, wanted: &Field) -> Result<()> {
-    let fits = match (found.data_type(), wanted.data_type()) {
-        (from, to) if from == to => true,
-        (DataType::Struct(from), DataType::Struct(to)) => {
-            for member in to {
-                match from.iter().find(|f| same_id(f, member)) {
-                    Some(source) => check(source, member)?,
-                    None if member.is_nullable() => {}
-                    None => return exec_err!("a data file lacks the member {}", member.name()),
-                }
-            }
-            true
-        }
-        (DataType::List(from), DataType::List(to)) => return check(from, to),
-        // Widened; the same values in another layout.
-        (DataType::Int32, DataType::Int64)
-        | (DataType::Float32, DataType::Float64)
-        | (
-            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View,
-            DataType::Utf8 | DataType::Utf8View,
-        )
-        | (
-            DataType::Binary | DataType::LargeBinary | DataType::BinaryView,
-            DataType::Binary | DataType::BinaryView,
-        ) => true,
-        (DataType::Decimal128(p1, s1), DataType::Decimal128(p2, s2)) => s1 == s2 && p1 <= p2,
-        // The same instants under another spelling of UTC.
-        (DataType::Timestamp(u1, Some(_)), DataType::Timestamp(u2, Some(_))) => u1 == u2,
-        _ => false,
-    };
-    if fits {
-        return Ok(());
-    }
-    let (from, to) = (found.data_type(), wanted.data_type());
-    exec_err!("a data file has column {} as {from}, the table as {to}", wanted.name())
-}
-
-fn same_id(a: &Field, b: &Field) -> bool {
-    field_id(a).is_some() && field_id(a) == field_id(b)
-}
-
-/// Gives `array`, read as checked before, the layout of `to`.
-fn convert(array: &ArrayRef, from: &Field, to: &Field) -> Result<ArrayRef> {
-    if array.data_type() == to.data_type() {
-        return Ok(Arc::clone(array));
-    }
-    match (from.data_type(), to.data_type()) {
-        (DataType::Struct(found), DataType::Struct(wanted)) => {
-            let array = array.as_struct();
-            let member = |member: &FieldRef| match found.iter().position(|f| same_id(f, member)) {
-                Some(index) => convert(array.column(index), &found[index], member),
-                None => Ok(new_null_array(member.data_type(), array.len())),
-            };
-            let members = wanted.iter().map(member).collect::<Result<Vec<_>>>()?;
-            let nulls = array.nulls().cloned();
-            let length = array.len();
-            let made = StructArray::try_new_with_length(wanted.clone(), members, nulls, length)?;
-            Ok(Arc::new(made))
-        }
-        (DataType::List(found), DataType::List(wanted)) => {
-            let array = array.as_list::<i32>();
-            let values = convert(array.values(), found, wanted)?;
-            let (offsets, nulls) = (array.offsets().clone(), array.nulls().cloned());
-            Ok(Arc::new(ListArray::try_new(Arc::clone(wanted), offsets, values, nulls)?))
-        }
-        _ => Ok(cast_with_options(array, to.data_type(), &EXACT)?),
     }
 }
 
@@ -206,7 +129,7 @@ impl PhysicalExpr for ConvertExpr {
     fn evaluate(&self, batch: &RecordBatch) -> Result<ColumnarValue> {
         let from = self.expr.return_field(&batch.schema())?;
         let array = self.expr.evaluate(batch)?.into_array(batch.num_rows())?;
-        Ok(ColumnarValue::Array(convert(&array, &from, &self.to)?))
+        Ok(ColumnarValue::Array(read_as(&array, &from, &self.to)?))
     }
 
     fn children(&self) -> Vec<&Arc<dyn PhysicalExpr>> {
@@ -228,9 +151,14 @@ impl PhysicalExpr for ConvertExpr {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Int32Array, Int64Array, StringArray};
+    use arrow::array::{
+        Array, ArrayRef, AsArray, Int32Array, Int64Array, ListArray, StringArray, StructArray,
+    };
+    use arrow::datatypes::{DataType, Field};
 
     use super::*;
+
+    const FIELD_ID: &str = "PARQUET:field_id";
 
     fn field(name: &str, id: i32, data_type: DataType) -> Field {
         Field::new(name, data_type, true)

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::App;
 use crate::cli::selection::Selection;
 use crate::progress::Display;
-use crate::worker::{Ended, Job, Watched, Worker};
+use crate::worker::{Ended, How, Job, Watched, Worker};
 use crate::{exit, output};
 
 #[derive(Debug, Args)]
@@ -23,6 +23,9 @@ pub(crate) struct Run {
     /// Reload everything, whatever the mode and the checkpoint.
     #[arg(long)]
     full_refresh: bool,
+    /// Only say what a run would do to each table, schema changes included; nothing is written.
+    #[arg(long)]
+    dry_run: bool,
     /// Print one JSON document, and no progress.
     #[arg(long)]
     json: bool,
@@ -86,8 +89,9 @@ impl Run {
 
     fn jobs(&self, pipelines: &[OrgPipeline], display: &mut Display) -> Result<Vec<Watched>> {
         let mut watched = Vec::new();
+        let how = How { full_refresh: self.full_refresh, dry_run: self.dry_run };
         for pipeline in pipelines {
-            for job in Job::of_pipeline(&Principal::Operator, pipeline, self.full_refresh)? {
+            for job in Job::of_pipeline(&Principal::Operator, pipeline, how)? {
                 let Job::Ingest { org, table, .. } = &job;
                 let progress = Arc::default();
                 display.watch(format!("{}/{}", org.get(), table.name), Arc::clone(&progress));
@@ -108,6 +112,13 @@ fn sentence(end: &Ended) -> String {
     let seconds = report.duration_ms as f64 / 1000.0;
     let rows = output::number(report.rows_written);
     let mut text = match report.outcome {
+        Outcome::FullRefresh if report.dry_run => {
+            let reason = report.reason.as_deref().unwrap_or("full refresh");
+            format!("{place}: would be reloaded as a new version ({reason})")
+        }
+        Outcome::Append if report.dry_run => {
+            format!("{place}: would take the rows since its checkpoint")
+        }
         Outcome::FullRefresh => {
             let version = report.version.as_deref().unwrap_or("a version");
             let reason = report.reason.as_deref().unwrap_or("full refresh");
@@ -138,6 +149,10 @@ fn print_summary(ended: &[Ended]) {
         if let Err(error) = &end.outcome {
             output::error(error);
         }
+    }
+    if reports.iter().any(|report| report.dry_run) {
+        let (planned, all) = (reports.len(), ended.len());
+        return output::line(&format!("{planned} of {all} tables planned; nothing was written"));
     }
     let read: u64 = reports.iter().map(|report| report.rows_read).sum();
     let written: u64 = reports.iter().map(|report| report.rows_written).sum();

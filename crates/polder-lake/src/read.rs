@@ -1,0 +1,251 @@
+//! Reading the rows of planned files, in the layout of the schema asked for.
+//!
+//! Decoding is the `iceberg` crate's; what is wanted is decided here once more, row by row, so that
+//! the answer does not depend on how well files are skipped.
+//!
+//! The crate reads files of an earlier schema too, unless a list or struct is among the columns that
+//! have evolved: it cannot fill or rearrange what is nested. Such files are read in the schema of
+//! their own footer, and brought into the table's layout here.
+
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::compute::{cast, filter_record_batch};
+use arrow::datatypes::{Schema as ArrowSchema, SchemaRef};
+use futures::{StreamExt, TryStreamExt};
+use iceberg::scan::FileScanTask;
+use iceberg::spec::{PrimitiveType, Schema, SchemaRef as IcebergSchemaRef, Transform, Type};
+use parquet::arrow::parquet_to_arrow_schema;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use polder_core::{Error, ErrorCode, Result};
+
+use crate::error;
+use crate::field_ids::{check_readable, field_id, read_as};
+use crate::predicate::Predicate;
+use crate::scan::{BatchStream, Layout, ScanRequest};
+use crate::storage::Store;
+use crate::table::LakeTable;
+
+/// Files read at the same time by [`LakeTable::read`].
+const FILES_MAX: usize = 2;
+/// Bytes at the end of a file that hold most footers.
+const FOOTER_BYTES: u64 = 64 << 10;
+
+impl LakeTable {
+    pub(crate) fn read_tasks(
+        &self,
+        scan: ScanRequest,
+        tasks: Vec<FileScanTask>,
+    ) -> Result<BatchStream> {
+        let Layout { ids: layout, plain, wanted } = self.layout(&scan)?;
+        let schema = self.iceberg_schema(scan.snapshot)?;
+        let ids: Option<Vec<i32>> = layout.fields().iter().map(|field| field_id(field)).collect();
+        let ids = ids.ok_or_else(|| Error::new(ErrorCode::Internal, "a column without an id"))?;
+        let batches = if self.nested_evolved(&schema, &ids) {
+            self.read_evolved(tasks, schema, layout)
+        } else {
+            self.read_alike(tasks, schema, ids, &scan.filter)?
+        };
+        let finish = Finish { layout: plain, filter: scan.filter, wanted };
+        let batches = batches
+            .map(move |batch| finish.apply(&batch?))
+            .try_filter(|batch| std::future::ready(batch.num_rows() > 0));
+        Ok(Box::pin(batches))
+    }
+
+    /// Whether a wanted list or struct was absent from an earlier schema, or another.
+    fn nested_evolved(&self, schema: &Schema, ids: &[i32]) -> bool {
+        ids.iter().filter_map(|id| schema.field_by_id(*id)).any(|field| {
+            !field.field_type.is_primitive()
+                && self.metadata().schemas_iter().any(|past| {
+                    past.field_by_id(field.id)
+                        .is_none_or(|past| past.field_type != field.field_type)
+                })
+        })
+    }
+
+    /// Reads files by the crate alone.
+    fn read_alike(
+        &self,
+        tasks: Vec<FileScanTask>,
+        iceberg_schema: IcebergSchemaRef,
+        ids: Vec<i32>,
+        filter: &Predicate,
+    ) -> Result<BatchStream> {
+        let by_row_groups = filter
+            .columns()
+            .into_iter()
+            .filter_map(|name| iceberg_schema.as_struct().field_by_name(name))
+            .all(|field| skips_row_groups(&field.field_type));
+        let tasks = tasks.into_iter().map(|task| {
+            // Skipping row groups by the predicate is only right in the schema it was made for, and
+            // only possible for some types.
+            let same = task.schema.schema_id() == iceberg_schema.schema_id();
+            let predicate = task.predicate.filter(|_| same && by_row_groups);
+            let schema = Arc::clone(&iceberg_schema);
+            FileScanTask { schema, project_field_ids: ids.clone(), predicate, ..task }
+        });
+        self.decode(tasks.collect())
+    }
+
+    fn decode(&self, tasks: Vec<FileScanTask>) -> Result<BatchStream> {
+        let failed = |cause| error::iceberg("read the table's rows", cause);
+        let tasks = futures::stream::iter(tasks.into_iter().map(Ok)).boxed();
+        let reader = self.iceberg().reader_builder().with_data_file_concurrency_limit(FILES_MAX);
+        let batches = reader.build().read(tasks).map_err(failed)?.stream();
+        Ok(Box::pin(batches.map_err(failed)))
+    }
+
+    /// Reads each file in its own schema.
+    fn read_evolved(
+        &self,
+        tasks: Vec<FileScanTask>,
+        schema: IcebergSchemaRef,
+        layout: SchemaRef,
+    ) -> BatchStream {
+        let table = self.clone();
+        let batches = futures::stream::iter(tasks).map(move |task| {
+            let (table, schema, layout) = (table.clone(), Arc::clone(&schema), Arc::clone(&layout));
+            let batches = async move {
+                let own = own_schema(table.store(), &task).await?;
+                table.read_own(task, own, schema, layout)
+            };
+            futures::stream::once(batches).try_flatten().boxed()
+        });
+        Box::pin(batches.flatten_unordered(FILES_MAX))
+    }
+
+    fn read_own(
+        &self,
+        task: FileScanTask,
+        own: Option<Schema>,
+        schema: IcebergSchemaRef,
+        layout: SchemaRef,
+    ) -> Result<BatchStream> {
+        let ids: Vec<i32> = layout.fields().iter().filter_map(|field| field_id(field)).collect();
+        let constant = |id: i32| {
+            let spec = task.partition_spec.iter().flat_map(|spec| spec.fields());
+            let mut identity = spec.filter(|field| field.transform == Transform::Identity);
+            identity.any(|field| field.source_id == id)
+        };
+        let has = |own: &Schema, id: i32| own.as_struct().field_by_id(id).is_some();
+        // A file that other engines wrote may leave out what its partition says; only the crate knows
+        // that value.
+        let own = own.filter(|own| !ids.iter().any(|id| !has(own, *id) && constant(*id)));
+        let Some(own) = own else {
+            let task = FileScanTask { schema, project_field_ids: ids, predicate: None, ..task };
+            return self.decode(vec![task]);
+        };
+        let mut found: Vec<i32> = ids.into_iter().filter(|id| has(&own, *id)).collect();
+        if found.is_empty() {
+            // Any column tells how many rows there are.
+            found.extend(own.as_struct().fields().first().map(|field| field.id));
+        }
+        let task = FileScanTask {
+            schema: Arc::new(own),
+            project_field_ids: found,
+            predicate: None,
+            ..task
+        };
+        let batches = self.decode(vec![task])?;
+        Ok(Box::pin(batches.map(move |batch| adapt(&batch?, &layout))))
+    }
+}
+
+/// The columns of a data file as its footer has them; `None` if they have no field ids.
+async fn own_schema(store: &Store, task: &FileScanTask) -> Result<Option<Schema>> {
+    let path = &task.data_file_path;
+    let failed = |cause: ParquetError| {
+        Error::new(ErrorCode::LakeCorrupt, "cannot read a data file's footer")
+            .detail(path.clone())
+            .caused_by(cause)
+    };
+    let footer = footer(store, path, task.file_size_in_bytes).await?.map_err(failed)?;
+    let columns = parquet_to_arrow_schema(footer.file_metadata().schema_descr(), None);
+    let columns: ArrowSchema = columns.map_err(failed)?;
+    Ok(iceberg::arrow::arrow_schema_to_schema(&columns).ok())
+}
+
+async fn footer(
+    store: &Store,
+    path: &str,
+    size: u64,
+) -> Result<std::result::Result<ParquetMetaData, ParquetError>> {
+    let mut reader = ParquetMetaDataReader::new();
+    let mut bytes = FOOTER_BYTES;
+    loop {
+        let end = store.read_range(path, size.saturating_sub(bytes)..size).await?;
+        match reader.try_parse_sized(&end, size) {
+            Ok(()) => return Ok(reader.finish()),
+            Err(ParquetError::NeedMoreData(needed)) if needed as u64 > bytes => {
+                bytes = needed as u64;
+            }
+            Err(cause) => return Ok(Err(cause)),
+        }
+    }
+}
+
+/// Brings a batch in a file's own columns into the layout, by field ids.
+fn adapt(batch: &RecordBatch, layout: &SchemaRef) -> Result<RecordBatch> {
+    let failed = |cause| error::arrow("bring a batch into the table's layout", cause);
+    let found = batch.schema();
+    let rows = batch.num_rows();
+    let column = |wanted: &Arc<arrow::datatypes::Field>| {
+        let id = field_id(wanted);
+        match found.fields().iter().position(|field| field_id(field) == id) {
+            Some(index) => {
+                check_readable(found.field(index), wanted)?;
+                read_as(batch.column(index), found.field(index), wanted).map_err(failed)
+            }
+            None if wanted.is_nullable() => Ok(new_null_array(wanted.data_type(), rows)),
+            None => {
+                let message = format!("a data file lacks the required column {:?}", wanted.name());
+                Err(Error::new(ErrorCode::LakeCorrupt, message))
+            }
+        }
+    };
+    let columns = layout.fields().iter().map(column).collect::<Result<Vec<_>>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    RecordBatch::try_new_with_options(Arc::clone(layout), columns, &options).map_err(failed)
+}
+
+/// The types that the crate's reader can compare with a row group's statistics.
+fn skips_row_groups(data_type: &Type) -> bool {
+    use PrimitiveType::{Boolean, Date, Double, Float, Int, Long, String, Timestamp, Timestamptz};
+    matches!(
+        data_type,
+        Type::Primitive(
+            Boolean | Int | Long | Float | Double | Date | Timestamp | Timestamptz | String
+        )
+    )
+}
+
+/// To the rows and columns asked for, without field ids.
+struct Finish {
+    layout: SchemaRef,
+    filter: Predicate,
+    wanted: usize,
+}
+
+impl Finish {
+    fn apply(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let failed = |cause| error::arrow("bring a batch into the lake's layout", cause);
+        let columns = batch.columns().iter().zip(self.layout.fields());
+        let columns = columns
+            .map(|(column, field)| cast(column, field.data_type()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(failed)?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let layout = Arc::clone(&self.layout);
+        let batch = RecordBatch::try_new_with_options(layout, columns, &options).map_err(failed)?;
+        let batch = match &self.filter {
+            Predicate::True => batch,
+            filter => filter_record_batch(&batch, &filter.matches(&batch)?).map_err(failed)?,
+        };
+        if batch.num_columns() == self.wanted {
+            return Ok(batch);
+        }
+        batch.project(&(0..self.wanted).collect::<Vec<_>>()).map_err(failed)
+    }
+}
