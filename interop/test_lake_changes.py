@@ -1,6 +1,7 @@
 """What happens to a table between runs, as other engines see it: new partitions for new files, a
-rewrite of the old ones, a rollback and the way back."""
+rewrite of the old ones, a rollback and the way back, columns that evolve."""
 
+import json
 from pathlib import Path
 
 import psycopg
@@ -19,12 +20,21 @@ url = "sqlite://./polder.db"
 [sources.pg]
 type = "postgres"
 url = "env:CHANGES_URL"
+[sources.exports]
+type = "files"
+url = "./exports"
 """
 PIPELINE = """
 orgs:
   - id: changes
     tables:
-      - {{ name: event, source: pg, from: public.event, mode: append, cursor: seen_at, key: [id], partition: {partition} }}
+      - {{ name: event, source: pg, from: public.event, mode: append, cursor: seen_at, key: [id], partition: {partition}, on_schema_change: {policy} }}
+"""
+DOCUMENTS = """
+orgs:
+  - id: changes
+    tables:
+      - { name: document, source: exports, from: "*.jsonl", mode: append }
 """
 # By account in the source's layout: every page has rows of every month.
 EVENTS = """
@@ -53,8 +63,9 @@ class Events:
         (work / "pipelines").mkdir()
         self.partition("[]")
 
-    def partition(self, by: str) -> None:
-        (self.lake.work / "pipelines/changes.yaml").write_text(PIPELINE.format(partition=by))
+    def partition(self, by: str, policy: str = "refresh") -> None:
+        pipeline = PIPELINE.format(partition=by, policy=policy)
+        (self.lake.work / "pipelines/changes.yaml").write_text(pipeline)
 
     def insert(self, first: int, last: int) -> None:
         with psycopg.connect(self.url) as connection:
@@ -146,3 +157,75 @@ def test_a_rollback_is_seen_by_all_and_loses_no_row(events: Events) -> None:
     events.insert(801, 810)
     assert events.run()["rows_written"] == 10
     events.check(1, 810)
+
+
+EVOLVE = """
+ALTER TABLE event RENAME COLUMN note TO remark;
+ALTER TABLE event ALTER COLUMN account TYPE bigint;
+ALTER TABLE event ADD COLUMN tags text[];
+INSERT INTO event SELECT 1000 + i, 5000000000 + i, now(), md5(i::text), now(), ARRAY['a', NULL]
+FROM generate_series(1, 10) AS i;
+ALTER TABLE event DROP COLUMN happened_at;
+"""
+
+
+def test_columns_evolve_in_place_under_every_reader(events: Events) -> None:
+    events.partition('["bucket(4, account)", "month(seen_at)"]', "evolve")
+    events.insert(1, 500)
+    events.run()
+    with psycopg.connect(events.url) as connection:
+        connection.execute(EVOLVE)
+        expected = connection.execute(
+            "SELECT id, account, remark, tags FROM event ORDER BY id"
+        ).fetchall()
+    report = events.run()
+    assert (report["outcome"], report["rows_written"]) == ("append", 10), "no reload"
+    kept = {"duckdb": 0, "pyiceberg": 0}
+    for reader in READERS:
+        found = events.lake.read(reader, ORG, TABLE).sort_by("id")
+        assert found.column_names == ["id", "account", "happened_at", "remark", "seen_at", "tags"]
+        columns = [found[name].to_pylist() for name in ("id", "account", "remark", "tags")]
+        assert list(zip(*columns)) == expected, reader
+        kept[reader] = found["happened_at"].null_count
+    assert kept == {"duckdb": 10, "pyiceberg": 10}, "the dropped column is kept for its rows"
+    # The old state has its own columns still, and a rewrite of old files changes no value.
+    metadata = events.lake._catalog.load_table((f"org_{ORG}", TABLE)).metadata
+    first = min(metadata.snapshots, key=lambda snapshot: snapshot.sequence_number)
+    old = events.lake.read_with_pyiceberg(ORG, TABLE, snapshot_id=first.snapshot_id)
+    assert old.column_names == ["id", "account", "happened_at", "note", "seen_at"]
+    events.partition('["month(seen_at)"]', "evolve")
+    events.run()
+    report = events.lake.polder("maintain", "repartition", "--json")["tables"][0]
+    assert report["rows"] == 510
+    for reader in READERS:
+        found = events.lake.read(reader, ORG, TABLE, "id", "account", "remark", "tags").sort_by("id")
+        assert list(zip(*(found[name].to_pylist() for name in found.column_names))) == expected
+
+
+def test_members_of_documents_evolve_in_place(events: Events) -> None:
+    (events.lake.work / "pipelines/changes.yaml").write_text(DOCUMENTS)
+    days = [
+        [{"id": 1, "s": {"a": 1}, "l": [{"x": 1}, {"x": None}]}, {"id": 2, "s": None, "l": []}],
+        [{"id": 3, "s": {"b": "t", "a": 2**40}, "l": [{"y": True, "x": 5}], "tags": ["t"]}],
+    ]
+    outcomes = []
+    (events.lake.work / "exports").mkdir()
+    for number, rows in enumerate(days):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (events.lake.work / f"exports/{number}.jsonl").write_text(lines)
+        outcomes.append(events.run()["outcome"])
+    assert outcomes == ["full_refresh", "append"], "what is new was in no earlier document"
+    expected = [
+        {"id": 1, "s": {"a": 1, "b": None}, "l": [{"x": 1, "y": None}, {"x": None, "y": None}], "tags": None},
+        {"id": 2, "s": None, "l": [], "tags": None},
+        {"id": 3, "s": {"a": 2**40, "b": "t"}, "l": [{"x": 5, "y": True}], "tags": ["t"]},
+    ]
+    names = ("id", "s", "l", "tags")
+    for reader in READERS:
+        found = events.lake.read(reader, ORG, "document", *names).sort_by("id").to_pylist()
+        assert found == expected, reader
+    answer = events.lake.polder(
+        "query", "--format", "json",
+        "SELECT sum(s['a']) AS a, count(s['b']) AS b FROM lake.org_changes.document",
+    )
+    assert answer == [{"a": 2**40 + 1, "b": 1}]

@@ -45,7 +45,7 @@ impl LakeTable {
         let batches = if self.nested_evolved(&schema, &ids) {
             self.read_evolved(tasks, schema, layout)
         } else {
-            self.read_alike(tasks, schema, ids, &scan.filter)?
+            self.read_alike(tasks, &schema, &ids, &scan.filter)?
         };
         let finish = Finish { layout: plain, filter: scan.filter, wanted };
         let batches = batches
@@ -69,8 +69,8 @@ impl LakeTable {
     fn read_alike(
         &self,
         tasks: Vec<FileScanTask>,
-        iceberg_schema: IcebergSchemaRef,
-        ids: Vec<i32>,
+        iceberg_schema: &IcebergSchemaRef,
+        ids: &[i32],
         filter: &Predicate,
     ) -> Result<BatchStream> {
         let by_row_groups = filter
@@ -83,8 +83,8 @@ impl LakeTable {
             // only possible for some types.
             let same = task.schema.schema_id() == iceberg_schema.schema_id();
             let predicate = task.predicate.filter(|_| same && by_row_groups);
-            let schema = Arc::clone(&iceberg_schema);
-            FileScanTask { schema, project_field_ids: ids.clone(), predicate, ..task }
+            let schema = Arc::clone(iceberg_schema);
+            FileScanTask { schema, project_field_ids: ids.to_vec(), predicate, ..task }
         });
         self.decode(tasks.collect())
     }

@@ -150,12 +150,12 @@ fn goes_on(new: &Field, old: Option<&NestedField>, path: &str) -> Result<()> {
             .hint("reload the table: run once with --full-refresh")
     };
     let Some(old) = old else {
-        return match new.nullable {
-            true => Ok(()),
-            false => Err(refused(format!("new column {path:?} is required"))),
-        };
+        if new.nullable {
+            return Ok(());
+        }
+        return Err(refused(format!("new column {path:?} is required")));
     };
-    if old.required < !new.nullable {
+    if !old.required && !new.nullable {
         return Err(refused(format!("column {path:?} became required")));
     }
     match (&*old.field_type, &new.data_type) {

@@ -112,9 +112,10 @@ impl Worker {
         let source = self.sources.get(&table.source).ok_or_else(|| {
             Error::new(ErrorCode::Internal, format!("source {:?} was not opened", table.source))
         })?;
-        let run_id = match how.dry_run {
-            true => Uuid::new_v4(),
-            false => runs::enqueue(&self.store, &org, &table.name).await?,
+        let run_id = if how.dry_run {
+            Uuid::new_v4()
+        } else {
+            runs::enqueue(&self.store, &org, &table.name).await?
         };
         let request = IngestRequest {
             org: org.clone(),

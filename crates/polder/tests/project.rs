@@ -79,7 +79,13 @@ impl Project {
 
     /// `polder run --json` that has to succeed: its reports, by org and table name.
     pub(crate) fn run(&self) -> Vec<Value> {
-        let document: Value = serde_json::from_str(&self.ok(&["run", "--json"])).unwrap();
+        self.run_with(&[])
+    }
+
+    /// [`Self::run`] with further arguments.
+    pub(crate) fn run_with(&self, arguments: &[&str]) -> Vec<Value> {
+        let text = self.ok(&[&["run", "--json"], arguments].concat());
+        let document: Value = serde_json::from_str(&text).unwrap();
         let runs = document["runs"].as_array().unwrap();
         runs.iter().map(|run| run["report"].clone()).collect()
     }

@@ -183,7 +183,8 @@ pub enum OnSchemaChange {
     /// Reload everything under one new version: old rows have values for a new column too.
     #[default]
     Refresh,
-    /// Take new columns in place, without reloading; anything else reloads.
+    /// Change the columns in place, without reloading, where old rows can be read under the new ones:
+    /// added, renamed, widened, nullable, dropped (see `on_dropped_column`). Anything else reloads.
     Evolve,
     /// Fail with the difference.
     Freeze,

@@ -126,8 +126,8 @@ fn literal(value: &CursorValue, of: &LakeType) -> Literal {
 }
 
 impl Rows {
-    fn encode(&self, columns: Vec<ArrayRef>) -> Result<arrow::row::Rows> {
-        self.converter.convert_columns(&columns).map_err(|error| failed("compare rows", error))
+    fn encode(&self, columns: &[ArrayRef]) -> Result<arrow::row::Rows> {
+        self.converter.convert_columns(columns).map_err(|error| failed("compare rows", error))
     }
 
     fn remember(&mut self, records: &RecordBatch) -> Result<()> {
@@ -135,7 +135,7 @@ impl Rows {
             Some(name) => widen(found(records, name)?, &column.data_type),
             None => Ok(new_null_array(&column.data_type, records.num_rows())),
         });
-        for row in &self.encode(columns.collect::<Result<_>>()?)? {
+        for row in &self.encode(&columns.collect::<Result<Vec<_>>>()?)? {
             *self.unread.entry(row.as_ref().into()).or_default() += 1;
         }
         Ok(())
@@ -144,7 +144,7 @@ impl Rows {
     /// True for each row that is new.
     fn mark(&mut self, records: &RecordBatch) -> Result<BooleanArray> {
         let columns = self.columns.iter().map(|column| found(records, &column.name).cloned());
-        let rows = self.encode(columns.collect::<Result<_>>()?)?;
+        let rows = self.encode(&columns.collect::<Result<Vec<_>>>()?)?;
         let new = rows.iter().map(|row| match self.unread.get_mut(row.as_ref()) {
             None => Some(true),
             Some(1) => {

@@ -262,10 +262,11 @@ async fn plan_full(
         // Nothing says that its columns are others.
         Some(table) if !schema.fields.is_empty() => {
             let complete = source.capabilities().complete_schema;
-            let policy = match request.full_refresh {
+            let policy = if request.full_refresh {
                 // Asked for by a person, whatever the policy.
-                true => OnSchemaChange::Refresh,
-                false => request.table.on_schema_change,
+                OnSchemaChange::Refresh
+            } else {
+                request.table.on_schema_change
             };
             evolution::reload(&table.schema(), &schema, complete, policy)?
         }

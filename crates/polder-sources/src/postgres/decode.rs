@@ -223,45 +223,39 @@ impl Builder {
         settle: &mut Settle<'_>,
     ) -> Result<(), Refusal> {
         match self {
-            Self::Boolean(values) => each(
-                fields,
-                |raw| fixed(raw).map(|[byte]| Some(byte != 0)),
-                |value| values.append_option(value),
-            ),
+            Self::Boolean(values) => {
+                let decode = |raw| fixed(raw).map(|[byte]| Some(byte != 0));
+                each(fields, decode, |value| values.append_option(value))
+            }
             Self::Int(values) => {
                 each(fields, |raw| int(raw).map(Some), |value| values.append_option(value))
             }
             Self::Long(values) => {
                 each(fields, |raw| long(raw).map(Some), |value| values.append_option(value))
             }
-            Self::Float(values) => each(
-                fields,
-                |raw| fixed(raw).map(|bytes| Some(f32::from_be_bytes(bytes))),
-                |value| values.append_option(value),
-            ),
+            Self::Float(values) => {
+                let decode = |raw| fixed(raw).map(|bytes| Some(f32::from_be_bytes(bytes)));
+                each(fields, decode, |value| values.append_option(value))
+            }
             Self::Double(values) => {
                 each(fields, |raw| double(raw).map(Some), |value| values.append_option(value))
             }
-            Self::Decimal { values, precision, scale } => each(
-                fields,
-                |raw| settle.value(numeric::decimal(raw, *precision, *scale)),
-                |value| values.append_option(value),
-            ),
-            Self::Date(values) => each(
-                fields,
-                |raw| settle.value(date(fixed(raw)?)),
-                |value| values.append_option(value),
-            ),
-            Self::Time(values) => each(
-                fields,
-                |raw| settle.value(time(fixed(raw)?)),
-                |value| values.append_option(value),
-            ),
-            Self::Timestamp { values, .. } => each(
-                fields,
-                |raw| settle.value(timestamp(fixed(raw)?)),
-                |value| values.append_option(value),
-            ),
+            Self::Decimal { values, precision, scale } => {
+                let decode = |raw| settle.value(numeric::decimal(raw, *precision, *scale));
+                each(fields, decode, |value| values.append_option(value))
+            }
+            Self::Date(values) => {
+                let decode = |raw| settle.value(date(fixed(raw)?));
+                each(fields, decode, |value| values.append_option(value))
+            }
+            Self::Time(values) => {
+                let decode = |raw| settle.value(time(fixed(raw)?));
+                each(fields, decode, |value| values.append_option(value))
+            }
+            Self::Timestamp { values, .. } => {
+                let decode = |raw| settle.value(timestamp(fixed(raw)?));
+                each(fields, decode, |value| values.append_option(value))
+            }
             Self::Text(values) | Self::Binary(values) => {
                 each(fields, |raw| Ok(Some(raw)), |value| values.append_option(value))
             }
@@ -287,23 +281,8 @@ impl Builder {
                 }
                 Ok(())
             }
-            Self::Interval(values) => {
-                let has_infinite = settle.rules.infinite_intervals;
-                each(
-                    fields,
-                    |raw| settle.value(interval(fixed(raw)?, has_infinite)),
-                    |value| values.append(value),
-                )
-            }
-            Self::List(values) => {
-                for field in fields {
-                    match field {
-                        Some(raw) => values.append(raw, settle)?,
-                        None => values.append_null(),
-                    }
-                }
-                Ok(())
-            }
+            Self::Interval(values) => values.extend(fields, settle),
+            Self::List(values) => values.extend(fields, settle),
         }
     }
 
@@ -484,6 +463,16 @@ impl IntervalBuilder {
         }
     }
 
+    fn extend<'a>(
+        &mut self,
+        fields: impl Iterator<Item = Option<&'a [u8]>>,
+        settle: &mut Settle<'_>,
+    ) -> Result<(), Refusal> {
+        let has_infinite = settle.rules.infinite_intervals;
+        let decode = |raw| settle.value(interval(fixed(raw)?, has_infinite));
+        each(fields, decode, |value| self.append(value))
+    }
+
     fn append(&mut self, value: Option<Interval>) {
         self.nulls.append(value.is_some());
         let value = value.unwrap_or_default();
@@ -524,6 +513,20 @@ impl ListBuilder {
             elements: Builder::new(&element.data_type, written, room),
             field: Arc::new(element.to_arrow()),
         }
+    }
+
+    fn extend<'a>(
+        &mut self,
+        fields: impl Iterator<Item = Option<&'a [u8]>>,
+        settle: &mut Settle<'_>,
+    ) -> Result<(), Refusal> {
+        for field in fields {
+            match field {
+                Some(raw) => self.append(raw, settle)?,
+                None => self.append_null(),
+            }
+        }
+        Ok(())
     }
 
     fn append(&mut self, raw: &[u8], settle: &mut Settle<'_>) -> Result<(), Refusal> {

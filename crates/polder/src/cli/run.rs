@@ -24,8 +24,8 @@ pub(crate) struct Run {
     #[arg(long)]
     full_refresh: bool,
     /// Only say what a run would do to each table, schema changes included; nothing is written.
-    #[arg(long)]
-    dry_run: bool,
+    #[arg(long = "dry-run")]
+    dry: bool,
     /// Print one JSON document, and no progress.
     #[arg(long)]
     json: bool,
@@ -89,7 +89,7 @@ impl Run {
 
     fn jobs(&self, pipelines: &[OrgPipeline], display: &mut Display) -> Result<Vec<Watched>> {
         let mut watched = Vec::new();
-        let how = How { full_refresh: self.full_refresh, dry_run: self.dry_run };
+        let how = How { full_refresh: self.full_refresh, dry_run: self.dry };
         for pipeline in pipelines {
             for job in Job::of_pipeline(&Principal::Operator, pipeline, how)? {
                 let Job::Ingest { org, table, .. } = &job;

@@ -1,5 +1,6 @@
 //! Against a real PostgreSQL: incremental runs, late commits, schema changes, kills.
 
+mod evolution;
 mod kill;
 mod postgres;
 
@@ -51,9 +52,13 @@ impl Database {
     /// A project that reads this database into org 1.
     pub(crate) fn project(&self, tables: &str) -> Project {
         let source = "[sources.revdb]\ntype = \"postgres\"\nurl = \"env:REVDB_URL\"\n";
-        let pipeline = format!("orgs:\n  - id: \"1\"\n    tables:\n{tables}");
-        Project::new(source, &pipeline).with_env("REVDB_URL", &self.url())
+        Project::new(source, &pipeline(tables)).with_env("REVDB_URL", &self.url())
     }
+}
+
+/// The tables of org 1.
+pub(crate) fn pipeline(tables: &str) -> String {
+    format!("orgs:\n  - id: \"1\"\n    tables:\n{tables}")
 }
 
 impl Drop for Database {
