@@ -110,11 +110,28 @@ class Lake:
         query = f"SELECT {wanted} FROM iceberg_scan(?)"
         return self._duckdb.execute(query, [location]).to_arrow_table()
 
+    def read_with_polars(self, org: str, table: str, *columns: str) -> pa.Table:
+        import polars
+
+        found = polars.scan_iceberg(self._catalog.load_table((f"org_{org}", table)))
+        return (found.select(columns) if columns else found).collect().to_arrow()
+
+    def read_with_daft(self, org: str, table: str, *columns: str) -> pa.Table:
+        import daft
+
+        found = daft.read_iceberg(self._catalog.load_table((f"org_{org}", table)))
+        return (found.select(*columns) if columns else found).to_arrow()
+
     def read(self, reader: str, org: str, table: str, *columns: str) -> pa.Table:
-        """All columns, or those named, with one of `READERS`."""
-        return {"duckdb": self.read_with_duckdb, "pyiceberg": self.read_with_pyiceberg}[reader](
-            org, table, *columns
-        )
+        """All columns, or those named, with one of `READERS` or `MORE_READERS`."""
+        read = {
+            "duckdb": self.read_with_duckdb,
+            "pyiceberg": self.read_with_pyiceberg,
+            "polars": self.read_with_polars,
+            "daft": self.read_with_daft,
+        }
+        return read[reader](org, table, *columns)
 
 
 READERS = ["duckdb", "pyiceberg"]
+MORE_READERS = ["polars", "daft"]

@@ -32,12 +32,19 @@ org = "401"
 
 @contextmanager
 def server(binary: str, work: Path, config: str = "", warehouse: str = "lake"):
-    """A server over a fresh lake; gives its address, and asks it to stop in the end."""
+    """A server over a fresh lake."""
     (work / "polder.toml").write_text(
         f'[lake]\nwarehouse = "{warehouse}"\ncatalog = "sqlite://catalog.db"\n\n'
         f'[store]\nurl = "sqlite://store.db"\n{config}'
     )
-    env = os.environ | {"OPERATOR_SECRET": SECRET, "CRM_SECRET": SECRET[::-1]}
+    with serving(binary, work, {"OPERATOR_SECRET": SECRET, "CRM_SECRET": SECRET[::-1]}) as address:
+        yield address
+
+
+@contextmanager
+def serving(binary: str, work: Path, env: dict[str, str]):
+    """A server of the configuration in `work`; gives its address, and asks it to stop in the end."""
+    env = os.environ | env
     log = work / "serve.log"
     with log.open("w") as output:
         command = [binary, "serve", "--listen", "127.0.0.1:0"]

@@ -18,6 +18,7 @@ pub(crate) fn check() -> Result {
 /// Everything that shows the product works, with the servers it needs.
 pub(crate) fn test() -> Result {
     services::install()?;
+    services::install_engines()?;
     let instance = Instance::named("test")?;
     // Servers that were up before stay up; others end with us, however we end.
     let guard = if instance.is_up() { None } else { Some(Guard::start(&instance, true)?) };
@@ -44,12 +45,16 @@ fn tests(instance: &Instance) -> Result {
     rust.and(readers).and(kit)
 }
 
-/// DuckDB and PyIceberg against a lake that the binary made.
+/// Other engines against lakes that the binary made, and lakes that they made through it.
 fn readers(python: &mut Command) -> Result {
     run("building polder", &mut cargo(&["build", "--package", "polder"]))?;
     python.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "interop"]);
-    python.env("POLDER_BIN", places::polder("debug")).env("PYTHONDONTWRITEBYTECODE", "1");
-    run("reader tests (DuckDB, PyIceberg)", python)
+    python.env("POLDER_BIN", places::polder("debug")).env("TRINO_HOME", places::trino());
+    python.env("SPARK_JARS", places::spark_jars()).env("PYTHONDONTWRITEBYTECODE", "1");
+    if let Some(java) = places::java_17() {
+        python.env("JAVA_HOME", java);
+    }
+    run("reader tests (DuckDB, PyIceberg, Polars, Daft, Spark, Trino)", python)
 }
 
 /// What must pass before a change lands.

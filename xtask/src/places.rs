@@ -1,6 +1,7 @@
 //! Where things are: the checkout, cargo's target folder and what we keep below it.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The checkout.
@@ -25,6 +26,27 @@ pub(crate) fn venv() -> PathBuf {
 /// A program of the Python environment.
 pub(crate) fn venv_bin(program: &str) -> PathBuf {
     venv().join("bin").join(program)
+}
+
+/// Trino, for the reader tests.
+pub(crate) fn trino() -> PathBuf {
+    target().join("trino")
+}
+
+/// What Spark needs for Iceberg, for the reader tests.
+pub(crate) fn spark_jars() -> PathBuf {
+    target().join("spark-jars")
+}
+
+/// A JDK 17 where Debian puts one: Spark and Hadoop refuse newer ones. Without such a folder
+/// programs find their own Java.
+pub(crate) fn java_17() -> Option<PathBuf> {
+    let entries = fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten();
+    let mut found = entries.map(|entry| entry.path()).filter(|path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("java-17-openjdk"))
+            && path.join("bin/javac").exists()
+    });
+    found.next()
 }
 
 /// The product's binary in a profile's folder (`debug`, `release`).

@@ -63,20 +63,10 @@ fn maven(work: &Path, uri: &str, args: &[&str]) -> Result {
     maven.arg(format!("-Drck.uri={uri}/"));
     maven.arg(format!("-Drck.build={}", work.join("build").display()));
     maven.args(args);
-    if let Some(java) = java_17() {
+    if let Some(java) = places::java_17() {
         maven.env("JAVA_HOME", java);
     }
     run("Iceberg REST Compatibility Kit", &mut maven)
-}
-
-/// The kit's Hadoop refuses newer ones; where there is no such folder `mvn` finds its own.
-fn java_17() -> Option<PathBuf> {
-    let entries = fs::read_dir("/usr/lib/jvm").into_iter().flatten().flatten();
-    let mut found = entries.map(|entry| entry.path()).filter(|path| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("java-17-openjdk"))
-            && path.join("bin/javac").exists()
-    });
-    found.next()
 }
 
 struct Server {

@@ -110,9 +110,14 @@ fn python_environment() -> Result {
     let mut create = command("python3");
     create.args(["-m", "venv", "--clear"]).arg(&venv).env_remove("PYTHONHOME");
     run("creating the Python environment", &mut create)?;
-    let mut install = command(&python);
-    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
-    install.arg("-r").arg(&requirements).env_remove("PYTHONPATH");
-    run("installing the Python environment (about 800 MB)", &mut install)?;
+    pip_install("installing the Python environment (about 800 MB)", &requirements)?;
     fs::write(&stamp, wanted).map_err(|error| format!("cannot write {}: {error}", stamp.display()))
+}
+
+/// Installs the packages that a file lists into the Python environment.
+pub(super) fn pip_install(what: &str, listed: &Path) -> Result {
+    let mut install = command(places::venv_bin("python"));
+    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    install.arg("-r").arg(listed).env_remove("PYTHONPATH");
+    run(what, &mut install)
 }

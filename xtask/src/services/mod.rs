@@ -3,6 +3,7 @@
 //! An instance is a named set of them, on free ports of 127.0.0.1, with its data in one folder.
 //! Nothing here knows what is stored in them.
 
+mod engines;
 mod guard;
 mod install;
 mod mongo;
@@ -22,6 +23,7 @@ use crate::command::command as program;
 use crate::process::Process;
 use crate::{Result, places};
 
+pub(crate) use engines::install as install_engines;
 pub(crate) use guard::Guard;
 pub(crate) use install::{install, postgres_bin};
 pub(crate) use postgres::psql;

@@ -158,11 +158,15 @@ impl IcebergCatalog {
 
     /// A location that nothing had before, inside the namespace's fence.
     async fn new_location(&self, namespace: &NamespaceIdent) -> Answer<String> {
-        let folder = match org_at(namespace) {
+        Ok(format!("{}/{}", self.folder(namespace).await?, Uuid::new_v4()))
+    }
+
+    /// The folder that a namespace's tables go into unless a client says otherwise.
+    async fn folder(&self, namespace: &NamespaceIdent) -> Answer<String> {
+        Ok(match org_at(namespace) {
             Some(org) => org_folder(&self.catalog, self.store.root(), &org).await?,
             None => format!("{}/{SHARED_FOLDER}", self.store.root()),
-        };
-        Ok(format!("{folder}/{}", Uuid::new_v4()))
+        })
     }
 }
 

@@ -15,7 +15,9 @@ use crate::catalog::names::{namespace_levels, namespace_text};
 use crate::catalog::sql::EntryKind;
 use crate::lake::org_folder;
 
-/// Iceberg's property for where a namespace's tables go. Here it says so, and decides nothing.
+/// Iceberg's property for where a namespace's tables go. Every namespace has one, as Trino places a
+/// table itself if it knows where, and else takes the table's own new metadata for somebody else's
+/// files. Here it decides nothing.
 const LOCATION: &str = "location";
 /// What properties of ours begin with; nobody changes them from outside.
 const OWN_PREFIX: &str = "polder.";
@@ -97,10 +99,21 @@ impl IcebergCatalog {
         levels: &[String],
     ) -> Answer<NamespaceDocument> {
         let namespace = Self::namespace(principal, levels)?;
-        let found = self.catalog.namespace_properties(&namespace_text(&namespace)).await?;
-        let mut properties = found.ok_or_else(|| Refusal::no_namespace(&namespace))?;
-        properties.remove(MARKER);
+        let mut properties = self.stored_properties(&namespace).await?;
+        if !properties.contains_key(LOCATION) {
+            properties.insert(LOCATION.to_owned(), self.folder(&namespace).await?);
+        }
         Ok(NamespaceDocument { namespace: levels.to_vec(), properties })
+    }
+
+    async fn stored_properties(
+        &self,
+        namespace: &NamespaceIdent,
+    ) -> Answer<BTreeMap<String, String>> {
+        let found = self.catalog.namespace_properties(&namespace_text(namespace)).await?;
+        let mut properties = found.ok_or_else(|| Refusal::no_namespace(namespace))?;
+        properties.remove(MARKER);
+        Ok(properties)
     }
 
     /// # Errors
@@ -153,7 +166,7 @@ impl IcebergCatalog {
             let message = format!("Invalid namespace update: cannot set and remove key '{both}'");
             return Err(Refusal::new(RefusalKind::Unprocessable, message));
         }
-        let before = self.load_namespace(principal, levels).await?.properties;
+        let before = self.stored_properties(&namespace).await?;
         let nothing = String::new();
         let removed_pairs = removals.iter().map(|key| (key, &nothing));
         self.check_settable(&namespace, updates.iter().chain(removed_pairs)).await?;

@@ -1,0 +1,170 @@
+"""Trino through `polder serve`, on local disk and on S3: what it writes, everybody reads, and what
+Polder wrote, it reads and changes."""
+
+import datetime
+import decimal
+import os
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from lakes import MORE_READERS, READERS
+from pyiceberg.catalog.rest import RestCatalog
+from trino.exceptions import TrinoUserError
+from trino_server import Trino
+
+from test_lake_changes import Events, events  # noqa: F401  (a fixture)
+from test_rest_catalog import CLIENTS, SECRET, serving, server
+from test_rest_catalog_s3 import STORAGE, bucket  # noqa: F401  (a fixture)
+
+
+@pytest.fixture(scope="module")
+def trino(tmp_path_factory) -> Trino:
+    server = Trino(Path(os.environ["TRINO_HOME"]), tmp_path_factory.mktemp("trino"))
+    yield server
+    server.stop()
+
+
+@contextmanager
+def catalog(trino: Trino, uri: str, settings: dict[str, str]):
+    """A catalog of Trino's over the served one; its name."""
+    name = f"lake_{uuid.uuid4().hex[:8]}"
+    settings = {"iceberg.catalog.type": "rest", "iceberg.rest-catalog.uri": uri} | settings
+    listed = ", ".join(f"\"{key}\" = '{value}'" for key, value in settings.items())
+    trino.sql(f"CREATE CATALOG {name} USING iceberg WITH ({listed})")
+    yield name
+    trino.sql(f"DROP CATALOG {name}")
+
+
+LOCAL = {"fs.hadoop.enabled": "true"}
+
+
+def oauth(client: str, secret: str) -> dict[str, str]:
+    return {
+        "iceberg.rest-catalog.security": "OAUTH2",
+        "iceberg.rest-catalog.oauth2.credential": f"{client}:{secret}",
+        "iceberg.rest-catalog.oauth2.scope": "catalog",
+    }
+
+
+DAY = datetime.date(2026, 1, 1)
+ORDERS = [[1, "a", decimal.Decimal("1.50"), DAY], [2, "b", decimal.Decimal("2.50"), DAY], [3, "c", None, None]]
+
+
+def life_of_a_table(trino: Trino, schema: str, rest: RestCatalog) -> None:
+    """Everything Trino does to a table; after each change PyIceberg sees what Trino sees."""
+    name = f"{schema}.orders"
+    namespace = schema.split(".")[1].strip('"')
+
+    def check(expected: list[list]) -> None:
+        assert trino.sql(f"SELECT * FROM {name} ORDER BY 1") == expected
+        found = rest.load_table((namespace, "orders")).scan().to_arrow().sort_by("key")
+        assert [list(row.values()) for row in found.to_pylist()] == expected
+
+    trino.sql(
+        f"CREATE TABLE {name} WITH (partitioning = ARRAY['bucket(key, 4)']) AS SELECT * FROM (VALUES"
+        " (1, 'a', 1.50, DATE '2026-01-01'), (2, 'b', 2.50, DATE '2026-01-01'), (3, 'c', NULL, NULL))"
+        " AS t(key, name, price, day)"
+    )
+    check(ORDERS)
+    trino.sql(f"UPDATE {name} SET name = 'z' WHERE key = 2")
+    trino.sql(f"DELETE FROM {name} WHERE key = 1")
+    check([[2, "z", *ORDERS[1][2:]], ORDERS[2]])
+    trino.sql(
+        f"MERGE INTO {name} t USING (VALUES (2, 'y'), (9, 'n')) s(k, n) ON t.key = s.k"
+        " WHEN MATCHED THEN UPDATE SET name = s.n"
+        " WHEN NOT MATCHED THEN INSERT (key, name) VALUES (s.k, s.n)"
+    )
+    trino.sql(f"ALTER TABLE {name} ADD COLUMN more bigint")
+    trino.sql(f"ALTER TABLE {name} RENAME COLUMN name TO label")
+    trino.sql(f"INSERT INTO {name} VALUES (10, 'k', 3.50, NULL, 7)")
+    after = [
+        [2, "y", *ORDERS[1][2:], None], [*ORDERS[2], None], [9, "n", None, None, None],
+        [10, "k", decimal.Decimal("3.50"), None, 7],
+    ]
+    check(after)
+    trino.sql(f"ALTER TABLE {name} EXECUTE optimize")
+    trino.sql(f"ALTER TABLE {name} EXECUTE expire_snapshots(retention_threshold => '7d')")
+    check(after)
+    first = min(rest.load_table((namespace, "orders")).snapshots(), key=lambda s: s.sequence_number)
+    old = trino.sql(f"SELECT * FROM {name} FOR VERSION AS OF {first.snapshot_id} ORDER BY 1")
+    assert old == ORDERS
+    trino.sql(f"CREATE VIEW {schema}.names AS SELECT label FROM {name}")
+    assert trino.sql(f"SELECT count(label) FROM {schema}.names") == [[4]]
+    trino.sql(f"DROP VIEW {schema}.names")
+    trino.sql(f"CREATE OR REPLACE TABLE {name} AS SELECT 1 AS key")
+    check([[1]])
+    trino.sql(f"ALTER TABLE {name} RENAME TO {schema}.other")
+    assert trino.sql(f"SHOW TABLES FROM {schema}") == [["other"]]
+    trino.sql(f"DROP TABLE {schema}.other")
+
+
+def test_trino_lives_in_a_schema_of_its_own(trino, services, tmp_path):
+    with server(services.polder, tmp_path) as uri, catalog(trino, uri, LOCAL) as name:
+        trino.sql(f"CREATE SCHEMA {name}.sales")
+        life_of_a_table(trino, f"{name}.sales", RestCatalog("polder", uri=uri))
+        trino.sql(f"DROP SCHEMA {name}.sales")
+        assert all(path.is_relative_to(tmp_path / "lake") for path in tmp_path.rglob("*.parquet"))
+
+
+def test_trino_of_one_org_sees_and_changes_its_own_alone(trino, services, bucket, tmp_path):  # noqa: F811
+    config = STORAGE.format(endpoint=services.s3) + CLIENTS
+    keys = {
+        "fs.native-s3.enabled": "true", "s3.endpoint": services.s3, "s3.region": "us-east-1",
+        "s3.path-style-access": "true", "s3.aws-access-key": services.access_key,
+        "s3.aws-secret-key": services.secret_key,
+    }
+    with server(services.polder, tmp_path, config, f"s3://{bucket}/lake") as uri:
+        operator = RestCatalog("polder", uri=uri, credential=f"operator:{SECRET}")
+        for org in ["org_401", "org_402"]:
+            operator.create_namespace(org)
+        with catalog(trino, uri, keys | oauth("crm", SECRET[::-1])) as name:
+            schemas = {schema for [schema] in trino.sql(f"SHOW SCHEMAS FROM {name}")}
+            assert schemas == {"information_schema", "system", "org_401"}, "its own beside Trino's"
+            life_of_a_table(trino, f"{name}.org_401", operator)
+            with pytest.raises(TrinoUserError):
+                trino.sql(f"SELECT * FROM {name}.org_402.orders")
+            with pytest.raises(Exception, match="(?i)may not|forbidden|failed to create"):
+                trino.sql(f"CREATE SCHEMA {name}.other")
+
+
+def test_trino_reads_and_changes_what_polder_wrote(trino, events: Events):  # noqa: F811
+    events.partition('["month(happened_at)"]', "evolve")
+    events.insert(1, 500)
+    events.run()
+    with psycopg.connect(events.url) as connection:
+        connection.execute(
+            "ALTER TABLE event RENAME COLUMN note TO remark; ALTER TABLE event ADD COLUMN tags text[];"
+            "INSERT INTO event SELECT 501, 5, now(), 'new', now(), ARRAY['a', NULL]"
+        )
+        expected = connection.execute("SELECT id, remark, tags FROM event ORDER BY id").fetchall()
+    events.run()
+    with serving(events.lake.services.polder, events.lake.work, events.lake.env) as uri:
+        with catalog(trino, uri, LOCAL) as name:
+            table = f"{name}.org_changes.event"
+            found = trino.sql(f"SELECT id, remark, tags FROM {table} ORDER BY id")
+            assert [tuple(row) for row in found] == expected
+            old = trino.sql(f"SELECT count(note) FROM {table} FOR VERSION AS OF 'v1'")
+            assert old == [[500]], "a version's tag names its rows and its columns"
+            trino.sql(f"DELETE FROM {table} WHERE id BETWEEN 100 AND 109")
+            trino.sql(f"ALTER TABLE {table} EXECUTE optimize")
+            trino.sql(f"DELETE FROM {table} WHERE id = 7")
+            left = [row for row in expected if row[0] != 7 and not 100 <= row[0] <= 109]
+            found = trino.sql(f"SELECT id, remark, tags FROM {table} ORDER BY id")
+            assert [tuple(row) for row in found] == left
+    for reader in READERS + MORE_READERS:
+        found = events.lake.read(reader, "changes", "event", "id", "remark", "tags").sort_by("id")
+        assert list(zip(*(found[column].to_pylist() for column in found.column_names))) == left
+    answer = events.lake.polder(
+        "query", "--format", "json",
+        "SELECT count(*) AS n, sum(id) AS ids FROM lake.org_changes.event",
+    )
+    assert answer == [{"n": len(left), "ids": sum(row[0] for row in left)}]
+    # The next run goes on from its own checkpoint, on top of what Trino did.
+    events.partition('["month(happened_at)"]', "evolve")
+    with psycopg.connect(events.url) as connection:
+        connection.execute("INSERT INTO event (id, account, happened_at, seen_at) VALUES (502, 5, now(), now())")
+    report = events.run()
+    assert report["outcome"] == "append"

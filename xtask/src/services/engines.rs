@@ -1,0 +1,86 @@
+//! The engines that the reader tests start themselves: those of `interop/engines.txt` in the Python
+//! environment; Trino, and what Spark needs for Iceberg, from Maven Central into the target folder.
+
+use std::fs;
+use std::path::Path;
+
+use super::install::pip_install;
+use crate::command::{command, run};
+use crate::{Result, places};
+
+/// The newest on Maven Central.
+const TRINO: &str = "476";
+/// What the tests need; all 60 are 900 MB. The geospatial one is no option: others refer to it.
+const TRINO_PLUGINS: [&str; 4] = ["geospatial", "iceberg", "memory", "tpch"];
+const SPARK_JARS: [&str; 2] = [
+    "org.apache.iceberg:iceberg-spark-runtime-4.0_2.13:1.11.0",
+    "org.apache.iceberg:iceberg-aws-bundle:1.11.0",
+];
+
+/// Makes the Python environment's engines, `<target>/trino` and `<target>/spark-jars` unless they are
+/// there. The environment itself is there already.
+pub(crate) fn install() -> Result {
+    python_packages()?;
+    let jars = places::spark_jars();
+    installed(&jars, &SPARK_JARS.join("\n"), || {
+        SPARK_JARS.iter().try_for_each(|artifact| fetch("Iceberg for Spark", artifact, &jars))
+    })?;
+    let trino = places::trino();
+    installed(&trino, TRINO, || install_trino(&trino))
+}
+
+/// Gone with the environment when that is rebuilt, and then installed again.
+fn python_packages() -> Result {
+    let listed = places::root().join("interop/engines.txt");
+    let failed = |error| format!("cannot read {}: {error}", listed.display());
+    let wanted = fs::read_to_string(&listed).map_err(failed)?;
+    let stamp = places::venv().join("polder-engines.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    pip_install("installing the Python engines (about 900 MB)", &listed)?;
+    fs::write(&stamp, wanted).map_err(|error| format!("cannot write {}: {error}", stamp.display()))
+}
+
+/// Has a folder made anew unless it was made for the same `wanted`.
+fn installed(folder: &Path, wanted: &str, make: impl FnOnce() -> Result) -> Result {
+    let stamp = folder.join("polder-versions.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    let failed = |error| format!("cannot prepare {}: {error}", folder.display());
+    if folder.exists() {
+        fs::remove_dir_all(folder).map_err(failed)?;
+    }
+    fs::create_dir_all(folder).map_err(failed)?;
+    make()?;
+    fs::write(&stamp, wanted).map_err(failed)
+}
+
+fn fetch(what: &str, artifact: &str, folder: &Path) -> Result {
+    let mut maven = command("mvn");
+    maven.args(["-B", "-q", "dependency:copy"]).arg(format!("-Dartifact={artifact}"));
+    maven.arg(format!("-DoutputDirectory={}", folder.display()));
+    run(&format!("fetching {what} ({artifact})"), &mut maven)
+}
+
+fn install_trino(home: &Path) -> Result {
+    let failed = |error| format!("cannot prepare {}: {error}", home.display());
+    fetch("Trino, 820 MB", &format!("io.trino:trino-server:{TRINO}:tar.gz"), home)?;
+    let archive = home.join(format!("trino-server-{TRINO}.tar.gz"));
+    let mut unpack = command("tar");
+    unpack.arg("-xzf").arg(&archive).args(["--strip-components=1", "-C"]).arg(home);
+    run("unpacking Trino", &mut unpack)?;
+    fs::remove_file(&archive).map_err(failed)?;
+    prune(&home.join("plugin")).map_err(failed)
+}
+
+fn prune(plugins: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(plugins)? {
+        let entry = entry?;
+        if !TRINO_PLUGINS.iter().any(|kept| entry.file_name() == *kept) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
