@@ -10,6 +10,7 @@ pub mod error;
 pub mod evolution;
 pub mod org;
 pub mod progress;
+pub mod retention;
 pub mod schema;
 pub mod secret;
 pub mod source;

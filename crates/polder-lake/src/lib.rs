@@ -26,7 +26,7 @@ mod write;
 
 pub use catalog::service;
 pub use catalog::{Catalog, CommitFailure, SqlCatalog, TableState};
-pub use commit::{FilesCommitted, RolledBack};
+pub use commit::{Expired, FilesCommitted, RolledBack};
 pub use field_ids::{check_readable, field_id, read_as};
 pub use lake::Lake;
 pub use predicate::{CmpOp, Literal, Predicate};

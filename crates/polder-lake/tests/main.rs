@@ -2,6 +2,7 @@
 
 mod commits;
 mod evolution;
+mod expire;
 mod faults;
 mod files;
 mod partitions;

@@ -7,8 +7,7 @@ mod names;
 pub mod service;
 mod sql;
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -20,6 +19,7 @@ use polder_core::{Error, ErrorCode, Result};
 pub use sql::SqlCatalog;
 
 use crate::error;
+use crate::table::references;
 
 /// A table as one metadata file says it is.
 #[derive(Clone, Debug)]
@@ -130,4 +130,35 @@ pub(crate) fn check(
         }
     }
     Ok(())
+}
+
+/// Checks that no branch or tag would go because its snapshot does: applying the updates would drop
+/// it in silence, also one that was made after whoever expires the snapshots had looked.
+pub(crate) fn check_names(
+    base: Option<&TableState>,
+    updates: &[TableUpdate],
+) -> Result<(), CommitFailure> {
+    let gone: HashSet<i64> = updates
+        .iter()
+        .filter_map(|update| match update {
+            TableUpdate::RemoveSnapshots { snapshot_ids } => Some(snapshot_ids),
+            _ => None,
+        })
+        .flatten()
+        .copied()
+        .collect();
+    let Some(base) = base.filter(|_| !gone.is_empty()) else { return Ok(()) };
+    let named = references(&base.metadata).map_err(CommitFailure::Rejected)?;
+    let removed = |name: &str| {
+        updates.iter().any(
+            |update| matches!(update, TableUpdate::RemoveSnapshotRef { ref_name } if ref_name == name),
+        )
+    };
+    match named.iter().find(|(name, found)| gone.contains(&found.snapshot_id) && !removed(name)) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let message = format!("{name} names a snapshot that was to go");
+            Err(CommitFailure::Conflict(Error::new(ErrorCode::LakeConflict, message)))
+        }
+    }
 }

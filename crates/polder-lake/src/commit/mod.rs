@@ -7,6 +7,7 @@
 //! The actions exist because `iceberg` 0.10 has only `fast_append`, whose own retry doubles rows when
 //! an answer is lost. Each goes when upstream has it.
 
+mod expire;
 mod files;
 mod publish;
 mod rollback;
@@ -20,6 +21,7 @@ use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 use rand::Rng;
 
+pub use expire::Expired;
 pub use files::FilesCommitted;
 pub use rollback::RolledBack;
 pub(crate) use snapshot::read_list;

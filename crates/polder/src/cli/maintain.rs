@@ -1,10 +1,12 @@
 //! `polder maintain`: what is done to tables between runs.
 
 use clap::{Args, Subcommand};
+use polder_core::retention::Retention;
 use polder_core::{Principal, Result};
 use polder_pipeline::{RepartitionReport, RepartitionRequest, repartition};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::app::App;
 use crate::cli::selection::Selection;
@@ -20,6 +22,26 @@ pub(crate) struct Maintain {
 enum Command {
     /// Rewrite old files into the partitions that the pipelines ask for.
     Repartition(Repartition),
+    /// Remove old versions and snapshots, and the files that only they reached.
+    Expire(Expire),
+}
+
+#[derive(Debug, Args)]
+struct Expire {
+    #[command(flatten)]
+    selection: Selection,
+    /// Keep so many of the latest versions; the current one is kept beside them.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    versions: usize,
+    /// Keep the states that have no name for so many days: queries that opened one have as long.
+    #[arg(long, value_name = "DAYS", default_value_t = 7)]
+    days: u32,
+    /// Only say what would be removed.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -33,8 +55,10 @@ struct Repartition {
 
 impl Maintain {
     pub(crate) async fn run(&self, app: &App) -> Result<u8> {
-        let Command::Repartition(repartition) = &self.command;
-        repartition.run(app).await
+        match &self.command {
+            Command::Repartition(repartition) => repartition.run(app).await,
+            Command::Expire(expire) => expire.run(app).await,
+        }
     }
 }
 
@@ -80,6 +104,64 @@ impl Repartition {
             output::document(&json!({ "tables": reports }));
         }
         Ok(exit::OK)
+    }
+}
+
+const DAY_MS: i64 = 86_400_000;
+
+impl Expire {
+    async fn run(&self, app: &App) -> Result<u8> {
+        let lake = app.lake().await?;
+        let retention = Retention {
+            versions: self.versions,
+            history_ms: i64::from(self.days) * DAY_MS,
+            history_min: 1,
+        };
+        let mut documents = Vec::new();
+        for pipeline in self.selection.pipelines(&app.config.pipelines)? {
+            let org = Principal::Operator.authorize(&pipeline.org)?;
+            for table in &pipeline.tables {
+                let name = &table.name;
+                if lake.table(&org, name).await?.is_none() {
+                    continue;
+                }
+                let (names, snapshots, files) = if self.dry_run {
+                    let expiry = lake.expiry(&org, name, &retention).await?;
+                    (expiry.names, expiry.snapshots.len(), None)
+                } else {
+                    let done = lake.expire(&org, name, &retention, Uuid::new_v4()).await?;
+                    (done.names, done.snapshots, Some(done.files))
+                };
+                if !self.json {
+                    let of = format!("{}.{name}", org.get());
+                    output::line(&expired(&of, &names, snapshots, files));
+                }
+                documents.push(json!({
+                    "org": org.get().as_str(),
+                    "table": name,
+                    "dry_run": self.dry_run,
+                    "names": names,
+                    "snapshots": snapshots,
+                    "files": files,
+                }));
+            }
+        }
+        if self.json {
+            output::document(&json!({ "tables": documents }));
+        }
+        Ok(exit::OK)
+    }
+}
+
+/// `files`: how many were removed; `None` if nothing was.
+fn expired(of: &str, names: &[String], snapshots: usize, files: Option<usize>) -> String {
+    if snapshots == 0 && names.is_empty() {
+        return format!("{of}: nothing to remove");
+    }
+    let named = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+    match files {
+        Some(files) => format!("{of}: {snapshots} snapshots{named} and {files} files removed"),
+        None => format!("{of}: {snapshots} snapshots{named} would be removed"),
     }
 }
 

@@ -1,0 +1,220 @@
+//! Which snapshots and references of a table are kept: pure rules.
+//!
+//! They are Iceberg's (spec, *Snapshot Retention Policy*), with one more: of the versions, the tags
+//! `v1`, `v2`, …, the latest few and the current one are kept. Nothing is removed here.
+
+use std::collections::{HashMap, HashSet};
+
+/// What is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// The latest versions; the current one is kept beside them.
+    pub versions: usize,
+    /// How long a state that nothing names stays, in milliseconds: `main`'s history, and the states
+    /// before a rollback. Queries that opened it have as long.
+    pub history_ms: i64,
+    /// States of `main`'s history kept whatever their age, the present one included.
+    pub history_min: usize,
+}
+
+/// A snapshot, as far as retention goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotAge {
+    pub id: i64,
+    pub parent: Option<i64>,
+    /// Milliseconds since the epoch.
+    pub timestamp_ms: i64,
+}
+
+/// A branch or tag, as far as retention goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    pub name: String,
+    pub snapshot: i64,
+    pub kind: NamedKind,
+    /// `max-ref-age-ms`, where whoever set it said so.
+    pub age_max_ms: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamedKind {
+    Main,
+    /// With its own `min-snapshots-to-keep` and `max-snapshot-age-ms`.
+    Branch {
+        history_min: Option<usize>,
+        history_ms: Option<i64>,
+    },
+    /// A published full refresh.
+    Version(u64),
+    /// The state before a rollback, which was made then (milliseconds since the epoch).
+    BeforeRollback(i64),
+    Tag,
+}
+
+/// What goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expiry {
+    /// Names of tags and branches, in order.
+    pub names: Vec<String>,
+    /// Ids of snapshots that no name that stays leads to, in order.
+    pub snapshots: Vec<i64>,
+}
+
+/// Decides what goes now.
+pub fn expiry(
+    snapshots: &[SnapshotAge],
+    named: &[Named],
+    retention: &Retention,
+    now_ms: i64,
+) -> Expiry {
+    let by_id: HashMap<i64, &SnapshotAge> =
+        snapshots.iter().map(|found| (found.id, found)).collect();
+    let lineage = |head: i64| {
+        let first = by_id.get(&head).copied();
+        std::iter::successors(first, |child| by_id.get(&child.parent?).copied())
+    };
+    let keep =
+        versions_kept(named, retention, |head| lineage(head).map(|found| found.id).collect());
+    let stays = |name: &Named| {
+        let age = by_id.get(&name.snapshot).map_or(0, |found| now_ms - found.timestamp_ms);
+        match name.kind {
+            NamedKind::Main => true,
+            NamedKind::Version(number) => keep.contains(&number),
+            NamedKind::BeforeRollback(at_ms) => now_ms - at_ms <= retention.history_ms,
+            NamedKind::Branch { .. } | NamedKind::Tag => {
+                name.age_max_ms.is_none_or(|most| age <= most)
+            }
+        }
+    };
+    let (staying, going): (Vec<&Named>, Vec<&Named>) = named.iter().partition(|name| stays(name));
+    let mut needed = HashSet::new();
+    for name in staying {
+        let (min, ms) = match name.kind {
+            NamedKind::Main => (retention.history_min.max(1), retention.history_ms),
+            NamedKind::Branch { history_min, history_ms } => {
+                let ms = history_ms.unwrap_or(retention.history_ms);
+                (history_min.unwrap_or(retention.history_min).max(1), ms)
+            }
+            // A tag names a state and no history.
+            _ => (1, -1),
+        };
+        let history = lineage(name.snapshot).enumerate();
+        // Ages only grow along a lineage.
+        let kept =
+            history.take_while(|(index, found)| *index < min || now_ms - found.timestamp_ms <= ms);
+        needed.extend(kept.map(|(_, found)| found.id));
+    }
+    let mut names: Vec<String> = going.into_iter().map(|name| name.name.clone()).collect();
+    names.sort_unstable();
+    let mut gone: Vec<i64> =
+        snapshots.iter().map(|found| found.id).filter(|id| !needed.contains(id)).collect();
+    gone.sort_unstable();
+    Expiry { names, snapshots: gone }
+}
+
+/// The numbers of the versions that stay.
+fn versions_kept(
+    named: &[Named],
+    retention: &Retention,
+    lineage: impl Fn(i64) -> Vec<i64>,
+) -> HashSet<u64> {
+    let mut versions: Vec<(u64, i64)> = named
+        .iter()
+        .filter_map(|name| match name.kind {
+            NamedKind::Version(number) => Some((number, name.snapshot)),
+            _ => None,
+        })
+        .collect();
+    versions.sort_unstable_by(|a, b| b.cmp(a));
+    let mut kept: HashSet<u64> =
+        versions.iter().take(retention.versions).map(|(number, _)| *number).collect();
+    let main = named.iter().find(|name| name.kind == NamedKind::Main);
+    let current = main.into_iter().flat_map(|main| lineage(main.snapshot)).find_map(|id| {
+        versions.iter().find(|(_, snapshot)| *snapshot == id).map(|(number, _)| *number)
+    });
+    kept.extend(current);
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400_000;
+
+    /// Snapshots 1, 2, … a day apart, each the child of the one before; it is day `count`.
+    fn days(count: i64) -> Vec<SnapshotAge> {
+        (1..=count)
+            .map(|id| SnapshotAge {
+                id,
+                parent: (id > 1).then_some(id - 1),
+                timestamp_ms: id * DAY,
+            })
+            .collect()
+    }
+
+    fn named(name: &str, snapshot: i64, kind: NamedKind) -> Named {
+        Named { name: name.to_owned(), snapshot, kind, age_max_ms: None }
+    }
+
+    fn version(number: u64, snapshot: i64) -> Named {
+        named(&format!("v{number}"), snapshot, NamedKind::Version(number))
+    }
+
+    const RETENTION: Retention = Retention { versions: 2, history_ms: 3 * DAY, history_min: 1 };
+
+    fn gone(snapshots: &[SnapshotAge], named: &[Named], now: i64) -> (Vec<String>, Vec<i64>) {
+        let Expiry { names, snapshots } = expiry(snapshots, named, &RETENTION, now * DAY);
+        (names, snapshots)
+    }
+
+    #[test]
+    fn the_latest_versions_and_a_recent_history_stay() {
+        let names =
+            [named("main", 10, NamedKind::Main), version(1, 2), version(2, 4), version(3, 6)];
+        // v2 and v3, and the history of three days.
+        assert_eq!(gone(&days(10), &names, 10), (vec!["v1".into()], vec![1, 2, 3, 5]));
+        // A month later the present state stays, whatever its age.
+        let later = gone(&days(10), &names, 40);
+        assert_eq!(later, (vec!["v1".into()], vec![1, 2, 3, 5, 7, 8, 9]));
+    }
+
+    #[test]
+    fn a_version_that_was_gone_back_to_stays() {
+        let mut snapshots = days(6);
+        snapshots.push(SnapshotAge { id: 7, parent: Some(2), timestamp_ms: 7 * DAY });
+        let names = [
+            named("main", 7, NamedKind::Main),
+            version(1, 2),
+            version(2, 4),
+            version(3, 6),
+            named("before-rollback-1", 6, NamedKind::BeforeRollback(7 * DAY)),
+        ];
+        assert_eq!(gone(&snapshots, &names, 9), (vec![], vec![1, 3, 5]), "v1 is the current one");
+        let later = gone(&snapshots, &names, 11);
+        assert_eq!(later, (vec!["before-rollback-1".into()], vec![1, 3, 5]));
+    }
+
+    #[test]
+    fn names_of_others_stay_as_long_as_they_say() {
+        let forever = named("audit", 1, NamedKind::Tag);
+        let mut short = named("try", 2, NamedKind::Tag);
+        short.age_max_ms = Some(5 * DAY);
+        let kind = NamedKind::Branch { history_min: Some(3), history_ms: Some(0) };
+        let branch = named("branch", 6, kind);
+        let names = [named("main", 10, NamedKind::Main), forever, short, branch];
+        assert_eq!(gone(&days(10), &names, 10), (vec!["try".into()], vec![2, 3]));
+        assert_eq!(gone(&days(10), &names, 7).0, Vec::<String>::new());
+    }
+
+    #[test]
+    fn without_history_the_present_state_stays() {
+        let names = [named("main", 3, NamedKind::Main)];
+        assert_eq!(gone(&days(3), &names, 100), (vec![], vec![1, 2]));
+        let none = Retention { versions: 0, history_ms: 0, history_min: 0 };
+        assert_eq!(expiry(&days(3), &names, &none, 100 * DAY).snapshots, [1, 2]);
+        let two = Retention { history_min: 2, ..none };
+        assert_eq!(expiry(&days(3), &names, &two, 100 * DAY).snapshots, [1]);
+        assert_eq!(expiry(&[], &[], &none, 0), Expiry::default());
+    }
+}

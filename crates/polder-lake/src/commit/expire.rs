@@ -1,0 +1,230 @@
+//! Expiry: snapshots and names that retention lets go leave the table in one commit; then the files
+//! that only they reached are removed.
+
+use std::collections::{BTreeMap, HashSet};
+
+use chrono::Utc;
+use iceberg::TableUpdate;
+use iceberg::spec::{
+    MAIN_BRANCH, ManifestFile, Snapshot, SnapshotReference, SnapshotRetention, TableMetadata,
+};
+use polder_core::retention::{Expiry, Named, NamedKind, Retention, SnapshotAge, expiry};
+use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
+use uuid::Uuid;
+
+use super::snapshot::read_list;
+use super::{Action, Failure, Prepared};
+use crate::catalog::TableState;
+use crate::error;
+use crate::lake::{Lake, ident};
+use crate::table::{Properties, references, version_number};
+
+/// Iceberg's property that keeps a table's files from being removed.
+const GC_ENABLED: &str = "gc.enabled";
+
+/// What an expiry removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// Tags and branches.
+    pub names: Vec<String>,
+    pub snapshots: usize,
+    pub files: usize,
+}
+
+impl Lake {
+    /// What [`Self::expire`] would remove from a table now, its files aside.
+    ///
+    /// # Errors
+    /// `lake.not_found` for an unknown table.
+    pub async fn expiry(
+        &self,
+        org: &Authorized<OrgId>,
+        table: &str,
+        retention: &Retention,
+    ) -> Result<Expiry> {
+        let present = self.state(&ident(org.get(), table)).await?.ok_or_else(|| no_table(table))?;
+        expiring(&present.metadata, retention)
+    }
+
+    /// Removes the snapshots, versions and names that retention lets go, in one commit, and then the
+    /// files that no snapshot left reaches. Committing twice with one `id` expires once.
+    ///
+    /// A crash between the two leaves files behind, and loses nothing. Only files below the table's
+    /// own location are removed, and none where the table says `gc.enabled=false`.
+    ///
+    /// # Errors
+    /// - `lake.not_found` for an unknown table.
+    /// - `lake.conflict` if names kept appearing on what was to go.
+    /// - `lake.unknown_outcome` as for [`crate::Stage::commit`]; no file is removed then.
+    pub async fn expire(
+        &self,
+        org: &Authorized<OrgId>,
+        table: &str,
+        retention: &Retention,
+        id: Uuid,
+    ) -> Result<Expired> {
+        let ident = ident(org.get(), table);
+        let before = self.state(&ident).await?.ok_or_else(|| no_table(table))?;
+        if expiring(&before.metadata, retention)? == Expiry::default() {
+            return Ok(Expired::default());
+        }
+        let mut action = Expire { table, retention, id, made_for: None };
+        let done = super::commit(self, &ident, &mut action).await;
+        let expiry = done.map_err(|Failure { error, .. }| error)?;
+        let (Some((before, _)), Some(after)) = (action.made_for, self.state(&ident).await?) else {
+            return Ok(Expired::default());
+        };
+        let gone: HashSet<i64> = expiry.snapshots.iter().copied().collect();
+        let files = self.unreachable(&before.metadata, &gone, &after.metadata).await?;
+        let removed = files.len();
+        self.store().delete(files.into_iter().collect()).await?;
+        Ok(Expired { names: expiry.names, snapshots: gone.len(), files: removed })
+    }
+
+    /// The files that the snapshots gone reached and none in `after` does.
+    async fn unreachable(
+        &self,
+        before: &TableMetadata,
+        gone: &HashSet<i64>,
+        after: &TableMetadata,
+    ) -> Result<HashSet<String>> {
+        if before.properties().get(GC_ENABLED).is_some_and(|value| value == "false") {
+            return Ok(HashSet::new());
+        }
+        let (mut files, mut old) = (HashSet::new(), BTreeMap::new());
+        for snapshot in before.snapshots().filter(|found| gone.contains(&found.snapshot_id())) {
+            files.insert(snapshot.manifest_list().to_owned());
+            old.extend(self.manifests(snapshot).await?);
+        }
+        let statistics = before.statistics_iter().filter(|of| gone.contains(&of.snapshot_id));
+        files.extend(statistics.map(|of| of.statistics_path.clone()));
+        let mut kept = BTreeMap::new();
+        for snapshot in after.snapshots() {
+            kept.extend(self.manifests(snapshot).await?);
+        }
+        old.retain(|path, _| !kept.contains_key(path));
+        for (path, manifest) in &old {
+            files.insert(path.clone());
+            files.extend(self.files_of(manifest, false).await?);
+        }
+        if !old.is_empty() {
+            for manifest in kept.values() {
+                for live in self.files_of(manifest, true).await? {
+                    files.remove(&live);
+                }
+            }
+        }
+        let own = format!("{}/", before.location().trim_end_matches('/'));
+        files.retain(|file| file.starts_with(&own) && !file.contains("/../"));
+        Ok(files)
+    }
+
+    async fn manifests(&self, snapshot: &Snapshot) -> Result<Vec<(String, ManifestFile)>> {
+        let list = read_list(self.store(), snapshot).await?;
+        Ok(list.into_iter().map(|manifest| (manifest.manifest_path.clone(), manifest)).collect())
+    }
+
+    /// The files that a manifest names; those that are in the table by it only, if `live`.
+    async fn files_of(&self, manifest: &ManifestFile, live: bool) -> Result<Vec<String>> {
+        let loaded = manifest.load_manifest(&self.store().file_io()).await;
+        let loaded = loaded.map_err(|cause| error::iceberg("read a manifest", cause))?;
+        let entries = loaded.entries().iter().filter(|entry| !live || entry.is_alive());
+        Ok(entries.map(|entry| entry.file_path().to_owned()).collect())
+    }
+}
+
+fn no_table(table: &str) -> Error {
+    Error::new(ErrorCode::LakeNotFound, format!("there is no table {table:?}"))
+        .hint("`polder tables` lists all tables")
+}
+
+/// What goes of a table now.
+fn expiring(metadata: &TableMetadata, retention: &Retention) -> Result<Expiry> {
+    let snapshots: Vec<SnapshotAge> = metadata
+        .snapshots()
+        .map(|snapshot| SnapshotAge {
+            id: snapshot.snapshot_id(),
+            parent: snapshot.parent_snapshot_id(),
+            timestamp_ms: snapshot.timestamp_ms(),
+        })
+        .collect();
+    let named: Vec<Named> = references(metadata)?
+        .into_iter()
+        .map(|(name, found)| {
+            let kind = kind(metadata, &name, &found);
+            let age_max_ms = match found.retention {
+                SnapshotRetention::Branch { max_ref_age_ms, .. }
+                | SnapshotRetention::Tag { max_ref_age_ms } => max_ref_age_ms,
+            };
+            Named { name, snapshot: found.snapshot_id, kind, age_max_ms }
+        })
+        .collect();
+    Ok(expiry(&snapshots, &named, retention, Utc::now().timestamp_millis()))
+}
+
+fn kind(metadata: &TableMetadata, name: &str, found: &SnapshotReference) -> NamedKind {
+    match found.retention {
+        _ if name == MAIN_BRANCH => NamedKind::Main,
+        SnapshotRetention::Branch { min_snapshots_to_keep, max_snapshot_age_ms, .. } => {
+            NamedKind::Branch {
+                history_min: min_snapshots_to_keep.and_then(|count| usize::try_from(count).ok()),
+                history_ms: max_snapshot_age_ms,
+            }
+        }
+        SnapshotRetention::Tag { .. } => match version_number(name) {
+            Some(number) => NamedKind::Version(number),
+            None => {
+                let rollbacks = Properties(metadata.properties()).rollbacks();
+                let made = rollbacks.iter().rev().find(|rollback| rollback.kept_as == name);
+                made.map_or(NamedKind::Tag, |made| NamedKind::BeforeRollback(made.at_ms))
+            }
+        },
+    }
+}
+
+struct Expire<'a> {
+    table: &'a str,
+    retention: &'a Retention,
+    id: Uuid,
+    /// The state that the last attempt was made for, and what went.
+    made_for: Option<(TableState, Expiry)>,
+}
+
+impl Action for Expire<'_> {
+    type Done = Expiry;
+
+    fn find(&self, present: &TableState, _sent: bool) -> Option<Expiry> {
+        let metadata = &present.metadata;
+        let landed = Properties(metadata.properties()).commit_ids().contains(&self.id);
+        let (_, planned) = self.made_for.as_ref().filter(|_| landed)?;
+        let mut done = planned.clone();
+        done.snapshots.retain(|id| metadata.snapshot_by_id(*id).is_none());
+        Some(done)
+    }
+
+    fn validate(&self, present: Option<&TableState>) -> Result<()> {
+        present.map(drop).ok_or_else(|| no_table(self.table))
+    }
+
+    async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<Expiry>> {
+        let present = present.ok_or_else(|| no_table(self.table))?;
+        let expiry = expiring(&present.metadata, self.retention)?;
+        let mut updates: Vec<TableUpdate> = expiry
+            .names
+            .iter()
+            .map(|name| TableUpdate::RemoveSnapshotRef { ref_name: name.clone() })
+            .collect();
+        if !expiry.snapshots.is_empty() {
+            let snapshot_ids = expiry.snapshots.clone();
+            updates.push(TableUpdate::RemoveSnapshots { snapshot_ids });
+        }
+        let set = [Properties(present.metadata.properties()).with_commit(self.id)];
+        updates.push(TableUpdate::SetProperties { updates: set.into() });
+        self.made_for = Some((present.clone(), expiry.clone()));
+        Ok(Prepared { updates, done: expiry })
+    }
+
+    fn written(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
