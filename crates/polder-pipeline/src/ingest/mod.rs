@@ -398,12 +398,15 @@ fn scope_words(scope: &Scope) -> (Outcome, Option<String>) {
     }
 }
 
-/// Every column the spec names has to exist.
+/// Every column the spec names has to exist: in the table to partition it, in the source to tell its
+/// rows apart and to find new ones.
 fn check_columns(spec: &TableSpec, schema: &TableSchema) -> Result<()> {
-    let partition = spec.partition.iter().map(|field| &field.column);
-    for column in spec.key.iter().chain(&spec.cursor).chain(partition) {
-        if schema.field(column).is_none() {
-            let names: Vec<_> = schema.fields.iter().map(|field| field.name.as_str()).collect();
+    let partition = spec.partition.iter().map(|field| (&field.column, true));
+    let of_source = spec.key.iter().chain(&spec.cursor).map(|column| (column, false));
+    for (column, may_be_retired) in of_source.chain(partition) {
+        if schema.field(column).is_none_or(|field| field.retired && !may_be_retired) {
+            let present = schema.fields.iter().filter(|field| !field.retired);
+            let names: Vec<_> = present.map(|field| field.name.as_str()).collect();
             return Err(Error::new(
                 ErrorCode::SpecUnknownName,
                 format!("the source table has no column {column:?}"),

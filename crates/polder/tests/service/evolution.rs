@@ -133,6 +133,19 @@ fn a_key_and_a_cursor_may_be_renamed_without_a_row_twice() {
 }
 
 #[test]
+fn a_key_that_the_source_has_dropped_stops_the_run() {
+    let database = Database::new();
+    database.sql(TABLE);
+    let project = database.project(&spec("on_schema_change: evolve"));
+    project.run();
+    database
+        .sql("ALTER TABLE deal DROP COLUMN id; INSERT INTO deal (note) VALUES ('new'), ('new')");
+    let errors = project.fails(&["run"], 2);
+    assert!(errors.contains("the source table has no column \"id\""), "{errors}");
+    assert_eq!(project.number("SELECT count(*) FROM org_1.deal"), 1000);
+}
+
+#[test]
 fn what_cannot_be_taken_in_place_is_a_new_version() {
     let database = Database::new();
     database.sql(TABLE);
