@@ -229,3 +229,26 @@ def test_members_of_documents_evolve_in_place(events: Events) -> None:
         "SELECT sum(s['a']) AS a, count(s['b']) AS b FROM lake.org_changes.document",
     )
     assert answer == [{"a": 2**40 + 1, "b": 1}]
+
+
+def test_old_versions_are_let_go_and_all_others_stay_whole(events: Events) -> None:
+    for last in [300, 400, 500]:
+        events.insert(last - 99 if last > 300 else 1, last)
+        events.run("--full-refresh")
+    events.insert(501, 510)
+    events.run()
+    only = ["maintain", "expire", "--json", "--days", "0"]
+    planned = events.lake.polder(*only, "--dry-run")["tables"][0]
+    assert (planned["names"], planned["snapshots"], planned["files"]) == (["v1"], 1, None)
+    files = {path for path in (events.lake.work / "lake").rglob("*") if path.is_file()}
+    done = events.lake.polder(*only)["tables"][0]
+    assert (done["names"], done["snapshots"], done["files"]) == (["v1"], 1, 3)
+    left = {path for path in (events.lake.work / "lake").rglob("*") if path.is_file()}
+    assert len(files - left) == 3, "a manifest list, a manifest and a data file"
+    events.check(1, 510)
+    table = events.lake._catalog.load_table((f"org_{ORG}", TABLE))
+    v2 = table.metadata.refs["v2"].snapshot_id
+    assert len(events.lake.read_with_pyiceberg(ORG, TABLE, snapshot_id=v2)) == 400
+    refused = events.lake.run("rollback", "--org", ORG, "--table", TABLE, "--to", "v1")
+    assert refused.returncode == 1 and "there are main, v2, v3" in refused.stderr
+    assert events.lake.polder(*only)["tables"][0]["snapshots"] == 0

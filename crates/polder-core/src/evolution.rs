@@ -3,6 +3,7 @@
 //! Compares two [`TableSchema`]s, says what to do under a policy, and which schema holds the rows of
 //! both where one does. Nothing is applied here; the lake does that in the same commit as the data.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::Serialize;
@@ -212,11 +213,12 @@ impl Merged {
             }
             let (column, data_type) = (path(within, &field.name), field.data_type.clone());
             self.changes.push(SchemaChange::Added { column, data_type });
-            // The name of a column that is kept without its source.
-            self.exact &= !fields.iter().any(|other| other.name == field.name);
             // Rows already stored have no value there.
             fields.push(Field { nullable: true, ..field.clone() });
         }
+        // A column that is kept without its source may have another one's name.
+        let mut names = HashSet::new();
+        self.exact &= fields.iter().all(|field| names.insert(field.name.as_str()));
         fields
     }
 
@@ -430,6 +432,8 @@ mod tests {
         // Another column under the name of the kept one: one table cannot have both.
         let again = schema(&["a#1! long", "c#3 int", "b#4 string"]);
         assert_eq!(evolve(&kept, &again, keep), "refresh: added b string");
+        let renamed = schema(&["a#1! long", "b#3 int"]);
+        assert_eq!(evolve(&kept, &renamed, keep), "refresh: renamed c to b");
         assert_eq!(
             evolve(&kept, &again, drop),
             "dropped b, added b string -> a! long, c int, b string"
