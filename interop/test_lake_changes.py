@@ -84,6 +84,29 @@ class Events:
             rows = list(zip(found["id"].to_pylist(), found["note"].to_pylist()))
             assert rows == expected, reader
 
+    def evolved(self) -> list[tuple]:
+        """Fills the lake table in two runs, between which columns evolve in place; its rows."""
+        self.partition('["month(happened_at)"]', "evolve")
+        self.insert(1, 500)
+        self.run()
+        with psycopg.connect(self.url) as connection:
+            connection.execute(
+                "ALTER TABLE event RENAME COLUMN note TO remark; ALTER TABLE event ADD COLUMN tags text[];"
+                "INSERT INTO event SELECT 501, 5, now(), 'new', now(), ARRAY['a', NULL]"
+            )
+            rows = connection.execute("SELECT id, remark, tags FROM event ORDER BY id").fetchall()
+        self.run()
+        return rows
+
+    def check_evolved(self, rows: list[tuple]) -> None:
+        """Every reader, and Polder itself, sees exactly these rows."""
+        for reader in READERS + MORE_READERS:
+            found = self.lake.read(reader, ORG, TABLE, "id", "remark", "tags").sort_by("id")
+            assert list(zip(*(found[name].to_pylist() for name in found.column_names))) == rows, reader
+        query = "SELECT count(*) AS n, sum(id) AS ids FROM lake.org_changes.event"
+        answer = self.lake.polder("query", "--format", "json", query)
+        assert answer == [{"n": len(rows), "ids": sum(row[0] for row in rows)}]
+
     def february(self) -> tuple[int, int, int]:
         """Rows of one month, the bytes PyIceberg reads for them, and the bytes there are."""
         table = self.lake._catalog.load_table((f"org_{ORG}", TABLE))

@@ -7,9 +7,7 @@ import uuid
 from decimal import Decimal
 from pathlib import Path
 
-import psycopg
 import pytest
-from lakes import MORE_READERS, READERS
 from pyiceberg.catalog.rest import RestCatalog
 from pyspark.sql import SparkSession
 
@@ -135,16 +133,7 @@ def test_spark_of_one_org_writes_through_signed_requests(spark, services, bucket
 
 
 def test_spark_reads_and_changes_what_polder_wrote(spark, events: Events):  # noqa: F811
-    events.partition('["month(happened_at)"]', "evolve")
-    events.insert(1, 500)
-    events.run()
-    with psycopg.connect(events.url) as connection:
-        connection.execute(
-            "ALTER TABLE event RENAME COLUMN note TO remark; ALTER TABLE event ADD COLUMN tags text[];"
-            "INSERT INTO event SELECT 501, 5, now(), 'new', now(), ARRAY['a', NULL]"
-        )
-        expected = connection.execute("SELECT id, remark, tags FROM event ORDER BY id").fetchall()
-    events.run()
+    expected = events.evolved()
     with serving(events.lake.services.polder, events.lake.work, events.lake.env) as uri:
         table = f"{catalog(spark, uri, {})}.org_changes.event"
         query = f"SELECT id, remark, tags FROM {table} ORDER BY id"
@@ -154,11 +143,4 @@ def test_spark_reads_and_changes_what_polder_wrote(spark, events: Events):  # no
         spark.sql(f"DELETE FROM {table} WHERE id BETWEEN 100 AND 109")
         left = [row for row in expected if not 100 <= row[0] <= 109]
         assert [tuple(row) for row in values(spark, query)] == left
-    for reader in READERS + MORE_READERS:
-        found = events.lake.read(reader, "changes", "event", "id", "remark", "tags").sort_by("id")
-        assert list(zip(*(found[column].to_pylist() for column in found.column_names))) == left
-    answer = events.lake.polder(
-        "query", "--format", "json",
-        "SELECT count(*) AS n, sum(id) AS ids FROM lake.org_changes.event",
-    )
-    assert answer == [{"n": len(left), "ids": sum(row[0] for row in left)}]
+    events.check_evolved(left)
