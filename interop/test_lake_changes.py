@@ -98,6 +98,17 @@ class Events:
         self.run()
         return rows
 
+    def repartition(self) -> None:
+        """Brings every file into other partitions."""
+        self.partition('["bucket(4, account)"]', "evolve")
+        report = self.lake.polder("maintain", "repartition", "--json")["tables"][0]
+        assert report["commits"] == 1
+
+    def roll_back(self, to: str) -> str:
+        """Makes an older state the current one; the name of the state before."""
+        moved = ["rollback", "--org", ORG, "--table", TABLE, "--json", "--to", to]
+        return self.lake.polder(*moved)["rollback"]["kept_as"]
+
     def check_evolved(self, rows: list[tuple]) -> None:
         """Every reader, and Polder itself, sees exactly these rows."""
         for reader in READERS + MORE_READERS:

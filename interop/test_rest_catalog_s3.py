@@ -5,7 +5,9 @@ import json
 from urllib.parse import urlsplit
 
 import boto3
+import duckdb
 import pytest
+from duckdb_extensions import import_extension
 from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.exceptions import ForbiddenError
 
@@ -110,3 +112,28 @@ def test_files_on_s3_are_reached_by_whoever_may(services, bucket, tmp_path):
         with pytest.raises(ForbiddenError):
             client.create_table("org_401.u", rows(0, 1).schema, location=f"{theirs}/x")
         operator.purge_table("org_402.t")
+
+
+def test_duckdb_writes_and_reads_with_the_keys_it_is_given(services, bucket, tmp_path):
+    for extension in ("avro", "httpfs", "iceberg"):
+        import_extension(extension)
+    config = STORAGE.format(endpoint=services.s3) + CLIENTS
+    with server(services.polder, tmp_path, config, f"s3://{bucket}/lake") as uri:
+        operator = RestCatalog("polder", uri=uri, credential=f"operator:{SECRET}")
+        operator.create_namespace("org_401")
+        db = duckdb.connect(config={"autoinstall_known_extensions": "false"})
+        db.execute(
+            f"CREATE SECRET served (TYPE iceberg, CLIENT_ID 'operator', CLIENT_SECRET '{SECRET}',"
+            f" OAUTH2_SERVER_URI '{uri}/v1/oauth/tokens')"
+        )
+        db.execute(f"ATTACH 'lake' AS lake (TYPE iceberg, ENDPOINT '{uri}', SECRET served)")
+        db.execute("CREATE TABLE lake.org_401.t (id BIGINT, name VARCHAR)")
+        db.execute("INSERT INTO lake.org_401.t SELECT i, 'name ' || i FROM range(100) r(i)")
+        db.execute("DELETE FROM lake.org_401.t WHERE id % 10 = 0")
+        db.execute("UPDATE lake.org_401.t SET name = 'changed' WHERE id = 1")
+        expected = (90, sum(i for i in range(100) if i % 10))
+        assert db.execute("SELECT count(*), sum(id) FROM lake.org_401.t").fetchone() == expected
+        found = operator.load_table("org_401.t").scan().to_arrow().to_pydict()
+        assert (len(found["id"]), sum(found["id"])) == expected
+        assert found["name"].count("changed") == 1
+        db.execute("DROP TABLE lake.org_401.t")

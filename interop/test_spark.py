@@ -139,6 +139,12 @@ def test_spark_reads_and_changes_what_polder_wrote(spark, events: Events):  # no
         query = f"SELECT id, remark, tags FROM {table} ORDER BY id"
         assert [tuple(row) for row in values(spark, query)] == expected
         assert values(spark, f"SELECT count(note) FROM {table} VERSION AS OF 'v1'") == [[500]]
+        events.repartition()
+        assert [tuple(row) for row in values(spark, query)] == expected
+        kept_as = events.roll_back("v1")
+        assert values(spark, f"SELECT count(note) FROM {table}") == [[500]]
+        events.roll_back(kept_as)
+        assert [tuple(row) for row in values(spark, query)] == expected
         spark.sql(f"ALTER TABLE {table} SET TBLPROPERTIES ('write.delete.mode'='merge-on-read')")
         spark.sql(f"DELETE FROM {table} WHERE id BETWEEN 100 AND 109")
         left = [row for row in expected if not 100 <= row[0] <= 109]

@@ -138,6 +138,12 @@ def test_trino_reads_and_changes_what_polder_wrote(trino, events: Events):  # no
             assert [tuple(row) for row in trino.sql(query)] == expected
             old = trino.sql(f"SELECT count(note) FROM {table} FOR VERSION AS OF 'v1'")
             assert old == [[500]], "a version's tag names its rows and its columns"
+            events.repartition()
+            assert [tuple(row) for row in trino.sql(query)] == expected
+            kept_as = events.roll_back("v1")
+            assert trino.sql(f"SELECT count(note) FROM {table}") == [[500]]
+            events.roll_back(kept_as)
+            assert [tuple(row) for row in trino.sql(query)] == expected
             trino.sql(f"DELETE FROM {table} WHERE id BETWEEN 100 AND 109")
             trino.sql(f"ALTER TABLE {table} EXECUTE optimize")
             trino.sql(f"DELETE FROM {table} WHERE id = 7")
