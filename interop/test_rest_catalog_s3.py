@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import uuid
 from urllib.parse import urlsplit
 
 import boto3
@@ -23,8 +24,8 @@ path_style = true
 
 
 @pytest.fixture
-def bucket(services, suffix) -> str:
-    name = f"served-{suffix}"
+def bucket(services) -> str:
+    name = f"served-{uuid.uuid4().hex[:8]}"
     keys = {
         "aws_access_key_id": services.access_key,
         "aws_secret_access_key": services.secret_key,
