@@ -104,12 +104,12 @@ pub fn expiry(
             history.take_while(|(index, found)| *index < min || now_ms - found.timestamp_ms <= ms);
         needed.extend(kept.map(|(_, found)| found.id));
     }
-    let mut names: Vec<String> = going.into_iter().map(|name| name.name.clone()).collect();
-    names.sort_unstable();
+    let mut expired: Vec<String> = going.into_iter().map(|name| name.name.clone()).collect();
+    expired.sort_unstable();
     let mut gone: Vec<i64> =
         snapshots.iter().map(|found| found.id).filter(|id| !needed.contains(id)).collect();
     gone.sort_unstable();
-    Expiry { names, snapshots: gone }
+    Expiry { names: expired, snapshots: gone }
 }
 
 /// The numbers of the versions that stay.

@@ -171,14 +171,12 @@ fn kind(metadata: &TableMetadata, name: &str, found: &SnapshotReference) -> Name
                 history_ms: max_snapshot_age_ms,
             }
         }
-        SnapshotRetention::Tag { .. } => match version_number(name) {
-            Some(number) => NamedKind::Version(number),
-            None => {
-                let rollbacks = Properties(metadata.properties()).rollbacks();
-                let made = rollbacks.iter().rev().find(|rollback| rollback.kept_as == name);
-                made.map_or(NamedKind::Tag, |made| NamedKind::BeforeRollback(made.at_ms))
-            }
-        },
+        SnapshotRetention::Tag { .. } => {
+            let rollbacks = Properties(metadata.properties()).rollbacks();
+            let made = rollbacks.iter().rev().find(|rollback| rollback.kept_as == name);
+            let before = made.map(|made| NamedKind::BeforeRollback(made.at_ms));
+            version_number(name).map(NamedKind::Version).or(before).unwrap_or(NamedKind::Tag)
+        }
     }
 }
 

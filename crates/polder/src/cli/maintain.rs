@@ -158,10 +158,10 @@ fn expired(of: &str, names: &[String], snapshots: usize, files: Option<usize>) -
     if snapshots == 0 && names.is_empty() {
         return format!("{of}: nothing to remove");
     }
-    let named = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+    let listed = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
     match files {
-        Some(files) => format!("{of}: {snapshots} snapshots{named} and {files} files removed"),
-        None => format!("{of}: {snapshots} snapshots{named} would be removed"),
+        Some(files) => format!("{of}: {snapshots} snapshots{listed} and {files} files removed"),
+        None => format!("{of}: {snapshots} snapshots{listed} would be removed"),
     }
 }
 
