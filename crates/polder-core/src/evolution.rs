@@ -111,17 +111,17 @@ pub fn decide(
     }
 }
 
-/// What a reload changes in the table's columns.
+/// What a reload changes in the table's columns: all that the source lacks goes, whether its schema is
+/// complete or not, and so does what the table had kept.
 ///
 /// # Errors
-/// `lake.schema_refused` if something does and the policy is [`OnSchemaChange::Freeze`].
+/// `lake.schema_refused` if anything changes and the policy is [`OnSchemaChange::Freeze`].
 pub fn reload(
     current: &TableSchema,
     incoming: &TableSchema,
-    complete: bool,
     policy: OnSchemaChange,
 ) -> Result<Vec<SchemaChange>> {
-    let rules = Rules { complete, drop: false, order: false };
+    let rules = Rules { complete: true, drop: true, order: false };
     let mut merged = Merged { rules, changes: Vec::new(), exact: true };
     merged.columns(current, incoming);
     match policy {
@@ -162,34 +162,29 @@ impl Merged {
         let olds: Vec<Option<&Field>> =
             incoming.fields.iter().map(|field| continued(current, field)).collect();
         let mut fields = self.fields("", &current.fields, &incoming.fields, &olds);
-        let going_on: Vec<&Field> = current
-            .fields
-            .iter()
-            .filter_map(|old| {
-                let index = olds.iter().position(|found| *found == Some(old))?;
-                incoming.fields.get(index)
-            })
-            .collect();
-        let in_order: Vec<&Field> = incoming
-            .fields
-            .iter()
-            .zip(&olds)
-            .filter_map(|(field, old)| old.is_some().then_some(field))
-            .collect();
-        if self.rules.order && going_on != in_order {
-            self.changes.push(SchemaChange::Reordered);
-            // Each place of a column that goes on gets the next of them; others stay in theirs.
-            let moved: Vec<Field> = in_order
-                .iter()
-                .filter_map(|new| fields.iter().find(|field| field.name == new.name).cloned())
-                .collect();
-            let places =
-                fields.iter_mut().filter(|field| in_order.iter().any(|new| new.name == field.name));
-            for (place, field) in places.zip(moved) {
-                *place = field;
-            }
+        // What is reloaded gets the source's order anyway.
+        if self.rules.order && self.exact {
+            self.reorder(&mut fields, incoming, &olds);
         }
         fields
+    }
+
+    /// Brings the columns that go on into the source's order: each of their places gets the next of
+    /// them, others stay in theirs.
+    fn reorder(&mut self, fields: &mut [Field], incoming: &TableSchema, olds: &[Option<&Field>]) {
+        let going_on = incoming.fields.iter().zip(olds).filter(|(_, old)| old.is_some());
+        let order: Vec<&str> = going_on.map(|(field, _)| field.name.as_str()).collect();
+        let is_one = |field: &Field| order.contains(&field.name.as_str());
+        let present: Vec<Field> = fields.iter().filter(|field| is_one(field)).cloned().collect();
+        if present.iter().map(|field| field.name.as_str()).eq(order.iter().copied()) {
+            return;
+        }
+        self.changes.push(SchemaChange::Reordered);
+        let moved =
+            order.iter().filter_map(|name| present.iter().find(|field| field.name == *name));
+        for (place, field) in fields.iter_mut().filter(|field| is_one(field)).zip(moved) {
+            *place = field.clone();
+        }
     }
 
     /// One level: `olds` has the counterpart of each incoming field.
@@ -591,10 +586,14 @@ mod tests {
     #[test]
     fn a_reload_says_what_it_changes_unless_frozen() {
         let (current, incoming) = (schema(&["a#1 int"]), schema(&["b#1 long"]));
-        let changes = reload(&current, &incoming, true, OnSchemaChange::Refresh).expect("changes");
+        let changes = reload(&current, &incoming, OnSchemaChange::Refresh).expect("changes");
         assert_eq!(words(&changes), "renamed a to b, changed b int to long");
-        let error = reload(&current, &incoming, true, OnSchemaChange::Freeze).expect_err("frozen");
+        let error = reload(&current, &incoming, OnSchemaChange::Freeze).expect_err("frozen");
         assert_eq!(error.code(), ErrorCode::LakeSchemaRefused);
-        reload(&current, &current, true, OnSchemaChange::Freeze).expect("nothing changes");
+        reload(&current, &current, OnSchemaChange::Freeze).expect("nothing changes");
+        let mut kept = schema(&["a#1 int", "fax#2 string"]);
+        kept.fields[1].retired = true;
+        let changes = reload(&kept, &current, OnSchemaChange::Refresh).expect("changes");
+        assert_eq!(words(&changes), "dropped fax", "what was kept goes, and not in silence");
     }
 }

@@ -212,8 +212,8 @@ impl Stage {
         };
         let message = format!("column {name:?} cannot be dropped: files are partitioned by it");
         Err(Error::new(ErrorCode::LakeSchemaRefused, message).detail(self.ident.to_string()).hint(
-            "set on_dropped_column: keep, or change `partition` and run polder maintain \
-                   repartition first",
+            "set on_dropped_column: keep, or change `partition` and run `polder maintain repartition` \
+             first",
         ))
     }
 

@@ -1,6 +1,8 @@
 //! Expiry: what retention lets go leaves the table and the store; everything else can be read.
 
-use iceberg::spec::{SnapshotReference, SnapshotRetention};
+use iceberg::spec::{
+    PartitionStatisticsFile, SnapshotReference, SnapshotRetention, StatisticsFile,
+};
 use iceberg::{NamespaceIdent, TableIdent, TableUpdate};
 use polder_core::ErrorCode;
 use polder_core::retention::Retention;
@@ -117,16 +119,61 @@ async fn a_rewrite_s_old_files_go_and_deleted_rows_stay_deleted() {
     assert_eq!(scratch.files(".parquet").len(), 3, "v1's, the rewritten one, and deletes");
 }
 
+/// Another client of the same catalog, and the table's name there.
+async fn another_client(scratch: &Scratch) -> (SqlCatalog, TableIdent) {
+    let settings = Scratch::settings(&scratch.folder);
+    let store = polder_lake::Store::open(&settings).expect("store");
+    let catalog = SqlCatalog::open(&settings.catalog_url, store).await.expect("catalog");
+    (catalog, TableIdent::new(NamespaceIdent::new("org_401".into()), "t".into()))
+}
+
+#[tokio::test]
+async fn statistics_go_with_their_snapshot_and_files_of_others_stay() {
+    let scratch = three_versions().await;
+    let now = table(&scratch.lake, "t").await;
+    let (catalog, ident) = another_client(&scratch).await;
+    let place = |name: &str| format!("{}/metadata/{name}.stats", now.location());
+    let outside = format!("{}/../other.stats", now.location());
+    let local = |path: &str| path.strip_prefix("file://").expect("local").to_owned();
+    let mut updates = Vec::new();
+    for (version, path) in [("v1", place("v1")), ("v3", place("v3"))] {
+        std::fs::write(local(&path), "statistics").expect("file");
+        updates.push(TableUpdate::SetStatistics {
+            statistics: StatisticsFile {
+                snapshot_id: now.resolve(version).expect("version"),
+                statistics_path: path,
+                file_size_in_bytes: 10,
+                file_footer_size_in_bytes: 1,
+                key_metadata: None,
+                blob_metadata: Vec::new(),
+            },
+        });
+    }
+    std::fs::write(local(&outside), "another's").expect("file");
+    updates.push(TableUpdate::SetPartitionStatistics {
+        partition_statistics: PartitionStatisticsFile {
+            snapshot_id: now.resolve("v1").expect("v1"),
+            statistics_path: outside.clone(),
+            file_size_in_bytes: 9,
+        },
+    });
+    catalog.commit(&ident, &[], updates).await.expect("statistics");
+    assert_eq!(expire(&scratch, &NOW).await.files, 7, "v1's statistics beside its own files");
+    let names = scratch.files(".stats");
+    assert_eq!(names.len(), 2, "v3's and the one that lies elsewhere: {names:?}");
+    let after = metadata(&table(&scratch.lake, "t").await);
+    assert_eq!(after["statistics"].as_array().expect("statistics").len(), 1);
+    let partitions = after["partition-statistics"].as_array();
+    assert!(partitions.is_none_or(Vec::is_empty), "nothing refers to a snapshot that is gone");
+}
+
 #[tokio::test]
 async fn a_name_made_meanwhile_keeps_its_snapshot() {
     let scratch = three_versions().await;
     let lake = &scratch.lake;
     let now = table(lake, "t").await;
     let v1 = now.resolve("v1").expect("v1");
-    let settings = Scratch::settings(&scratch.folder);
-    let store = polder_lake::Store::open(&settings).expect("store");
-    let catalog = SqlCatalog::open(&settings.catalog_url, store).await.expect("catalog");
-    let ident = TableIdent::new(NamespaceIdent::new("org_401".into()), "t".into());
+    let (catalog, ident) = another_client(&scratch).await;
     let retention = SnapshotRetention::Tag { max_ref_age_ms: None };
     let reference = SnapshotReference::new(v1, retention);
     let tag = TableUpdate::SetSnapshotRef { ref_name: "audit".into(), reference };

@@ -38,7 +38,9 @@ fn python_packages() -> Result {
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(());
     }
-    pip_install("installing the Python engines (about 900 MB)", &listed)?;
+    // Together with the rest, so that no engine replaces a version that is pinned there.
+    let rest = places::root().join("interop/requirements.txt");
+    pip_install("installing the Python engines (about 900 MB)", &[&rest, &listed])?;
     fs::write(&stamp, wanted).map_err(|error| format!("cannot write {}: {error}", stamp.display()))
 }
 

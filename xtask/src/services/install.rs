@@ -110,14 +110,17 @@ fn python_environment() -> Result {
     let mut create = command("python3");
     create.args(["-m", "venv", "--clear"]).arg(&venv).env_remove("PYTHONHOME");
     run("creating the Python environment", &mut create)?;
-    pip_install("installing the Python environment (about 800 MB)", &requirements)?;
+    pip_install("installing the Python environment (about 800 MB)", &[&requirements])?;
     fs::write(&stamp, wanted).map_err(|error| format!("cannot write {}: {error}", stamp.display()))
 }
 
-/// Installs the packages that a file lists into the Python environment.
-pub(super) fn pip_install(what: &str, listed: &Path) -> Result {
+/// Installs what the files list into the Python environment, all of it or nothing.
+pub(super) fn pip_install(what: &str, lists: &[&Path]) -> Result {
     let mut install = command(places::venv_bin("python"));
     install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
-    install.arg("-r").arg(listed).env_remove("PYTHONPATH");
+    for list in lists {
+        install.arg("-r").arg(list);
+    }
+    install.env_remove("PYTHONPATH");
     run(what, &mut install)
 }

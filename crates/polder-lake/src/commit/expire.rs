@@ -9,18 +9,16 @@ use iceberg::spec::{
     MAIN_BRANCH, ManifestFile, Snapshot, SnapshotReference, SnapshotRetention, TableMetadata,
 };
 use polder_core::retention::{Expiry, Named, NamedKind, Retention, SnapshotAge, expiry};
-use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
+use polder_core::{Authorized, OrgId, Result};
 use uuid::Uuid;
 
 use super::snapshot::read_list;
-use super::{Action, Failure, Prepared};
+use super::{Action, Failure, Prepared, no_table};
 use crate::catalog::TableState;
+use crate::catalog::service::Fence;
 use crate::error;
 use crate::lake::{Lake, ident};
-use crate::table::{Properties, references, version_number};
-
-/// Iceberg's property that keeps a table's files from being removed.
-const GC_ENABLED: &str = "gc.enabled";
+use crate::table::{Properties, keeps_files, references, version_number};
 
 /// What an expiry removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,7 +86,7 @@ impl Lake {
         gone: &HashSet<i64>,
         after: &TableMetadata,
     ) -> Result<HashSet<String>> {
-        if before.properties().get(GC_ENABLED).is_some_and(|value| value == "false") {
+        if keeps_files(before) {
             return Ok(HashSet::new());
         }
         let (mut files, mut old) = (HashSet::new(), BTreeMap::new());
@@ -98,6 +96,9 @@ impl Lake {
         }
         let statistics = before.statistics_iter().filter(|of| gone.contains(&of.snapshot_id));
         files.extend(statistics.map(|of| of.statistics_path.clone()));
+        let partitions = before.partition_statistics_iter();
+        let partitions = partitions.filter(|of| gone.contains(&of.snapshot_id));
+        files.extend(partitions.map(|of| of.statistics_path.clone()));
         let mut kept = BTreeMap::new();
         for snapshot in after.snapshots() {
             kept.extend(self.manifests(snapshot).await?);
@@ -114,8 +115,8 @@ impl Lake {
                 }
             }
         }
-        let own = format!("{}/", before.location().trim_end_matches('/'));
-        files.retain(|file| file.starts_with(&own) && !file.contains("/../"));
+        let Ok(own) = Fence::org(before.location()) else { return Ok(HashSet::new()) };
+        files.retain(|file| own.check(file).is_ok());
         Ok(files)
     }
 
@@ -131,11 +132,6 @@ impl Lake {
         let entries = loaded.entries().iter().filter(|entry| !live || entry.is_alive());
         Ok(entries.map(|entry| entry.file_path().to_owned()).collect())
     }
-}
-
-fn no_table(table: &str) -> Error {
-    Error::new(ErrorCode::LakeNotFound, format!("there is no table {table:?}"))
-        .hint("`polder tables` lists all tables")
 }
 
 /// What goes of a table now.
@@ -212,6 +208,16 @@ impl Action for Expire<'_> {
             .iter()
             .map(|name| TableUpdate::RemoveSnapshotRef { ref_name: name.clone() })
             .collect();
+        // The crate would leave these in the metadata, without their files.
+        let gone: HashSet<i64> = expiry.snapshots.iter().copied().collect();
+        let statistics = present.metadata.statistics_iter().map(|of| of.snapshot_id);
+        let statistics = statistics.filter(|id| gone.contains(id));
+        updates.extend(statistics.map(|snapshot_id| TableUpdate::RemoveStatistics { snapshot_id }));
+        let partitions = present.metadata.partition_statistics_iter().map(|of| of.snapshot_id);
+        let partitions = partitions.filter(|id| gone.contains(id));
+        updates.extend(
+            partitions.map(|snapshot_id| TableUpdate::RemovePartitionStatistics { snapshot_id }),
+        );
         if !expiry.snapshots.is_empty() {
             let snapshot_ids = expiry.snapshots.clone();
             updates.push(TableUpdate::RemoveSnapshots { snapshot_ids });

@@ -223,6 +223,11 @@ fn may_repeat(error: &Error) -> bool {
     error.retryable() && error.code() != ErrorCode::LakeConflict
 }
 
+fn no_table(table: &str) -> Error {
+    Error::new(ErrorCode::LakeNotFound, format!("there is no table {table:?}"))
+        .hint("`polder tables` lists all tables")
+}
+
 fn conflict() -> Error {
     Error::new(ErrorCode::LakeConflict, "another run changed the table meanwhile")
         .hint("nothing was published; run again")

@@ -13,7 +13,7 @@ use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
 use uuid::Uuid;
 
 use super::snapshot::read_list;
-use super::{Action, Failure, Prepared, main_to, point};
+use super::{Action, Failure, Prepared, main_to, no_table, point};
 use crate::catalog::TableState;
 use crate::error;
 use crate::lake::{Lake, ident};
@@ -69,11 +69,6 @@ struct MoveMain<'a> {
 }
 
 impl MoveMain<'_> {
-    fn no_table(&self) -> Error {
-        Error::new(ErrorCode::LakeNotFound, format!("there is no table {:?}", self.table))
-            .hint("`polder tables` lists all tables")
-    }
-
     /// The snapshot to go back to.
     fn target<'t>(&self, present: &'t TableState) -> Result<&'t SnapshotRef> {
         let table = LakeTable::new(self.org, present.clone(), self.lake.store())?;
@@ -112,11 +107,11 @@ impl Action for MoveMain<'_> {
     }
 
     fn validate(&self, present: Option<&TableState>) -> Result<()> {
-        self.target(present.ok_or_else(|| self.no_table())?).map(drop)
+        self.target(present.ok_or_else(|| no_table(self.table))?).map(drop)
     }
 
     async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<RolledBack>> {
-        let present = present.ok_or_else(|| self.no_table())?;
+        let present = present.ok_or_else(|| no_table(self.table))?;
         let metadata = &present.metadata;
         let target = self.target(present)?;
         let refs = references(metadata)?;

@@ -77,11 +77,8 @@ pub(super) async fn load(
             stored: continued(&present, field).map(|stored| stored.name.clone()),
         })
         .collect();
-    let stored_as = |name: &str| {
-        let found = columns.iter().find(|column| column.name == name)?;
-        present.field(found.stored.as_deref()?)
-    };
-    let Some(stored_cursor) = stored_as(cursor) else {
+    let stored_cursor = schema.field(cursor).and_then(|field| continued(&present, field));
+    let Some(stored_cursor) = stored_cursor else {
         return Err(Error::new(ErrorCode::Internal, "the table has no cursor column")
             .detail(format!("column {cursor:?}")));
     };

@@ -60,7 +60,7 @@ pub struct IngestRequest {
     pub full_refresh: bool,
     pub limits: IngestLimits,
     pub progress: Arc<RunProgress>,
-    /// Only say what a run would do: read no rows, write nothing.
+    /// Only plan, and report what a run would do; nothing is written.
     pub dry_run: bool,
     /// Stops the run at the next batch; nothing becomes visible.
     pub cancel: CancellationToken,
@@ -261,14 +261,13 @@ async fn plan_full(
     let changes = match table {
         // Nothing says that its columns are others.
         Some(table) if !schema.fields.is_empty() => {
-            let complete = source.capabilities().complete_schema;
             let policy = if request.full_refresh {
                 // Asked for by a person, whatever the policy.
                 OnSchemaChange::Refresh
             } else {
                 request.table.on_schema_change
             };
-            evolution::reload(&table.schema(), &schema, complete, policy)?
+            evolution::reload(&table.schema(), &schema, policy)?
         }
         _ => Vec::new(),
     };
@@ -374,7 +373,8 @@ async fn copy_and_commit(
     Ok(report::committed(report, request, &committed))
 }
 
-/// The rows of the table that the plan may bring again. `schema`: the table's after the run; `coarse`: see [`Split::cursor_is_coarse`].
+/// The rows of the table that the plan may bring again. `schema`: the table's after the run; `coarse`:
+/// see [`Split::cursor_is_coarse`].
 ///
 /// [`Split::cursor_is_coarse`]: polder_core::Split::cursor_is_coarse
 async fn known_rows(

@@ -21,7 +21,7 @@ const PATH_PROPERTIES: [&str; 5] = [
 
 /// The place a namespace's files have to lie in.
 #[derive(Clone, Debug)]
-pub(super) struct Fence {
+pub(crate) struct Fence {
     /// Scheme, bucket and folders of the place.
     root: Place,
     /// Whether first folders below the root that are uuids belong to somebody else.
@@ -36,8 +36,8 @@ struct Place {
 }
 
 impl Fence {
-    /// Around an org's own folder.
-    pub(super) fn org(folder: &str) -> Answer<Self> {
+    /// Around a folder that is one owner's alone: an org's, or a table's.
+    pub(crate) fn org(folder: &str) -> Answer<Self> {
         Ok(Self { root: Place::parse(folder)?, shared: false })
     }
 
@@ -48,7 +48,7 @@ impl Fence {
 
     /// # Errors
     /// `Forbidden` for a location outside, or one that could be understood in two ways.
-    pub(super) fn check(&self, location: &str) -> Answer<()> {
+    pub(crate) fn check(&self, location: &str) -> Answer<()> {
         let place = Place::parse(location)?;
         let below = place.folders.strip_prefix(self.root.folders.as_slice());
         let inside = place.store == self.root.store

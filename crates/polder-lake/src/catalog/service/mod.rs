@@ -28,7 +28,7 @@ pub use documents::{
 };
 pub use refusal::{Answer, Refusal, RefusalKind};
 
-use self::location::Fence;
+pub(crate) use self::location::Fence;
 use super::SqlCatalog;
 use super::names::namespace_text;
 use super::sql::{Entry, EntryKind};

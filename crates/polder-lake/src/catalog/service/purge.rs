@@ -10,9 +10,7 @@ use polder_core::Result;
 use super::IcebergCatalog;
 use super::refusal::Answer;
 use crate::error;
-
-/// Iceberg's property that keeps a table's files from being removed.
-const GC_ENABLED: &str = "gc.enabled";
+use crate::table::keeps_files;
 
 impl IcebergCatalog {
     /// Removes what the metadata at `pointer` reaches. The table is out of the catalog already; what
@@ -26,7 +24,7 @@ impl IcebergCatalog {
                 return Ok(());
             }
         };
-        if metadata.properties().get(GC_ENABLED).is_some_and(|value| value == "false") {
+        if keeps_files(&metadata) {
             return Ok(());
         }
         let mut files = HashSet::from([pointer]);
