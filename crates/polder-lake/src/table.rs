@@ -574,11 +574,6 @@ pub(crate) fn descends(now: &TableMetadata, before: &TableMetadata) -> bool {
         })
 }
 
-/// Whether the table says that none of its files may be removed.
-pub(crate) fn keeps_files(metadata: &TableMetadata) -> bool {
-    metadata.properties().get("gc.enabled").is_some_and(|value| value == "false")
-}
-
 /// Branches and tags by name. The crate offers no list of them, but its JSON has them.
 pub(crate) fn references(metadata: &TableMetadata) -> Result<BTreeMap<String, SnapshotReference>> {
     #[derive(Deserialize)]

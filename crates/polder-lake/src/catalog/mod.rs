@@ -162,3 +162,8 @@ pub(crate) fn check_names(
         }
     }
 }
+
+/// Whether the table says that none of its files may be removed.
+pub(crate) fn keeps_files(metadata: &TableMetadata) -> bool {
+    metadata.properties().get("gc.enabled").is_some_and(|value| value == "false")
+}

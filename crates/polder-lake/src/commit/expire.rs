@@ -14,11 +14,11 @@ use uuid::Uuid;
 
 use super::snapshot::read_list;
 use super::{Action, Failure, Prepared, no_table};
-use crate::catalog::TableState;
 use crate::catalog::service::Fence;
+use crate::catalog::{TableState, keeps_files};
 use crate::error;
 use crate::lake::{Lake, ident};
-use crate::table::{Properties, keeps_files, references, version_number};
+use crate::table::{Properties, references, version_number};
 
 /// What an expiry removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use polder_core::Result;
 
 use super::IcebergCatalog;
 use super::refusal::Answer;
+use crate::catalog::keeps_files;
 use crate::error;
-use crate::table::keeps_files;
 
 impl IcebergCatalog {
     /// Removes what the metadata at `pointer` reaches. The table is out of the catalog already; what
