@@ -9,7 +9,7 @@ use object_store::path::Path;
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
 use uuid::Uuid;
 
-use crate::catalog::{Catalog, SqlCatalog, TableState};
+use crate::catalog::{self, Catalog, TableState};
 use crate::settings::LakeSettings;
 use crate::stage::{Stage, StageRequest};
 use crate::storage::Store;
@@ -33,8 +33,8 @@ impl Lake {
     /// Opens the lake, and creates the catalog's tables and the warehouse folder where absent.
     pub async fn open(settings: LakeSettings) -> Result<Self> {
         let store = Store::open(&settings)?;
-        let catalog = SqlCatalog::open(&settings.catalog_url, store.clone()).await?;
-        Ok(Self::new(store, Arc::new(catalog)))
+        let catalog = catalog::open(&settings, &store).await?;
+        Ok(Self::new(store, catalog))
     }
 
     /// A lake over any catalog.

@@ -31,7 +31,7 @@ pub use field_ids::{check_readable, field_id, read_as};
 pub use lake::Lake;
 pub use predicate::{CmpOp, Literal, Predicate};
 pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};
-pub use settings::{LakeSettings, S3Settings};
+pub use settings::{CatalogSettings, LakeSettings, S3Settings};
 pub use stage::{Committed, RunSummary, Stage, StageKind, StageRequest};
 pub use storage::Store;
 pub use table::{LakeTable, RefInfo, RefKind, Rollback, SnapshotInfo, Version};

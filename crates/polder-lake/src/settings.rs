@@ -7,10 +7,16 @@ use secrecy::SecretString;
 pub struct LakeSettings {
     /// An absolute local folder or `s3://bucket/prefix`.
     pub warehouse: String,
-    /// `sqlite://PATH` or `postgres://…`.
-    pub catalog_url: SecretString,
+    pub catalog: CatalogSettings,
     /// For an `s3://` warehouse.
     pub s3: Option<S3Settings>,
+}
+
+/// Who keeps the tables' metadata.
+#[derive(Clone, Debug)]
+pub enum CatalogSettings {
+    /// The embedded catalog, by its database: `sqlite://PATH` or `postgres://…`.
+    Sql(SecretString),
 }
 
 /// An S3 account. Without keys the usual places are asked (environment, instance profile).

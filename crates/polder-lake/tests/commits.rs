@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use iceberg::{NamespaceIdent, TableIdent, TableUpdate};
 use polder_core::{ErrorCode, Result};
-use polder_lake::{Catalog, Committed, Lake, SqlCatalog, Stage, StageKind, Store};
+use polder_lake::{Catalog, Committed, Lake, Stage, StageKind, Store};
 
 use crate::support::*;
 
@@ -129,7 +129,7 @@ async fn of_first_loads_of_one_table_one_creates_it() {
 async fn foreign_change(scratch: &Scratch) {
     let settings = Scratch::settings(&scratch.folder);
     let store = Store::open(&settings).expect("store");
-    let catalog = SqlCatalog::open(&settings.catalog_url, store).await.expect("catalog");
+    let catalog = Scratch::catalog(&settings, store).await;
     let ident = TableIdent::new(NamespaceIdent::new("org_401".into()), "t".into());
     let updates = HashMap::from([("owner".to_owned(), "somebody".to_owned())]);
     catalog

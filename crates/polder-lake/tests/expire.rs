@@ -123,7 +123,7 @@ async fn a_rewrite_s_old_files_go_and_deleted_rows_stay_deleted() {
 async fn another_client(scratch: &Scratch) -> (SqlCatalog, TableIdent) {
     let settings = Scratch::settings(&scratch.folder);
     let store = polder_lake::Store::open(&settings).expect("store");
-    let catalog = SqlCatalog::open(&settings.catalog_url, store).await.expect("catalog");
+    let catalog = Scratch::catalog(&settings, store).await;
     (catalog, TableIdent::new(NamespaceIdent::new("org_401".into()), "t".into()))
 }
 

@@ -118,7 +118,7 @@ impl Faults {
         let scratch = Scratch::new().await;
         let settings = Scratch::settings(&scratch.folder);
         let store = Store::open(&settings).expect("store");
-        let inner = SqlCatalog::open(&settings.catalog_url, store.clone()).await.expect("catalog");
+        let inner = Scratch::catalog(&settings, store.clone()).await;
         let catalog = Arc::new(Faulty {
             inner,
             faults: Mutex::default(),

@@ -4,7 +4,7 @@ use iceberg::spec::{MAIN_BRANCH, SnapshotReference, SnapshotRetention};
 use iceberg::{NamespaceIdent, TableIdent, TableUpdate};
 use polder_core::spec::PartitionField;
 use polder_core::{ErrorCode, Field, LakeType, TextOf};
-use polder_lake::{Catalog, LakeTable, RolledBack, SqlCatalog, StageKind, Store};
+use polder_lake::{Catalog, LakeTable, RolledBack, StageKind, Store};
 use uuid::Uuid;
 
 use crate::support::*;
@@ -39,7 +39,7 @@ fn versions(table: &LakeTable) -> String {
 async fn moved_by_another_engine(scratch: &Scratch, snapshot_id: i64) {
     let settings = Scratch::settings(&scratch.folder);
     let store = Store::open(&settings).expect("store");
-    let catalog = SqlCatalog::open(&settings.catalog_url, store).await.expect("catalog");
+    let catalog = Scratch::catalog(&settings, store).await;
     let ident = TableIdent::new(NamespaceIdent::new("org_401".to_owned()), "t".to_owned());
     let retention = SnapshotRetention::branch(None, None, None);
     let reference = SnapshotReference::new(snapshot_id, retention);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use polder_core::ErrorCode;
-use polder_lake::{Lake, LakeSettings, Predicate, S3Settings, StageKind};
+use polder_lake::{CatalogSettings, Lake, LakeSettings, Predicate, S3Settings, StageKind};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -20,7 +20,7 @@ fn variable(name: &str) -> String {
 fn s3() -> LakeSettings {
     LakeSettings {
         warehouse: format!("s3://polder-ready/lake-tests/{}", Uuid::new_v4()),
-        catalog_url: String::new().into(),
+        catalog: CatalogSettings::Sql(String::new().into()),
         s3: Some(S3Settings {
             endpoint: Some(variable("POLDER_TEST_S3_ENDPOINT")),
             region: "us-east-1".to_owned(),
@@ -89,7 +89,9 @@ async fn life_of_a_table(lake: &Lake) {
 async fn tables_live_on_s3() {
     let folder = TempDir::new().expect("folder");
     let url = format!("sqlite://{}/catalog.db", folder.path().display());
-    let lake = Lake::open(LakeSettings { catalog_url: url.into(), ..s3() }).await.expect("lake");
+    let lake = Lake::open(LakeSettings { catalog: CatalogSettings::Sql(url.into()), ..s3() })
+        .await
+        .expect("lake");
     assert_eq!(lake.store_url(), "s3://polder-ready");
     life_of_a_table(&lake).await;
 }
@@ -98,7 +100,9 @@ async fn tables_live_on_s3() {
 async fn large_files_go_to_s3_in_parts() {
     let folder = TempDir::new().expect("folder");
     let url = format!("sqlite://{}/catalog.db", folder.path().display());
-    let lake = Lake::open(LakeSettings { catalog_url: url.into(), ..s3() }).await.expect("lake");
+    let lake = Lake::open(LakeSettings { catalog: CatalogSettings::Sql(url.into()), ..s3() })
+        .await
+        .expect("lake");
     let schema = id_and_text();
     // Text that does not compress: some 25 MB in one file, over the size of a part.
     let batches: Vec<RecordBatch> = (0..10_i64)
@@ -124,8 +128,10 @@ async fn large_files_go_to_s3_in_parts() {
 async fn the_catalog_may_be_in_postgresql() {
     let database = Database::new().await;
     let folder = TempDir::new().expect("folder");
-    let settings =
-        LakeSettings { catalog_url: database.url.clone().into(), ..Scratch::settings(&folder) };
+    let settings = LakeSettings {
+        catalog: CatalogSettings::Sql(database.url.clone().into()),
+        ..Scratch::settings(&folder)
+    };
     // Several processes start at once.
     let opened = futures::future::join_all((0..4).map(|_| Lake::open(settings.clone()))).await;
     let lakes: Vec<Lake> = opened.into_iter().map(|lake| lake.expect("lake")).collect();

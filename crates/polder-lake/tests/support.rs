@@ -10,8 +10,8 @@ use polder_core::{
     Authorized, Checkpoint, CursorValue, Field, LakeType, OrgId, Principal, Result, TableSchema,
 };
 use polder_lake::{
-    Committed, Lake, LakeSettings, LakeTable, Predicate, RunSummary, ScanRequest, Stage, StageKind,
-    StageRequest, StagedFile,
+    CatalogSettings, Committed, Lake, LakeSettings, LakeTable, Predicate, RunSummary, ScanRequest,
+    SqlCatalog, Stage, StageKind, StageRequest, StagedFile, Store,
 };
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -30,7 +30,7 @@ impl Scratch {
         let path = folder.path().to_str().expect("utf-8");
         LakeSettings {
             warehouse: format!("{path}/lake"),
-            catalog_url: format!("sqlite://{path}/catalog.db").into(),
+            catalog: CatalogSettings::Sql(format!("sqlite://{path}/catalog.db").into()),
             s3: None,
         }
     }
@@ -39,6 +39,12 @@ impl Scratch {
         let folder = tempfile::tempdir().expect("folder");
         let lake = Lake::open(Self::settings(&folder)).await.expect("lake");
         Self { lake, folder }
+    }
+
+    /// A connection of its own to the embedded catalog of these settings.
+    pub(crate) async fn catalog(settings: &LakeSettings, store: Store) -> SqlCatalog {
+        let CatalogSettings::Sql(url) = &settings.catalog;
+        SqlCatalog::open(url, store).await.expect("catalog")
     }
 
     /// Every file below the warehouse that ends so.

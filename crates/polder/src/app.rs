@@ -7,7 +7,7 @@ use std::sync::Arc;
 use polder_control::{Config, ProcessSecrets, Store};
 use polder_core::spec::S3Config;
 use polder_core::{Error, ErrorCode, Result, SecretRef, SecretResolver, Source};
-use polder_lake::{Lake, LakeSettings, S3Settings};
+use polder_lake::{CatalogSettings, Lake, LakeSettings, S3Settings};
 use secrecy::{ExposeSecret, SecretString};
 
 /// The configuration and the means to open what it names.
@@ -34,7 +34,7 @@ impl App {
         let s3 = self.config.process.storage.s3.as_ref();
         Ok(LakeSettings {
             warehouse: self.config.address(&lake.warehouse),
-            catalog_url: self.database(&lake.catalog)?,
+            catalog: CatalogSettings::Sql(self.database(&lake.catalog)?),
             s3: s3.map(|s3| self.s3(s3)).transpose()?,
         })
     }

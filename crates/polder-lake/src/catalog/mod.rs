@@ -19,6 +19,8 @@ use polder_core::{Error, ErrorCode, Result};
 pub use sql::SqlCatalog;
 
 use crate::error;
+use crate::settings::{CatalogSettings, LakeSettings};
+use crate::storage::Store;
 use crate::table::references;
 
 /// A table as one metadata file says it is.
@@ -70,6 +72,13 @@ pub trait Catalog: Debug + Send + Sync {
         requirements: &[TableRequirement],
         updates: Vec<TableUpdate>,
     ) -> Result<TableState, CommitFailure>;
+}
+
+/// Opens the catalog that the settings name.
+pub(crate) async fn open(settings: &LakeSettings, store: &Store) -> Result<Arc<dyn Catalog>> {
+    Ok(match &settings.catalog {
+        CatalogSettings::Sql(url) => Arc::new(SqlCatalog::open(url, store.clone()).await?),
+    })
 }
 
 /// The metadata that updates lead to.

@@ -263,11 +263,12 @@ fn foreign(location: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::CatalogSettings;
 
     fn settings(warehouse: &str) -> LakeSettings {
         LakeSettings {
             warehouse: warehouse.to_owned(),
-            catalog_url: String::new().into(),
+            catalog: CatalogSettings::Sql(String::new().into()),
             s3: Some(S3Settings { region: "r".into(), ..S3Settings::default() }),
         }
     }

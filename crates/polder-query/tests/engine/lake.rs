@@ -6,7 +6,9 @@ use arrow::array::{ArrayRef, RecordBatch};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use futures::TryStreamExt;
 use polder_core::{Authorized, Checkpoint, Engine, OrgId, Principal, Result, Session, TableSchema};
-use polder_lake::{Committed, Lake, LakeSettings, RunSummary, StageKind, StageRequest};
+use polder_lake::{
+    CatalogSettings, Committed, Lake, LakeSettings, RunSummary, StageKind, StageRequest,
+};
 use polder_query::{DataFusionEngine, DataFusionSettings};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -51,7 +53,7 @@ impl TestLake {
         let catalog = format!("sqlite://{}", folder.path().join("catalog.db").display());
         let settings = LakeSettings {
             warehouse: folder.path().join("lake").display().to_string(),
-            catalog_url: catalog.into(),
+            catalog: CatalogSettings::Sql(catalog.into()),
             s3: None,
         };
         let lake = Lake::open(settings).await.expect("a lake");

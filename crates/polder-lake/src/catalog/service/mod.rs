@@ -33,7 +33,7 @@ use super::SqlCatalog;
 use super::names::namespace_text;
 use super::sql::{Entry, EntryKind};
 use crate::lake::org_folder;
-use crate::settings::{LakeSettings, S3Settings};
+use crate::settings::{CatalogSettings, LakeSettings, S3Settings};
 use crate::storage::Store;
 
 /// The folder below the warehouse for tables of namespaces without an org.
@@ -55,7 +55,8 @@ impl IcebergCatalog {
     /// Opens the same catalog and store as [`crate::Lake::open`].
     pub async fn open(settings: &LakeSettings) -> polder_core::Result<Self> {
         let store = Store::open(settings)?;
-        let catalog = SqlCatalog::open(&settings.catalog_url, store.clone()).await?;
+        let CatalogSettings::Sql(url) = &settings.catalog;
+        let catalog = SqlCatalog::open(url, store.clone()).await?;
         Ok(Self { catalog, store, s3: settings.s3.clone() })
     }
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
-use polder_lake::LakeSettings;
 use polder_lake::service::IcebergCatalog;
+use polder_lake::{CatalogSettings, LakeSettings};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -58,7 +58,9 @@ impl Catalog {
         let folder = tempfile::tempdir().unwrap();
         let settings = LakeSettings {
             warehouse: folder.path().join("lake").display().to_string(),
-            catalog_url: format!("sqlite://{}", folder.path().join("c.db").display()).into(),
+            catalog: CatalogSettings::Sql(
+                format!("sqlite://{}", folder.path().join("c.db").display()).into(),
+            ),
             s3: None,
         };
         let catalog = IcebergCatalog::open(&settings).await.unwrap();
