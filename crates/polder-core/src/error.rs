@@ -42,6 +42,8 @@ pub enum ErrorCode {
     LakeNotFound,
     /// The table's new shape is refused by the schema-change policy.
     LakeSchemaRefused,
+    /// What was read back before publishing is not what the run wrote; nothing of it is visible.
+    LakeAuditFailed,
     /// Stored metadata or data is damaged.
     LakeCorrupt,
     /// The lake failed otherwise.
@@ -80,6 +82,7 @@ impl ErrorCode {
             Self::LakeUnknownOutcome => "lake.unknown_outcome",
             Self::LakeNotFound => "lake.not_found",
             Self::LakeSchemaRefused => "lake.schema_refused",
+            Self::LakeAuditFailed => "lake.audit_failed",
             Self::LakeCorrupt => "lake.corrupt",
             Self::LakeFailed => "lake.failed",
             Self::QueryInvalid => "query.invalid",
@@ -109,6 +112,7 @@ impl ErrorCode {
             | Self::SourceFailed
             | Self::LakeNotFound
             | Self::LakeSchemaRefused
+            | Self::LakeAuditFailed
             | Self::LakeCorrupt
             | Self::LakeFailed
             | Self::QueryInvalid

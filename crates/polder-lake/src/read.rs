@@ -167,7 +167,8 @@ async fn own_schema(store: &Store, task: &FileScanTask) -> Result<Option<Schema>
     Ok(iceberg::arrow::arrow_schema_to_schema(&columns).ok())
 }
 
-async fn footer(
+/// The footer of a Parquet file; the inner error says that its bytes are none.
+pub(crate) async fn footer(
     store: &Store,
     path: &str,
     size: u64,

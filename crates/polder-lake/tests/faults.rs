@@ -140,6 +140,13 @@ impl Faults {
         self.catalog.attempts.load(Ordering::SeqCst)
     }
 
+    /// All files but the states of the table.
+    fn files(&self) -> Vec<String> {
+        let mut files = self.scratch.files("");
+        files.retain(|path| !path.ends_with(".metadata.json"));
+        files
+    }
+
     /// The rows as another process sees them: the faulty catalog is not asked.
     async fn ids(&self) -> Vec<i64> {
         ids(&table(&self.scratch.lake, "t").await).await
@@ -164,14 +171,18 @@ async fn lost_answers_neither_double_nor_lose_rows() {
             (&[NotSent, LandsUnanswered], 2),
         ];
         let mut expected = vec![0];
-        for (number, (faults, attempts)) in cases.into_iter().enumerate() {
-            lake.next(faults);
+        // When the run stages, and when it publishes.
+        let places =
+            cases.into_iter().flat_map(|case| [(case, &[][..]), (case, &[Fault::None][..])]);
+        for (number, ((faults, attempts), before)) in places.enumerate() {
+            let faults = [before, faults].concat();
+            lake.next(&faults);
             let id = number as i64 + 1;
             let done = run(&lake.lake, "t", request(kind, &schema), &[rows(id..id + 1)])
                 .await
                 .expect("landed");
             assert!(!done.already, "this very call made it");
-            assert_eq!(lake.attempts(), attempts, "{faults:?}");
+            assert_eq!(lake.attempts(), attempts + 1, "{faults:?}");
             if kind == StageKind::Replace {
                 expected.clear();
             }
@@ -179,7 +190,7 @@ async fn lost_answers_neither_double_nor_lose_rows() {
             assert_eq!(lake.ids().await, expected, "{kind:?} {faults:?}");
         }
         let versions = table(&lake.scratch.lake, "t").await.refs().len() - 1;
-        assert_eq!(versions, if kind == StageKind::Replace { 5 } else { 1 });
+        assert_eq!(versions, if kind == StageKind::Replace { 9 } else { 1 });
     }
 }
 
@@ -189,13 +200,16 @@ async fn a_refused_commit_leaves_nothing_behind() {
     run(&lake.lake, "t", request(StageKind::Replace, &id_and_text()), &[rows(0..1)])
         .await
         .expect("create");
-    let before = lake.scratch.files("").len();
-    lake.next(&[Fault::Refused]);
-    let more = request(StageKind::Append, &id_and_text());
-    let error = run(&lake.lake, "t", more, &[rows(1..2)]).await.expect_err("refused");
-    assert_eq!((error.code(), lake.attempts()), (ErrorCode::LakeFailed, 1));
-    assert_eq!(lake.scratch.files("").len(), before);
-    assert_eq!(lake.ids().await, [0]);
+    let before = lake.files();
+    // When it is staged, and when it is published: then it is taken out of the table again.
+    for (faults, attempts) in [(&[Fault::Refused][..], 1), (&[Fault::None, Fault::Refused], 3)] {
+        lake.next(faults);
+        let more = request(StageKind::Append, &id_and_text());
+        let error = run(&lake.lake, "t", more, &[rows(1..2)]).await.expect_err("refused");
+        assert_eq!((error.code(), lake.attempts()), (ErrorCode::LakeFailed, attempts));
+        assert_eq!((lake.files(), lake.ids().await), (before.clone(), vec![0]), "{faults:?}");
+        assert_eq!(table(&lake.scratch.lake, "t").await.snapshots().len(), 1);
+    }
 }
 
 #[tokio::test]
@@ -205,7 +219,7 @@ async fn an_outcome_that_cannot_be_learnt_is_said_so_and_found_later() {
         .await
         .expect("create");
     let more = request(StageKind::Append, &id_and_text());
-    lake.next(&[Fault::LandsThenDark]);
+    lake.next(&[Fault::None, Fault::LandsThenDark]);
     let error = run(&lake.lake, "t", more.clone(), &[rows(1..2)]).await.expect_err("dark");
     assert_eq!(error.code(), ErrorCode::LakeUnknownOutcome);
     assert!(error.retryable());
@@ -359,13 +373,16 @@ async fn every_change_is_made_once_whatever_becomes_of_the_answer() {
 async fn a_change_that_is_refused_leaves_no_file_and_one_of_unknown_outcome_all() {
     for change in CHANGES {
         let lake = before_a_change().await;
-        let before = lake.scratch.files("");
-        lake.next(&[Fault::Refused]);
+        let before = lake.files();
+        // A run stages first.
+        let runs = matches!(change, Change::AppendFiles | Change::ReplaceTable);
+        let staged: &[Fault] = if runs { &[Fault::None] } else { &[] };
+        lake.next(&[staged, &[Fault::Refused]].concat());
         let error = change.make(&lake.lake).await.expect_err("refused");
         assert_eq!(error.code(), ErrorCode::LakeFailed, "{change:?}");
-        assert_eq!(lake.scratch.files(""), before, "{change:?}");
+        assert_eq!(lake.files(), before, "{change:?}");
         assert_eq!(lake.ids().await, [0, 1, 2, 3, 4, 5], "{change:?}");
-        lake.next(&[Fault::LandsThenDark]);
+        lake.next(&[staged, &[Fault::LandsThenDark]].concat());
         let error = change.make(&lake.lake).await.expect_err("dark");
         assert_eq!(error.code(), ErrorCode::LakeUnknownOutcome, "{change:?}");
         assert_eq!(lake.ids().await, change.expected(), "{change:?}: it had landed");

@@ -8,6 +8,7 @@ mod files;
 mod partitions;
 mod rollback;
 mod service;
+mod staging;
 mod support;
 mod tables;
 mod types;

@@ -1,6 +1,7 @@
 //! Lakes in temporary folders, and one-line ways to fill and read them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
@@ -49,22 +50,25 @@ impl Scratch {
 
     /// Every file below the warehouse that ends so.
     pub(crate) fn files(&self, end: &str) -> Vec<String> {
-        fn visit(folder: &std::path::Path, found: &mut Vec<String>) {
-            for entry in std::fs::read_dir(folder).expect("folder") {
-                let path = entry.expect("entry").path();
-                if path.is_dir() {
-                    visit(&path, found);
-                } else {
-                    found.push(path.to_str().expect("utf-8").to_owned());
-                }
-            }
-        }
-        let mut found = Vec::new();
-        visit(&self.folder.path().join("lake"), &mut found);
+        let mut found = files_below(&self.folder.path().join("lake"));
         found.retain(|path| path.ends_with(end));
         found.sort_unstable();
         found
     }
+}
+
+/// Every file below a folder.
+pub(crate) fn files_below(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("folder") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            found.extend(files_below(&path));
+        } else {
+            found.push(path.to_str().expect("utf-8").to_owned());
+        }
+    }
+    found
 }
 
 pub(crate) fn org(id: &str) -> Authorized<OrgId> {

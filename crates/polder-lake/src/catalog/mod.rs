@@ -141,6 +141,21 @@ pub(crate) fn check(
     Ok(())
 }
 
+/// Checks that the snapshots that come were made for the table's present state, whichever branch moved
+/// since (spec, *Sequence Numbers*): made anew, they can be taken.
+pub(crate) fn check_sequence(
+    base: Option<&TableState>,
+    updates: &[TableUpdate],
+) -> Result<(), CommitFailure> {
+    let last = base.map_or(0, |base| base.metadata.last_sequence_number());
+    let stale = |update: &TableUpdate| matches!(update, TableUpdate::AddSnapshot { snapshot } if snapshot.sequence_number() <= last);
+    if updates.iter().any(stale) {
+        let message = "the table has got another snapshot meanwhile";
+        return Err(CommitFailure::Conflict(Error::new(ErrorCode::LakeConflict, message)));
+    }
+    Ok(())
+}
+
 /// Checks that no branch or tag would go because its snapshot does: applying the updates would drop
 /// it in silence, also one that was made after whoever expires the snapshots had looked.
 pub(crate) fn check_names(
@@ -159,9 +174,13 @@ pub(crate) fn check_names(
     let Some(base) = base.filter(|_| !gone.is_empty()) else { return Ok(()) };
     let named = references(&base.metadata).map_err(CommitFailure::Rejected)?;
     let removed = |name: &str| {
-        updates.iter().any(
-            |update| matches!(update, TableUpdate::RemoveSnapshotRef { ref_name } if ref_name == name),
-        )
+        updates.iter().any(|update| match update {
+            TableUpdate::RemoveSnapshotRef { ref_name } => ref_name == name,
+            TableUpdate::SetSnapshotRef { ref_name, reference } => {
+                ref_name == name && !gone.contains(&reference.snapshot_id)
+            }
+            _ => false,
+        })
     };
     match named.iter().find(|(name, found)| gone.contains(&found.snapshot_id) && !removed(name)) {
         None => Ok(()),

@@ -250,6 +250,7 @@ impl Catalog for SqlCatalog {
     ) -> Result<TableState, CommitFailure> {
         let base = self.load(ident).await.map_err(CommitFailure::Rejected)?;
         super::check(base.as_ref(), requirements)?;
+        super::check_sequence(base.as_ref(), &updates)?;
         super::check_names(base.as_ref(), &updates)?;
         let metadata = super::apply(base.as_ref(), updates).map_err(CommitFailure::Rejected)?;
         let from = base.as_ref().map(|base| base.metadata_location.as_str());

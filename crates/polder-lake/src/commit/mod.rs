@@ -7,11 +7,13 @@
 //! The actions exist because `iceberg` 0.10 has only `fast_append`, whose own retry doubles rows when
 //! an answer is lost. Each goes when upstream has it.
 
+mod audit;
 mod expire;
 mod files;
 mod publish;
 mod rollback;
 mod snapshot;
+mod staging;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

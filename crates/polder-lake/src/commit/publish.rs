@@ -1,34 +1,42 @@
-//! Publishing a stage: files, schema, checkpoint and run id in one table commit.
+//! Publishing a stage: write – audit – publish.
+//!
+//! The new snapshot first hangs on the branch `staging`, where no reader of `main` sees it; it is read
+//! back and checked there ([`super::audit`]); then one commit moves `main` to it, with the schema, the
+//! partition spec, the checkpoint and the run id.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use iceberg::TableUpdate;
-use iceberg::spec::{Operation, SnapshotReference, SnapshotRetention};
+use iceberg::spec::{SnapshotReference, SnapshotRetention};
 use polder_core::{Checkpoint, Error, ErrorCode, Result};
 
-use super::snapshot::{Change, NewFile, SnapshotWriter};
+use super::audit::Audit;
+use super::staging::{STAGING, StageSnapshot, Staged, Withdraw};
 use super::{Action, Failure, Prepared, conflict, main_to, point};
 use crate::catalog::TableState;
-use crate::stage::{Committed, RunSummary, Stage, StageKind, target_of};
-use crate::table::{At, Properties, follows, references, run_of, version_number};
+use crate::stage::{Committed, RunSummary, Stage, StageKind};
+use crate::table::{At, Properties, follows, references, run_of, version_number, was_main};
 use crate::write::StagedFile;
 
-/// The longest checkpoint that a snapshot's summary holds, as all summaries are read with the table.
-const CHECKPOINT_BYTES_MAX: usize = 8 << 10;
+/// How often a snapshot is staged anew because another engine moved `main` while it was audited.
+const STAGINGS_MAX: usize = 8;
 
 /// Set with every commit, so that they are right whoever created the table.
-const STANDING_PROPERTIES: [(&str, &str); 2] =
+pub(super) const STANDING_PROPERTIES: [(&str, &str); 2] =
     [("write.parquet.compression-codec", "zstd"), ("write.metadata.previous-versions-max", "100")];
 
 impl Stage {
-    /// Publishes the files, the schema, the checkpoint and the run id in one table commit.
+    /// Publishes the files, the schema, the checkpoint and the run id in one table commit, after a
+    /// snapshot on the branch `staging` was read back and found to hold exactly them.
     ///
-    /// Readers see all of it or nothing. A commit that this run made before is found and reported
-    /// with [`Committed::already`]; `files` are removed then.
+    /// Readers of `main` see all of it or nothing. A commit that this run made before is found and
+    /// reported with [`Committed::already`]; `files` are removed then.
     ///
     /// # Errors
     /// - `lake.conflict`: another run changed the table since the stage began. Nothing is visible,
     ///   the files are gone; stage again.
+    /// - `lake.audit_failed`: what was read back is not what the run wrote. Nothing is visible, the
+    ///   files are gone.
     /// - `lake.unknown_outcome`: the catalog cannot be asked whether the commit was made. Nothing is
     ///   removed; staging and committing again with the same run id finds out.
     /// - `internal`: the files do not hold the rows the run counted.
@@ -44,10 +52,9 @@ impl Stage {
             return Err(Error::new(ErrorCode::Internal, "the staged files lack or double rows")
                 .detail(format!("{} rows counted, {staged} in files", summary.rows)));
         }
-        let target = &self.target;
-        let writer = SnapshotWriter::new(self.lake.store(), &target.location, &target.schema);
-        let mut publish = Publish { stage: &self, files: &files, checkpoint, writer };
-        match super::commit(&self.lake, &self.ident, &mut publish).await {
+        let (own, metadata) = (Vec::new(), Vec::new());
+        let mut run = Publication { stage: &self, files: &files, checkpoint, own, metadata };
+        match run.publish().await {
             Ok(done) => {
                 if done.already {
                     // Names are unique to a stage: the commit that landed cannot name these files.
@@ -58,7 +65,7 @@ impl Stage {
             Err(Failure { error, leftovers }) => {
                 if let Some(locations) = leftovers {
                     self.remove(&files).await;
-                    let _ = self.lake.store().delete(locations).await;
+                    self.discard(locations).await;
                 }
                 Err(error)
             }
@@ -66,62 +73,170 @@ impl Stage {
     }
 }
 
-struct Publish<'a> {
+/// One run's way from staged files to `main`.
+struct Publication<'a> {
     stage: &'a Stage,
     files: &'a [StagedFile],
     checkpoint: &'a Checkpoint,
-    writer: SnapshotWriter,
+    /// The snapshots of this run that the table may have, newest last.
+    own: Vec<i64>,
+    /// The metadata files they are made of.
+    metadata: Vec<String>,
 }
 
-impl Publish<'_> {
-    fn change(&self, present: Option<&TableState>) -> Change {
-        let stage = self.stage;
-        let replaces = stage.request.kind == StageKind::Replace;
-        let parent = present.and_then(|present| present.metadata.current_snapshot());
-        let overwrites = replaces && parent.is_some();
-        let new = |file: &StagedFile| NewFile {
-            file: file.data_file().clone(),
-            spec: stage.target.spec.clone(),
-            sequence_number: None,
-        };
-        Change {
-            operation: if overwrites { Operation::Overwrite } else { Operation::Append },
-            added: self.files.iter().map(new).collect(),
-            removed: HashSet::new(),
-            keeps: !replaces,
-            fields: self.summary_fields(present),
+impl Publication<'_> {
+    async fn publish(&mut self) -> Result<Committed, Failure> {
+        let (lake, ident) = (&self.stage.lake, &self.stage.ident);
+        let mut last = conflict();
+        for _ in 0..STAGINGS_MAX {
+            let snapshot = match self.stage_snapshot().await? {
+                Staged::Published(done) => return Ok(done),
+                Staged::Snapshot(id) => id,
+            };
+            let staged = match self.audited(snapshot).await {
+                Ok(staged) => staged,
+                Err(error) if error.code() == ErrorCode::LakeConflict => {
+                    last = error;
+                    continue;
+                }
+                Err(error) => return Err(self.withdrawn(error).await),
+            };
+            let (stage, checkpoint, own) = (self.stage, self.checkpoint, &self.own);
+            let mut publish = Publish { stage, checkpoint, staged: &staged, own };
+            match super::commit(lake, ident, &mut publish).await {
+                Ok(done) => return Ok(done),
+                Err(failure) if failure.leftovers.is_none() => return Err(failure),
+                // `main` has moved: a snapshot on top of it has a chance, if the run bears the change.
+                Err(Failure { error, .. }) if error.code() == ErrorCode::LakeConflict => {
+                    last = error;
+                }
+                Err(Failure { error, .. }) => return Err(self.withdrawn(error).await),
+            }
+        }
+        Err(self.withdrawn(last).await)
+    }
+
+    async fn stage_snapshot(&mut self) -> Result<Staged, Failure> {
+        let (lake, ident) = (&self.stage.lake, &self.stage.ident);
+        let (stage, own) = (self.stage, self.own.clone());
+        let mut action = StageSnapshot::new(stage, self.files, self.checkpoint, own);
+        self.own.push(action.id());
+        let done = super::commit(lake, ident, &mut action).await;
+        self.metadata.extend(action.written());
+        match done {
+            Ok(done) => Ok(done),
+            Err(failure) if failure.leftovers.is_none() => Err(failure),
+            Err(Failure { error, .. }) => Err(self.withdrawn(error).await),
         }
     }
 
-    /// What only Polder reads of a snapshot: where a rollback to it leads.
-    fn summary_fields(&self, present: Option<&TableState>) -> Vec<(String, String)> {
-        let request = &self.stage.request;
-        let properties = Properties::of(present);
-        let marked_by = properties.marked_by(request.run_id, &request.schema);
-        let mut fields = vec![
-            (Properties::RUN_ID.to_owned(), request.run_id.to_string()),
-            (Properties::SPEC_ID.to_owned(), self.stage.target.spec.spec_id().to_string()),
-            (Properties::MARKED_BY.to_owned(), marked_by.to_string()),
-        ];
-        let checkpoint = self.checkpoint.to_json();
-        if checkpoint.len() <= CHECKPOINT_BYTES_MAX {
-            fields.push((Properties::CHECKPOINT.to_owned(), checkpoint));
+    /// Reads the staged snapshot back and compares it with what the run wrote.
+    async fn audited(&self, snapshot: i64) -> Result<TableState> {
+        let stage = self.stage;
+        let staged = stage.lake.state(&stage.ident).await?.ok_or_else(conflict)?;
+        let keeps = stage.request.kind != StageKind::Replace;
+        let audit =
+            Audit { store: stage.lake.store(), target: &stage.target, files: self.files, keeps };
+        audit
+            .check(&staged, snapshot)
+            .await
+            .map_err(|error| error.within(&stage.ident.to_string()))?;
+        Ok(staged)
+    }
+
+    /// Takes the run's snapshots out of the table, as far as they are in it.
+    async fn withdrawn(&self, error: Error) -> Failure {
+        let lake = &self.stage.lake;
+        if matches!(lake.state(&self.stage.ident).await, Ok(None)) {
+            return Failure { error, leftovers: Some(self.metadata.clone()) };
         }
-        fields
+        let mut action = Withdraw { snapshots: &self.own };
+        let done = super::commit(lake, &self.stage.ident, &mut action).await;
+        if let Err(Failure { error: cause, .. }) = done {
+            let table = &self.stage.ident;
+            tracing::warn!(%table, "a snapshot that was not published stays until it expires: {cause}");
+            return Failure { error, leftovers: None };
+        }
+        Failure { error, leftovers: Some(self.metadata.clone()) }
+    }
+}
+
+/// The run's commit, if it is in the history of `main`. `own`: the snapshots this call has made;
+/// `sent`: it has asked for one of them to become `main`.
+pub(super) fn published(
+    present: &TableState,
+    stage: &Stage,
+    own: &[i64],
+    sent: bool,
+) -> Option<Committed> {
+    let metadata = &present.metadata;
+    let run = stage.request.run_id;
+    let found = metadata.snapshots().find(|snapshot| {
+        run_of(snapshot) == Some(run) && was_main(metadata, snapshot.snapshot_id())
+    });
+    // Either may be gone: the snapshot by expiry, the property by another engine's replace.
+    if found.is_none() && !Properties(metadata.properties()).run_ids().contains(&run) {
+        return None;
+    }
+    // Ours, if this call sent anything: of an expired snapshot nobody can say whose it was, and its
+    // files may live on in later ones.
+    let mine = found.map_or(sent, |found| own.contains(&found.snapshot_id()));
+    let snapshot_id = found.or(metadata.current_snapshot())?.snapshot_id();
+    let versions = references(metadata).unwrap_or_default();
+    let version = versions
+        .into_iter()
+        .find(|(name, found)| {
+            found.snapshot_id == snapshot_id && !found.is_branch() && version_number(name).is_some()
+        })
+        .map(|(name, _)| name);
+    Some(Committed { snapshot_id, already: !mine, version })
+}
+
+/// Moves `main` to a snapshot that was staged and audited.
+struct Publish<'a> {
+    stage: &'a Stage,
+    checkpoint: &'a Checkpoint,
+    /// The table as it was audited.
+    staged: &'a TableState,
+    /// The run's snapshots; the last is the one to publish.
+    own: &'a [i64],
+}
+
+impl Publish<'_> {
+    fn snapshot(&self) -> i64 {
+        self.own.last().copied().unwrap_or_default()
     }
 
     /// The number of the version that a replace makes.
     fn version(
         &self,
-        present: Option<&TableState>,
+        present: &TableState,
         refs: &BTreeMap<String, SnapshotReference>,
     ) -> Option<u64> {
         (self.stage.request.kind == StageKind::Replace).then(|| {
-            let last = Properties::of(present).version();
+            let last = Properties(present.metadata.properties()).version();
             // Somebody may have set such a tag by hand.
             let tagged = refs.keys().filter_map(|name| version_number(name)).max();
             last.max(tagged.unwrap_or(0)) + 1
         })
+    }
+
+    /// What gives the table the schema and spec that the staged snapshot was written with.
+    fn shape(&self) -> Vec<TableUpdate> {
+        let target = &self.stage.target;
+        if self.stage.base.is_none() || target.updates.is_empty() {
+            return Vec::new();
+        }
+        let order = |update: &&TableUpdate| {
+            matches!(
+                update,
+                TableUpdate::AddSortOrder { .. } | TableUpdate::SetDefaultSortOrder { .. }
+            )
+        };
+        let mut updates: Vec<TableUpdate> = target.updates.iter().filter(order).cloned().collect();
+        updates.push(TableUpdate::SetCurrentSchema { schema_id: target.schema.schema_id() });
+        updates.push(TableUpdate::SetDefaultSpec { spec_id: target.spec.spec_id() });
+        updates
     }
 }
 
@@ -129,77 +244,49 @@ impl Action for Publish<'_> {
     type Done = Committed;
 
     fn find(&self, present: &TableState, sent: bool) -> Option<Committed> {
-        let metadata = &present.metadata;
-        let run = self.stage.request.run_id;
-        let own = metadata.snapshots().find(|snapshot| run_of(snapshot) == Some(run));
-        // Either may be gone: the snapshot by expiry, the property by another engine's replace.
-        if own.is_none() && !Properties(metadata.properties()).run_ids().contains(&run) {
-            return None;
-        }
-        // Ours, if this call sent anything: of an expired snapshot nobody can say whose it was, and
-        // its files may live on in later ones.
-        let mine = own.map_or(sent, |own| own.snapshot_id() == self.writer.id());
-        let snapshot_id = own.or(metadata.current_snapshot())?.snapshot_id();
-        let versions = references(metadata).unwrap_or_default();
-        let version = versions
-            .into_iter()
-            .find(|(name, found)| {
-                found.snapshot_id == snapshot_id
-                    && !found.is_branch()
-                    && version_number(name).is_some()
-            })
-            .map(|(name, _)| name);
-        Some(Committed { snapshot_id, already: !mine, version })
+        published(present, self.stage, self.own, sent)
     }
 
-    /// The stage's files make sense only if no other run has committed, the rows they were told
-    /// apart from are still there, and the table has the shape they were written in.
+    /// The snapshot is there, on top of what `main` is, and the table is as it was audited.
     fn validate(&self, present: Option<&TableState>) -> Result<()> {
-        let (base, present) = match (&self.stage.base, present) {
-            (None, None) => return Ok(()),
-            (Some(base), Some(present)) => (base, present),
-            _ => return Err(conflict()),
-        };
-        if base.metadata_location == present.metadata_location {
-            return Ok(());
-        }
-        let (target, staged) = (target_of(present, &self.stage.request)?, &self.stage.target);
-        let same_shape = target.schema == staged.schema && target.spec == staged.spec;
-        let follows = follows(&present.metadata, &base.metadata);
-        if follows && same_shape { Ok(()) } else { Err(conflict()) }
+        let metadata = &present.ok_or_else(conflict)?.metadata;
+        let snapshot = metadata.snapshot_by_id(self.snapshot()).ok_or_else(conflict)?;
+        let staged = &self.staged.metadata;
+        let same = metadata.current_snapshot_id() == snapshot.parent_snapshot_id()
+            && metadata.current_schema_id() == staged.current_schema_id()
+            && metadata.default_partition_spec_id() == staged.default_partition_spec_id()
+            && follows(metadata, staged);
+        if same { Ok(()) } else { Err(conflict()) }
     }
 
     async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<Committed>> {
-        let stage = self.stage;
-        let refs = match present {
-            Some(present) => references(&present.metadata)?,
-            None => BTreeMap::new(),
-        };
-        let change = self.change(present);
-        let snapshot = self.writer.write(present, &change).await?;
-        let at = At::of(&snapshot);
-        let mut updates = stage.target.updates.clone();
-        updates.push(TableUpdate::AddSnapshot { snapshot });
-        updates.push(main_to(self.writer.id(), &refs));
+        let present = present.ok_or_else(conflict)?;
+        let (metadata, id) = (&present.metadata, self.snapshot());
+        let snapshot = metadata.snapshot_by_id(id).ok_or_else(conflict)?;
+        let refs = references(metadata)?;
+        let mut updates = self.shape();
+        updates.push(main_to(id, &refs));
         let version = self.version(present, &refs);
-        let properties = Properties::of(present);
-        let request = &stage.request;
-        let mut set = properties.after(request.run_id, &request.schema)?;
+        let request = &self.stage.request;
+        let mut set = Properties(metadata.properties()).after(request.run_id, &request.schema)?;
         set.push((Properties::CHECKPOINT.to_owned(), self.checkpoint.to_json()));
-        set.push((Properties::CHECKPOINT_AT.to_owned(), at.to_string()));
+        set.push((Properties::CHECKPOINT_AT.to_owned(), At::of(snapshot).to_string()));
         set.extend(STANDING_PROPERTIES.map(|(key, value)| (key.to_owned(), value.to_owned())));
         if let Some(version) = version {
             let tag = SnapshotRetention::Tag { max_ref_age_ms: None };
-            updates.push(point(&format!("v{version}"), self.writer.id(), tag));
+            updates.push(point(&format!("v{version}"), id, tag));
             set.push((Properties::VERSION.to_owned(), version.to_string()));
         }
         updates.push(TableUpdate::SetProperties { updates: set.into_iter().collect() });
+        if refs.get(STAGING).is_some_and(|staging| staging.snapshot_id == id) {
+            updates.push(TableUpdate::RemoveSnapshotRef { ref_name: STAGING.to_owned() });
+        }
         let version = version.map(|version| format!("v{version}"));
-        let done = Committed { snapshot_id: self.writer.id(), already: false, version };
+        let done = Committed { snapshot_id: id, already: false, version };
         Ok(Prepared { updates, done })
     }
 
     fn written(&self) -> Vec<String> {
-        self.writer.written()
+        Vec::new()
     }
 }

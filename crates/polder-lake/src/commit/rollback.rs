@@ -18,7 +18,8 @@ use crate::catalog::TableState;
 use crate::error;
 use crate::lake::{Lake, ident};
 use crate::table::{
-    At, LakeTable, Properties, Rollback, json, last_run, references, snapshot_checkpoint, spec_id,
+    At, LakeTable, Properties, Rollback, ancestors, json, last_run, references, run_of,
+    snapshot_checkpoint, spec_id, was_main,
 };
 
 /// Rollbacks remembered in a table's properties, newest last.
@@ -60,6 +61,17 @@ impl Lake {
     }
 }
 
+/// Whether `main` was at a snapshot, or a tag keeps it: a run's snapshot that is on `staging` alone
+/// was not audited.
+fn was_published(metadata: &TableMetadata, id: i64) -> Result<bool> {
+    let tagged = references(metadata)?.into_values().filter(|named| !named.is_branch());
+    let mut heads = tagged.filter_map(|named| metadata.snapshot_by_id(named.snapshot_id));
+    Ok(was_main(metadata, id)
+        || heads.any(|head| {
+            ancestors(metadata, Some(head)).any(|ancestor| ancestor.snapshot_id() == id)
+        }))
+}
+
 struct MoveMain<'a> {
     lake: &'a Lake,
     org: &'a OrgId,
@@ -73,10 +85,17 @@ impl MoveMain<'_> {
     fn target<'t>(&self, present: &'t TableState) -> Result<&'t SnapshotRef> {
         let table = LakeTable::new(self.org, present.clone(), self.lake.store())?;
         let id = table.resolve(self.to)?;
-        present
-            .metadata
-            .snapshot_by_id(id)
-            .ok_or_else(|| Error::new(ErrorCode::LakeCorrupt, "a reference leads to no snapshot"))
+        let metadata = &present.metadata;
+        let found = metadata.snapshot_by_id(id).ok_or_else(|| {
+            Error::new(ErrorCode::LakeCorrupt, "a reference leads to no snapshot")
+        })?;
+        if run_of(found).is_some() && !was_published(metadata, id)? {
+            let message = format!("{:?} was never published", self.to);
+            return Err(Error::new(ErrorCode::LakeNotFound, message)
+                .detail(format!("table {}", self.table))
+                .hint("`polder versions` lists the states there are"));
+        }
+        Ok(found)
     }
 
     /// The partition spec that new files had when the snapshot was the current one.

@@ -1,4 +1,4 @@
-//! One run of one table: plan, read the splits, conform, write, and publish in one commit.
+//! One run of one table: plan, read the splits, conform, write, audit, and publish in one commit.
 //!
 //! ```text
 //! decide (full or since the checkpoint) ─► source.plan ─► evolution ─► stage ─► copy ─► commit

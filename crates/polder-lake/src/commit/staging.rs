@@ -1,0 +1,247 @@
+//! The branch `staging`: what is written and not yet published.
+//!
+//! A table has one, and it points at the snapshot that was staged last. Runs do not rely on the
+//! branch, only on their own snapshots; it shows people what is under way, and keeps expiry off.
+
+use std::collections::HashSet;
+
+use iceberg::TableUpdate;
+use iceberg::spec::{Operation, SnapshotRetention, TableMetadata};
+use polder_core::{Checkpoint, Error, ErrorCode, Result};
+
+use super::publish::{STANDING_PROPERTIES, published};
+use super::snapshot::{Change, NewFile, SnapshotWriter};
+use super::{Action, Prepared, conflict, point};
+use crate::catalog::TableState;
+use crate::stage::{Committed, Stage, StageKind, Target, target_of};
+use crate::table::{Properties, follows, references, was_main};
+use crate::write::StagedFile;
+
+pub(crate) const STAGING: &str = "staging";
+
+/// The longest checkpoint that a snapshot's summary holds, as all summaries are read with the table.
+const CHECKPOINT_BYTES_MAX: usize = 8 << 10;
+/// A run that takes longer to audit is gone: its snapshot may expire, also in other engines.
+const STAGED_MS_MAX: i64 = 24 * 60 * 60 * 1000;
+
+/// The outcome of staging.
+pub(super) enum Staged {
+    /// The run had published before.
+    Published(Committed),
+    /// The snapshot's id.
+    Snapshot(i64),
+}
+
+/// Puts a run's snapshot on the branch `staging`; creates the table, empty, where there is none.
+pub(super) struct StageSnapshot<'a> {
+    stage: &'a Stage,
+    files: &'a [StagedFile],
+    checkpoint: &'a Checkpoint,
+    writer: SnapshotWriter,
+    /// The run's snapshots that this one takes the place of.
+    superseded: Vec<i64>,
+}
+
+impl<'a> StageSnapshot<'a> {
+    pub(super) fn new(
+        stage: &'a Stage,
+        files: &'a [StagedFile],
+        checkpoint: &'a Checkpoint,
+        superseded: Vec<i64>,
+    ) -> Self {
+        let target = &stage.target;
+        let writer = SnapshotWriter::new(stage.lake.store(), &target.location, &target.schema);
+        Self { stage, files, checkpoint, writer, superseded }
+    }
+
+    /// The snapshot's id.
+    pub(super) fn id(&self) -> i64 {
+        self.writer.id()
+    }
+
+    fn change(&self, present: Option<&TableState>) -> Change {
+        let stage = self.stage;
+        let replaces = stage.request.kind == StageKind::Replace;
+        let parent = present.and_then(|present| present.metadata.current_snapshot());
+        let overwrites = replaces && parent.is_some();
+        let new = |file: &StagedFile| NewFile {
+            file: file.data_file().clone(),
+            spec: stage.target.spec.clone(),
+            sequence_number: None,
+        };
+        Change {
+            operation: if overwrites { Operation::Overwrite } else { Operation::Append },
+            added: self.files.iter().map(new).collect(),
+            removed: HashSet::new(),
+            keeps: !replaces,
+            fields: self.summary_fields(present),
+        }
+    }
+
+    /// What only Polder reads of a snapshot: where a rollback to it leads.
+    fn summary_fields(&self, present: Option<&TableState>) -> Vec<(String, String)> {
+        let request = &self.stage.request;
+        let properties = Properties::of(present);
+        let marked_by = properties.marked_by(request.run_id, &request.schema);
+        let mut fields = vec![
+            (Properties::RUN_ID.to_owned(), request.run_id.to_string()),
+            (Properties::SPEC_ID.to_owned(), self.stage.target.spec.spec_id().to_string()),
+            (Properties::MARKED_BY.to_owned(), marked_by.to_string()),
+        ];
+        let checkpoint = self.checkpoint.to_json();
+        if checkpoint.len() <= CHECKPOINT_BYTES_MAX {
+            fields.push((Properties::CHECKPOINT.to_owned(), checkpoint));
+        }
+        fields
+    }
+
+    /// Whether the table takes the run's columns and partitions as it did when the stage began.
+    fn same_shape(&self, base: &TableState, present: &TableState) -> Result<bool> {
+        let (now, before) = (&present.metadata, &base.metadata);
+        if self.superseded.iter().any(|id| now.snapshot_by_id(*id).is_some()) {
+            // The run has staged before: its columns have their ids already.
+            return Ok(self.knows_shape(now)
+                && now.current_schema_id() == before.current_schema_id()
+                && now.default_partition_spec_id() == before.default_partition_spec_id());
+        }
+        let (target, staged) = (target_of(present, &self.stage.request)?, &self.stage.target);
+        Ok(target.schema == staged.schema && target.spec == staged.spec)
+    }
+
+    /// Whether the table has the schema and spec of the run's files.
+    fn knows_shape(&self, metadata: &TableMetadata) -> bool {
+        let Target { schema, spec, .. } = &self.stage.target;
+        metadata.schema_by_id(schema.schema_id()) == Some(schema)
+            && metadata.partition_spec_by_id(spec.spec_id()) == Some(spec)
+    }
+
+    /// What makes the table know the schema and spec of the snapshot, without turning to them.
+    fn shape(&self, present: Option<&TableState>) -> Vec<TableUpdate> {
+        let updates = &self.stage.target.updates;
+        let Some(present) = present else {
+            let standing = STANDING_PROPERTIES.map(|(key, value)| (key.into(), value.into()));
+            let standing = TableUpdate::SetProperties { updates: standing.into() };
+            return updates.iter().cloned().chain([standing]).collect();
+        };
+        if self.stage.base.is_none() || updates.is_empty() {
+            return Vec::new();
+        }
+        // A spec is bound to the current schema, so the schema is current for a moment.
+        let adds = |update: &&TableUpdate| {
+            matches!(
+                update,
+                TableUpdate::AddSchema { .. }
+                    | TableUpdate::SetCurrentSchema { .. }
+                    | TableUpdate::AddSpec { .. }
+            )
+        };
+        let schema_id = present.metadata.current_schema_id();
+        let back = TableUpdate::SetCurrentSchema { schema_id };
+        updates.iter().filter(adds).cloned().chain([back]).collect()
+    }
+}
+
+impl Action for StageSnapshot<'_> {
+    type Done = Staged;
+
+    fn find(&self, present: &TableState, _sent: bool) -> Option<Staged> {
+        if let Some(done) = published(present, self.stage, &self.superseded, false) {
+            return Some(Staged::Published(done));
+        }
+        let staged = present.metadata.snapshot_by_id(self.id());
+        staged.map(|staged| Staged::Snapshot(staged.snapshot_id()))
+    }
+
+    /// The stage's files make sense only if no other run has committed, the rows they were told
+    /// apart from are still there, and the table has the shape they were written in.
+    fn validate(&self, present: Option<&TableState>) -> Result<()> {
+        let bears = match (&self.stage.base, present) {
+            (None, None) => true,
+            (Some(base), Some(present)) if base.metadata_location == present.metadata_location => {
+                true
+            }
+            (Some(base), Some(present)) => {
+                follows(&present.metadata, &base.metadata) && self.same_shape(base, present)?
+            }
+            // This run created it when it staged the first time, and nobody has used it since.
+            (None, Some(present)) => {
+                let metadata = &present.metadata;
+                metadata.location() == self.stage.target.location
+                    && metadata.current_snapshot_id().is_none()
+                    && Properties(metadata.properties()).run_ids().is_empty()
+                    && self.knows_shape(metadata)
+            }
+            (Some(_), None) => false,
+        };
+        if bears { Ok(()) } else { Err(conflict()) }
+    }
+
+    async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<Staged>> {
+        let change = self.change(present);
+        let snapshot = self.writer.write(present, &change).await?;
+        let mut updates = self.shape(present);
+        updates.push(TableUpdate::AddSnapshot { snapshot });
+        let retention =
+            SnapshotRetention::branch(Some(1), Some(STAGED_MS_MAX), Some(STAGED_MS_MAX));
+        updates.push(point(STAGING, self.id(), retention));
+        let there = |id: &i64| {
+            present.is_some_and(|present| present.metadata.snapshot_by_id(*id).is_some())
+        };
+        let snapshot_ids: Vec<i64> = self.superseded.iter().copied().filter(there).collect();
+        if !snapshot_ids.is_empty() {
+            updates.push(TableUpdate::RemoveSnapshots { snapshot_ids });
+        }
+        Ok(Prepared { updates, done: Staged::Snapshot(self.id()) })
+    }
+
+    fn written(&self) -> Vec<String> {
+        self.writer.written()
+    }
+}
+
+/// Takes snapshots that were staged, and not published, out of the table again.
+pub(super) struct Withdraw<'a> {
+    pub(super) snapshots: &'a [i64],
+}
+
+impl Withdraw<'_> {
+    fn there(&self, present: &TableState) -> Vec<i64> {
+        let there = |id: &i64| present.metadata.snapshot_by_id(*id).is_some();
+        self.snapshots.iter().copied().filter(there).collect()
+    }
+}
+
+impl Action for Withdraw<'_> {
+    type Done = ();
+
+    fn find(&self, present: &TableState, _sent: bool) -> Option<()> {
+        self.there(present).is_empty().then_some(())
+    }
+
+    fn validate(&self, present: Option<&TableState>) -> Result<()> {
+        let Some(present) = present else { return Ok(()) };
+        let published = |id: &i64| was_main(&present.metadata, *id);
+        if self.there(present).iter().any(published) {
+            return Err(Error::new(ErrorCode::Internal, "a published snapshot is not withdrawn"));
+        }
+        Ok(())
+    }
+
+    async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<()>> {
+        let Some(present) = present else {
+            return Err(Error::new(ErrorCode::LakeNotFound, "the table is gone"));
+        };
+        let snapshot_ids = self.there(present);
+        let refs = references(&present.metadata)?;
+        let mut updates = Vec::new();
+        if refs.get(STAGING).is_some_and(|staging| snapshot_ids.contains(&staging.snapshot_id)) {
+            updates.push(TableUpdate::RemoveSnapshotRef { ref_name: STAGING.to_owned() });
+        }
+        updates.push(TableUpdate::RemoveSnapshots { snapshot_ids });
+        Ok(Prepared { updates, done: () })
+    }
+
+    fn written(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
