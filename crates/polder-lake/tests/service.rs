@@ -1,4 +1,6 @@
-//! The same on an S3 server and with the catalog in PostgreSQL (`cargo xtask services up`).
+//! The same on an S3 server, and with the catalog in PostgreSQL or Glue (`cargo xtask services up`).
+
+mod glue;
 
 use std::sync::Arc;
 
