@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::support::*;
 
-fn variable(name: &str) -> String {
+pub(crate) fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
         panic!("{name} is not set: run `cargo xtask services up` and take over its environment")
     })

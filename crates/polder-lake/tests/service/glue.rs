@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::{life_of_a_table, s3, variable};
+use crate::conformance;
 use crate::support::*;
 
 /// What happens to one request that changes a table.
@@ -236,6 +237,14 @@ async fn property(glue: &Glue, key: &str) -> Option<String> {
 async fn the_catalog_may_be_in_glue() {
     let settings = LakeSettings { catalog: CatalogSettings::Glue(account()), ..s3() };
     life_of_a_table(&Lake::open(settings).await.expect("lake")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catalog_in_glue_keeps_its_word() {
+    let glue = Glue::new();
+    let limits = conformance::Limits { plain_names: true };
+    let catalog = Arc::new(glue.catalog().await);
+    conformance::keeps_its_word_within(&glue.lake().await, catalog, limits).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
