@@ -3,6 +3,7 @@
 `cargo xtask test` starts the services and sets the environment; a missing variable is an error.
 """
 
+import os
 import sys
 import uuid
 from pathlib import Path
@@ -24,3 +25,13 @@ def services() -> Services:
 def suffix() -> str:
     """Makes the names of databases and buckets a module's own."""
     return uuid.uuid4().hex[:8]
+
+
+@pytest.fixture(scope="session")
+def trino(tmp_path_factory):
+    """One Trino for all modules: it takes half a minute to start."""
+    from trino_server import Trino
+
+    server = Trino(Path(os.environ["TRINO_HOME"]), tmp_path_factory.mktemp("trino"))
+    yield server
+    server.stop()

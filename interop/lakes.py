@@ -30,13 +30,14 @@ class Services:
     s3: str
     access_key: str
     secret_key: str
+    glue: str
     polder: str
 
     @classmethod
     def from_environment(cls) -> "Services":
         names = [
             "POLDER_TEST_PG_URL", "POLDER_TEST_MONGO_URL", "POLDER_TEST_S3_ENDPOINT",
-            "S3_ACCESS_KEY", "S3_SECRET_KEY", "POLDER_BIN",
+            "S3_ACCESS_KEY", "S3_SECRET_KEY", "POLDER_TEST_GLUE_URL", "POLDER_BIN",
         ]
         missing = [name for name in names if not os.environ.get(name)]
         if missing:

@@ -3,10 +3,8 @@ Polder wrote, it reads and changes."""
 
 import datetime
 import decimal
-import os
 import uuid
 from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -17,13 +15,6 @@ from trino_server import Trino
 from test_lake_changes import Events, events  # noqa: F401  (a fixture)
 from test_rest_catalog import CLIENTS, SECRET, serving, server
 from test_rest_catalog_s3 import STORAGE, bucket  # noqa: F401  (a fixture)
-
-
-@pytest.fixture(scope="module")
-def trino(tmp_path_factory) -> Trino:
-    server = Trino(Path(os.environ["TRINO_HOME"]), tmp_path_factory.mktemp("trino"))
-    yield server
-    server.stop()
 
 
 @contextmanager

@@ -17,6 +17,21 @@ pub struct LakeSettings {
 pub enum CatalogSettings {
     /// The embedded catalog, by its database: `sqlite://PATH` or `postgres://…`.
     Sql(SecretString),
+    /// AWS Glue's Data Catalog.
+    Glue(GlueSettings),
+}
+
+/// A Data Catalog of AWS Glue. Without keys the usual places are asked (environment, instance
+/// profile).
+#[derive(Clone, Debug, Default)]
+pub struct GlueSettings {
+    pub region: String,
+    /// The API's address; AWS's own of the region when absent.
+    pub endpoint: Option<String>,
+    /// The account whose catalog it is; the keys' own when absent.
+    pub catalog_id: Option<String>,
+    pub access_key: Option<SecretString>,
+    pub secret_key: Option<SecretString>,
 }
 
 /// An S3 account. Without keys the usual places are asked (environment, instance profile).

@@ -1,6 +1,7 @@
 //! The lake from outside: on local disk with SQLite, and (in `service`) on S3 and PostgreSQL.
 
 mod commits;
+mod conformance;
 mod evolution;
 mod expire;
 mod faults;

@@ -1,4 +1,6 @@
-//! The same on an S3 server and with the catalog in PostgreSQL (`cargo xtask services up`).
+//! The same on an S3 server, and with the catalog in PostgreSQL or Glue (`cargo xtask services up`).
+
+mod glue;
 
 use std::sync::Arc;
 
@@ -10,7 +12,7 @@ use uuid::Uuid;
 
 use crate::support::*;
 
-fn variable(name: &str) -> String {
+pub(crate) fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
         panic!("{name} is not set: run `cargo xtask services up` and take over its environment")
     })

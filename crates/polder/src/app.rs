@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use polder_control::{Config, ProcessSecrets, Store};
-use polder_core::spec::S3Config;
+use polder_core::spec::{GlueConfig, S3Config};
 use polder_core::{Error, ErrorCode, Result, SecretRef, SecretResolver, Source};
-use polder_lake::{CatalogSettings, Lake, LakeSettings, S3Settings};
+use polder_lake::{CatalogSettings, GlueSettings, Lake, LakeSettings, S3Settings};
 use secrecy::{ExposeSecret, SecretString};
 
 /// The configuration and the means to open what it names.
@@ -34,9 +34,24 @@ impl App {
         let s3 = self.config.process.storage.s3.as_ref();
         Ok(LakeSettings {
             warehouse: self.config.address(&lake.warehouse),
-            catalog: CatalogSettings::Sql(self.database(&lake.catalog)?),
+            catalog: self.catalog()?,
             s3: s3.map(|s3| self.s3(s3)).transpose()?,
         })
+    }
+
+    /// Who keeps the tables' metadata, by the address's scheme.
+    fn catalog(&self) -> Result<CatalogSettings> {
+        let address = self.database(&self.config.process.lake.catalog)?;
+        let glue = self.config.process.catalog.glue.as_ref();
+        match address.expose_secret().strip_prefix("glue://") {
+            Some(region) => Ok(CatalogSettings::Glue(self.glue(region, glue)?)),
+            None if glue.is_some() => {
+                let message = "[catalog.glue] is there, but [lake] catalog is no glue:// address";
+                Err(Error::new(ErrorCode::SpecInvalid, message)
+                    .hint("write catalog = \"glue://REGION\", or remove [catalog.glue]"))
+            }
+            None => Ok(CatalogSettings::Sql(address)),
+        }
     }
 
     /// The value a reference leads to.
@@ -77,16 +92,39 @@ impl App {
     }
 
     fn s3(&self, s3: &S3Config) -> Result<S3Settings> {
-        let resolve = |key: &Option<SecretRef>| {
-            key.as_ref().map(|reference| self.secrets.resolve(reference)).transpose()
-        };
         Ok(S3Settings {
             endpoint: s3.endpoint.clone(),
             region: s3.region.clone(),
-            access_key: resolve(&s3.access_key)?,
-            secret_key: resolve(&s3.secret_key)?,
+            access_key: self.optional_secret(s3.access_key.as_ref())?,
+            secret_key: self.optional_secret(s3.secret_key.as_ref())?,
             path_style: s3.path_style,
         })
+    }
+
+    /// Glue in the region named, or else in the one of the AWS environment.
+    fn glue(&self, region: &str, glue: Option<&GlueConfig>) -> Result<GlueSettings> {
+        let region = match region {
+            "" => glue_region_of_environment()?,
+            named => named.to_owned(),
+        };
+        let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if !region.chars().all(is_part) {
+            let message = format!("{region:?} is no region of AWS");
+            return Err(Error::new(ErrorCode::SpecInvalid, message).hint(
+                "write [lake] catalog = \"glue://eu-west-1\", with nothing after the region",
+            ));
+        }
+        Ok(GlueSettings {
+            region,
+            endpoint: glue.and_then(|glue| glue.endpoint.clone()),
+            catalog_id: glue.and_then(|glue| glue.catalog_id.clone()),
+            access_key: self.optional_secret(glue.and_then(|glue| glue.access_key.as_ref()))?,
+            secret_key: self.optional_secret(glue.and_then(|glue| glue.secret_key.as_ref()))?,
+        })
+    }
+
+    fn optional_secret(&self, reference: Option<&SecretRef>) -> Result<Option<SecretString>> {
+        reference.map(|reference| self.secrets.resolve(reference)).transpose()
     }
 
     /// A catalog's or store's address, which may be a reference as it may hold a password.
@@ -96,4 +134,13 @@ impl App {
         }
         Ok(SecretString::from(self.config.database_url(text)))
     }
+}
+
+/// Where AWS's own tools look for a region.
+fn glue_region_of_environment() -> Result<String> {
+    let named = |name: &str| std::env::var(name).ok().filter(|region| !region.is_empty());
+    named("AWS_REGION").or_else(|| named("AWS_DEFAULT_REGION")).ok_or_else(|| {
+        Error::new(ErrorCode::SpecInvalid, "[lake] catalog names no region for AWS Glue")
+            .hint("write glue://eu-west-1, or set AWS_REGION")
+    })
 }

@@ -46,6 +46,35 @@ fn names_on_the_command_line_are_checked() {
     assert!(errors.contains("polder.toml has: files"), "{errors}");
 }
 
+#[test]
+fn a_lake_in_glue_is_configured_as_a_whole() {
+    let project =
+        Project::new("", "").with_env("AWS_REGION", "").with_env("AWS_DEFAULT_REGION", "");
+    let lake = |catalog: &str, more: &str| {
+        let lake = format!("[lake]\nwarehouse = \"./lake\"\ncatalog = \"{catalog}\"\n");
+        project.write("polder.toml", &format!("{lake}[store]\nurl = \"sqlite://./p.db\"\n{more}"));
+    };
+    lake("sqlite://./p.db", "[catalog.glue]\ncatalog_id = \"1\"\n");
+    let errors = project.fails(&["tables"], 2);
+    assert!(errors.contains("[lake] catalog is no glue:// address"), "{errors}");
+    lake("glue://", "");
+    let errors = project.fails(&["tables"], 2);
+    assert!(errors.contains("names no region") && errors.contains("AWS_REGION"), "{errors}");
+    lake("glue://eu-west-1/polder", "");
+    let errors = project.fails(&["tables"], 2);
+    assert!(errors.contains("\"eu-west-1/polder\" is no region"), "{errors}");
+    lake(
+        "glue://eu-west-1",
+        "[catalog.glue]\naccess_key = \"env:NOT_SET\"\nsecret_key = \"env:X\"",
+    );
+    let errors = project.fails(&["tables"], 2);
+    assert!(errors.contains("NOT_SET"), "{errors}");
+    // Nobody is asked: other engines reach Glue by themselves.
+    lake("glue://eu-west-1", "");
+    let errors = project.fails(&["serve"], 2);
+    assert!(errors.contains("point other engines at Glue itself"), "{errors}");
+}
+
 /// The configuration's shape is public: a change of it shows in a diff of these files.
 #[test]
 fn the_committed_schemas_are_those_of_the_binary() {

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::install::pip_install;
+use super::install::more_packages;
 use crate::command::{command, run};
 use crate::{Result, places};
 
@@ -20,28 +20,14 @@ const SPARK_JARS: [&str; 2] = [
 /// Makes the Python environment's engines, `<target>/trino` and `<target>/spark-jars` unless they are
 /// there. The environment itself is there already.
 pub(crate) fn install() -> Result {
-    python_packages()?;
+    // Together with the servers' packages, so that no engine replaces a version that is pinned there.
+    more_packages("installing the Python engines (about 900 MB)", &["glue.txt", "engines.txt"])?;
     let jars = places::spark_jars();
     installed(&jars, &SPARK_JARS.join("\n"), || {
         SPARK_JARS.iter().try_for_each(|artifact| fetch("Iceberg for Spark", artifact, &jars))
     })?;
     let trino = places::trino();
     installed(&trino, TRINO, || install_trino(&trino))
-}
-
-/// Gone with the environment when that is rebuilt, and then installed again.
-fn python_packages() -> Result {
-    let listed = places::root().join("interop/engines.txt");
-    let failed = |error| format!("cannot read {}: {error}", listed.display());
-    let wanted = fs::read_to_string(&listed).map_err(failed)?;
-    let stamp = places::venv().join("polder-engines.txt");
-    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(());
-    }
-    // Together with the rest, so that no engine replaces a version that is pinned there.
-    let rest = places::root().join("interop/requirements.txt");
-    pip_install("installing the Python engines (about 900 MB)", &[&rest, &listed])?;
-    fs::write(&stamp, wanted).map_err(|error| format!("cannot write {}: {error}", stamp.display()))
 }
 
 /// Has a folder made anew unless it was made for the same `wanted`.

@@ -114,6 +114,30 @@ fn python_environment() -> Result {
     fs::write(&stamp, wanted).map_err(|error| format!("cannot write {}: {error}", stamp.display()))
 }
 
+/// What more lists of `interop/` name, the last of them being the one that is wanted, together with
+/// the environment's own list, so that nothing replaces a version that is pinned there. Gone with the
+/// environment when that is rebuilt, and then installed again.
+pub(super) fn more_packages(what: &str, lists: &[&str]) -> Result {
+    let folder = places::root().join("interop");
+    let lists: Vec<PathBuf> = lists.iter().map(|list| folder.join(list)).collect();
+    let mut wanted = String::new();
+    for list in &lists {
+        let failed = |error| format!("cannot read {}: {error}", list.display());
+        wanted += &fs::read_to_string(list).map_err(failed)?;
+    }
+    let name = lists.last().and_then(|list| list.file_name()).unwrap_or_default();
+    let stamp = places::venv().join("polder-lists").join(name);
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    let rest = folder.join("requirements.txt");
+    let all: Vec<&Path> = lists.iter().chain([&rest]).map(PathBuf::as_path).collect();
+    pip_install(what, &all)?;
+    let failed = |error| format!("cannot write {}: {error}", stamp.display());
+    fs::create_dir_all(places::venv().join("polder-lists")).map_err(failed)?;
+    fs::write(&stamp, wanted).map_err(failed)
+}
+
 /// Installs what the files list into the Python environment, all of it or nothing.
 pub(super) fn pip_install(what: &str, lists: &[&Path]) -> Result {
     let mut install = command(places::venv_bin("python"));

@@ -1,9 +1,11 @@
-//! The real servers that tests and the demo talk to: PostgreSQL, a MongoDB-protocol server, S3.
+//! The servers that tests and the demo talk to: PostgreSQL, a MongoDB-protocol server, S3, and for
+//! the tests alone Glue.
 //!
 //! An instance is a named set of them, on free ports of 127.0.0.1, with its data in one folder.
 //! Nothing here knows what is stored in them.
 
 mod engines;
+mod glue;
 mod guard;
 mod install;
 mod mongo;
@@ -40,16 +42,18 @@ pub(crate) enum Server {
     Postgres,
     Mongo,
     S3,
+    Glue,
 }
 
 impl Server {
-    const ALL: [Self; 3] = [Self::Postgres, Self::Mongo, Self::S3];
+    const ALL: [Self; 4] = [Self::Postgres, Self::Mongo, Self::S3, Self::Glue];
 
     fn name(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
             Self::Mongo => "mongo",
             Self::S3 => "s3",
+            Self::Glue => "glue",
         }
     }
 
@@ -58,6 +62,7 @@ impl Server {
             Self::Postgres => postgres::spawn(instance),
             Self::Mongo => mongo::spawn(instance),
             Self::S3 => s3::spawn(instance),
+            Self::Glue => glue::spawn(instance),
         }
     }
 
@@ -67,6 +72,7 @@ impl Server {
             Self::Postgres => psql(&postgres::url(running.port, "postgres"), "SELECT 1").map(drop),
             Self::Mongo => mongo::probe(&mongo::url(running.port)),
             Self::S3 => s3::probe(&s3::endpoint(running.port)),
+            Self::Glue => glue::probe(&glue::url(running.port)),
         }
     }
 
@@ -74,7 +80,7 @@ impl Server {
     fn stop_signal(self) -> &'static str {
         match self {
             Self::Postgres => "INT", // fast shutdown: does not wait for clients
-            Self::Mongo => "TERM",
+            Self::Mongo | Self::Glue => "TERM",
             // Its own way to stop waits half a minute for the rest of a cluster. What it has
             // acknowledged is in files; the kernel keeps those whatever happens to the process.
             Self::S3 => "KILL",
@@ -100,6 +106,9 @@ pub(crate) fn command(args: &[&str]) -> Result {
         "install" => install(),
         "up" => {
             install()?;
+            if instance.has(Server::Glue) {
+                glue::install()?;
+            }
             instance.up_all()?;
             println!("{}", instance.exports()?);
             Ok(())
@@ -139,7 +148,13 @@ impl Instance {
 
     /// All servers; see [`Self::up`].
     pub(crate) fn up_all(&self) -> Result {
-        self.up(&Server::ALL)
+        let servers = Server::ALL.into_iter().filter(|server| self.has(*server));
+        self.up(&servers.collect::<Vec<_>>())
+    }
+
+    /// Whether the server is one of this instance's: the demo does without what only tests need.
+    fn has(&self, server: Server) -> bool {
+        server != Server::Glue || self.name != "demo"
     }
 
     /// Starts what does not run yet and waits until all of it answers.
@@ -209,14 +224,18 @@ impl Instance {
             Some(url) => url,
             None => mongo::url(port(Server::Mongo)?),
         };
-        Ok(BTreeMap::from([
+        let mut env = BTreeMap::from([
             ("POLDER_TEST_PG_URL", postgres::url(port(Server::Postgres)?, "postgres")),
             ("POLDER_TEST_MONGO_URL", mongo),
             ("POLDER_TEST_S3_ENDPOINT", s3::endpoint(port(Server::S3)?)),
             ("S3_ACCESS_KEY", ACCESS_KEY.to_owned()),
             ("S3_SECRET_KEY", SECRET_KEY.to_owned()),
             ("POLDER_VENV", places::venv().display().to_string()),
-        ]))
+        ]);
+        if self.has(Server::Glue) {
+            env.insert("POLDER_TEST_GLUE_URL", glue::url(port(Server::Glue)?));
+        }
+        Ok(env)
     }
 
     /// The PostgreSQL address of a database, for an instance that may have no other server.

@@ -44,7 +44,7 @@ impl Config {
             error.hint("run `polder init` to write one, or name it with --config FILE")
         })?;
         let process: ProcessConfig = parse_toml(&text)?;
-        check_s3_keys(&text, &process)?;
+        check_keys(&text, &process)?;
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let base = std::path::absolute(folder.unwrap_or(Path::new("."))).map_err(|error| {
             Error::new(ErrorCode::SpecInvalid, "the configuration's folder cannot be found")
@@ -84,18 +84,23 @@ impl Config {
 }
 
 /// One key without the other would quietly be no key at all.
-fn check_s3_keys(text: &Text, process: &ProcessConfig) -> Result<()> {
-    let Some(s3) = &process.storage.s3 else { return Ok(()) };
-    let (named, missing) = match (&s3.access_key, &s3.secret_key) {
-        (Some(_), None) => ("access_key", "secret_key"),
-        (None, Some(_)) => ("secret_key", "access_key"),
-        _ => return Ok(()),
-    };
-    let place = text.find(&["storage"], named);
-    let message = format!("[storage.s3] has {named} but no {missing}");
-    Err(text
-        .error(ErrorCode::SpecInvalid, place, message)
-        .hint("name both, or neither: then the environment and the instance's profile are asked"))
+fn check_keys(text: &Text, process: &ProcessConfig) -> Result<()> {
+    let (s3, glue) = (process.storage.s3.as_ref(), process.catalog.glue.as_ref());
+    let s3 = s3.map(|s3| ("storage.s3", &s3.access_key, &s3.secret_key));
+    let glue = glue.map(|glue| ("catalog.glue", &glue.access_key, &glue.secret_key));
+    for (table, access_key, secret_key) in [s3, glue].into_iter().flatten() {
+        let (named, missing) = match (access_key, secret_key) {
+            (Some(_), None) => ("access_key", "secret_key"),
+            (None, Some(_)) => ("secret_key", "access_key"),
+            _ => continue,
+        };
+        let place = text.find(&[table], named);
+        let message = format!("[{table}] has {named} but no {missing}");
+        return Err(text.error(ErrorCode::SpecInvalid, place, message).hint(
+            "name both, or neither: then the environment and the instance's profile are asked",
+        ));
+    }
+    Ok(())
 }
 
 /// Removes `.` components, so that `./lake` and `lake` are one place.

@@ -141,13 +141,15 @@ fn names_that_mean_nothing_are_found() {
 }
 
 #[test]
-fn half_an_s3_account_is_refused() {
-    for named in ["access_key", "secret_key"] {
-        let storage = format!("[storage.s3]\npath_style = true\n{named} = \"env:KEY\"\n");
-        let text = complaint(&(PROCESS.to_owned() + &storage), PIPELINE);
-        assert!(text.contains(&format!("has {named} but no ")), "{text}");
-        assert!(text.contains("polder.toml:19:1"), "{text}");
-        assert!(text.contains("name both, or neither"), "{text}");
+fn half_an_account_is_refused() {
+    for table in ["[storage.s3]\npath_style = true", "[catalog.glue]\ncatalog_id = \"1\""] {
+        for named in ["access_key", "secret_key"] {
+            let account = format!("{table}\n{named} = \"env:KEY\"\n");
+            let text = complaint(&(PROCESS.to_owned() + &account), PIPELINE);
+            assert!(text.contains(&format!("has {named} but no ")), "{text}");
+            assert!(text.contains("polder.toml:19:1"), "{text}");
+            assert!(text.contains("name both, or neither"), "{text}");
+        }
     }
 }
 

@@ -15,6 +15,8 @@ pub struct ProcessConfig {
     pub store: StoreConfig,
     #[serde(default)]
     pub storage: StorageConfig,
+    #[serde(default)]
+    pub catalog: CatalogConfig,
     /// The outside systems, by the name pipelines use.
     #[serde(default)]
     pub sources: BTreeMap<String, SourceSpec>,
@@ -57,8 +59,34 @@ pub struct ClientConfig {
 pub struct LakeConfig {
     /// A local folder or `s3://bucket/prefix`.
     pub warehouse: String,
-    /// `sqlite://FILE` or `postgres://…`; an `env:`/`file:` reference when it holds a password.
+    /// `sqlite://FILE`, `postgres://…` (an `env:`/`file:` reference when it holds a password), or
+    /// `glue://REGION` for AWS Glue.
     pub catalog: String,
+}
+
+/// Catalogs that other systems run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogConfig {
+    /// For a `glue://` catalog.
+    #[serde(default)]
+    pub glue: Option<GlueConfig>,
+}
+
+/// A Data Catalog of AWS Glue. Without keys the environment and the instance's profile are asked.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GlueConfig {
+    /// The API's address; AWS's own of the region when absent.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// The AWS account whose catalog it is; the keys' own when absent.
+    #[serde(default)]
+    pub catalog_id: Option<String>,
+    #[serde(default)]
+    pub access_key: Option<SecretRef>,
+    #[serde(default)]
+    pub secret_key: Option<SecretRef>,
 }
 
 /// Where run records live.

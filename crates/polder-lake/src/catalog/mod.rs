@@ -3,6 +3,9 @@
 //!
 //! A catalog knows nothing of runs and retries: [`crate::Stage::commit`] does.
 
+mod glue;
+mod metadata_cache;
+mod metadata_files;
 mod names;
 pub mod service;
 mod sql;
@@ -16,6 +19,7 @@ use iceberg::spec::{FormatVersion, PartitionSpec, SortOrder, TableMetadata, Tabl
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 
+pub use glue::GlueCatalog;
 pub use sql::SqlCatalog;
 
 use crate::error;
@@ -78,6 +82,7 @@ pub trait Catalog: Debug + Send + Sync {
 pub(crate) async fn open(settings: &LakeSettings, store: &Store) -> Result<Arc<dyn Catalog>> {
     Ok(match &settings.catalog {
         CatalogSettings::Sql(url) => Arc::new(SqlCatalog::open(url, store.clone()).await?),
+        CatalogSettings::Glue(glue) => Arc::new(GlueCatalog::open(glue, store.clone()).await?),
     })
 }
 
@@ -125,6 +130,11 @@ fn new_table(updates: &[TableUpdate]) -> iceberg::Result<TableMetadataBuilder> {
         FormatVersion::V2,
         HashMap::new(),
     )
+}
+
+/// Somebody else's commit came between reading the table and changing it.
+fn outrun() -> Error {
+    Error::new(ErrorCode::LakeConflict, "another writer changed the table first")
 }
 
 /// Checks requirements as the spec says.

@@ -5,26 +5,21 @@
 //! name `polder`. A commit is one `UPDATE … WHERE metadata_location = <what we saw>`.
 
 mod entries;
-mod metadata_cache;
 mod namespaces;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use iceberg::spec::TableMetadata;
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{PgPool, SqlitePool};
-use uuid::Uuid;
 
 pub(super) use self::entries::{Entry, EntryKind, Swap};
-use self::metadata_cache::MetadataCache;
+use super::metadata_files::MetadataFiles;
 use super::names::namespace_text;
 use super::{Catalog, CommitFailure, TableState};
 use crate::error::{self, StatementOutcome};
@@ -80,15 +75,14 @@ use on;
 #[derive(Debug)]
 pub struct SqlCatalog {
     database: Database,
-    store: Store,
-    cache: MetadataCache,
+    files: MetadataFiles,
 }
 
 impl SqlCatalog {
     /// Opens the catalog and creates its tables where they are missing.
     pub async fn open(url: &SecretString, store: Store) -> Result<Self> {
         let database = connect(url.expose_secret()).await?;
-        let catalog = Self { database, store, cache: MetadataCache::default() };
+        let catalog = Self { database, files: MetadataFiles::new(store) };
         // Two processes may create the tables at the same time; the slower one's statement fails on
         // PostgreSQL, and finds them there when it tries again.
         let mut tries = 1;
@@ -130,19 +124,12 @@ impl SqlCatalog {
         ident: &TableIdent,
         location: String,
     ) -> Result<TableState> {
-        let metadata = if let Some(metadata) = self.cache.get(&location) {
-            metadata
-        } else {
-            let bytes = self.store.read(&location).await.map_err(missing_metadata)?;
-            let metadata = parse_metadata(&bytes, &location)?;
-            self.cache.put(&location, Arc::new(metadata))
-        };
-        Ok(TableState { ident: ident.clone(), metadata, metadata_location: location })
+        self.files.state_at(ident, location).await
     }
 
     /// What a swap that ended in an error was. The new metadata file goes unless it may be the
     /// table's.
-    async fn not_swapped(&self, location: String, cause: sqlx::Error) -> CommitFailure {
+    async fn not_swapped(&self, next: TableState, cause: sqlx::Error) -> CommitFailure {
         let outcome = error::statement_outcome(&cause);
         if outcome == StatementOutcome::Unknown {
             // The statement may have been carried out before the connection broke.
@@ -150,7 +137,7 @@ impl SqlCatalog {
             let unknown = Error::new(ErrorCode::LakeUnknownOutcome, message);
             return CommitFailure::Unknown(unknown.caused_by(cause));
         }
-        let _ = self.store.delete(vec![location]).await;
+        self.files.discard(next).await;
         CommitFailure::Rejected(error::database("commit to the catalog", cause))
     }
 
@@ -249,32 +236,20 @@ impl Catalog for SqlCatalog {
         updates: Vec<TableUpdate>,
     ) -> Result<TableState, CommitFailure> {
         let base = self.load(ident).await.map_err(CommitFailure::Rejected)?;
-        super::check(base.as_ref(), requirements)?;
-        super::check_sequence(base.as_ref(), &updates)?;
-        super::check_names(base.as_ref(), &updates)?;
-        let metadata = super::apply(base.as_ref(), updates).map_err(CommitFailure::Rejected)?;
+        let next = self.files.write_next(ident, base.as_ref(), requirements, updates).await?;
         let from = base.as_ref().map(|base| base.metadata_location.as_str());
-        let location = next_metadata_file(from, &format!("{}/metadata", metadata.location()));
-        let bytes = serde_json::to_vec(&metadata).map_err(|cause| {
-            let error = Error::new(ErrorCode::Internal, "cannot serialise the table's metadata");
-            CommitFailure::Rejected(error.caused_by(cause))
-        })?;
-        // Written and flushed before the swap: the pointer never leads to a file that is not there.
-        self.store.put_new(&location, Bytes::from(bytes)).await.map_err(CommitFailure::Rejected)?;
-        let swapped = match self.swap(ident, from, &location).await {
+        let to = next.metadata_location.as_str();
+        let swapped = match self.swap(ident, from, to).await {
             // A statement that the driver sent twice finds its own work done.
-            Ok(false) => self.pointer(ident).await.is_ok_and(|now| now.as_ref() == Some(&location)),
+            Ok(false) => self.pointer(ident).await.is_ok_and(|now| now.as_deref() == Some(to)),
             Ok(true) => true,
-            Err(cause) => return Err(self.not_swapped(location, cause).await),
+            Err(cause) => return Err(self.not_swapped(next, cause).await),
         };
         if swapped {
-            let metadata = self.cache.put(&location, Arc::new(metadata));
-            return Ok(TableState { ident: ident.clone(), metadata, metadata_location: location });
+            return Ok(self.files.keep(next));
         }
-        // Nothing can lead to this file any more. If it stays, orphan removal finds it.
-        let _ = self.store.delete(vec![location]).await;
-        let conflict = "another writer changed the table first";
-        Err(CommitFailure::Conflict(Error::new(ErrorCode::LakeConflict, conflict)))
+        self.files.discard(next).await;
+        Err(CommitFailure::Conflict(super::outrun()))
     }
 }
 
@@ -300,35 +275,4 @@ async fn connect(url: &str) -> Result<Database> {
     // The address itself is not repeated: it may hold a password.
     Err(Error::new(ErrorCode::SpecInvalid, "the catalog's address has no scheme known here")
         .hint("use sqlite://PATH or postgres://…"))
-}
-
-/// `<folder>/<version>-<uuid>.metadata.json`, as Iceberg's own catalogs name it: one version after
-/// `base`.
-pub(super) fn next_metadata_file(base: Option<&str>, folder: &str) -> String {
-    let version = base
-        .and_then(|base| base.rsplit('/').next()?.split('-').next()?.parse().ok())
-        .map_or(0, |version: u64| version + 1);
-    format!("{folder}/{version:05}-{}.metadata.json", Uuid::new_v4())
-}
-
-/// Metadata files of other engines may be compressed (spec, *Appendix D*: `write.metadata.compression-codec`).
-pub(super) fn parse_metadata(bytes: &[u8], location: &str) -> Result<TableMetadata> {
-    const GZIP: [u8; 2] = [0x1F, 0x8B];
-    let not_understood = || {
-        Error::new(ErrorCode::LakeCorrupt, "the table's metadata cannot be understood")
-            .detail(location)
-    };
-    let parsed = if bytes.starts_with(&GZIP) {
-        serde_json::from_reader(flate2::read::GzDecoder::new(bytes))
-    } else {
-        serde_json::from_slice(bytes)
-    };
-    parsed.map_err(|cause| not_understood().caused_by(cause))
-}
-
-pub(super) fn missing_metadata(error: Error) -> Error {
-    if error.code() != ErrorCode::LakeNotFound {
-        return error;
-    }
-    Error::new(ErrorCode::LakeCorrupt, "the table's metadata file is missing").caused_by(error)
 }

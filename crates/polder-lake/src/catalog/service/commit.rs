@@ -20,7 +20,8 @@ use super::refusal::{Answer, Refusal, RefusalKind, show};
 use super::requirements;
 use super::{ATTEMPTS_MAX, IcebergCatalog};
 use crate::catalog::CommitFailure;
-use crate::catalog::sql::{EntryKind, Swap, next_metadata_file};
+use crate::catalog::metadata_files::next_metadata_file;
+use crate::catalog::sql::{EntryKind, Swap};
 
 /// The pause before another attempt; a random part is left off.
 const PAUSE: Duration = Duration::from_millis(40);

@@ -18,7 +18,7 @@ mod transaction;
 mod views;
 
 use iceberg::{NamespaceIdent, TableIdent};
-use polder_core::{OrgId, Principal};
+use polder_core::{Error, ErrorCode, OrgId, Principal};
 use uuid::Uuid;
 
 pub use documents::{
@@ -53,9 +53,19 @@ pub struct IcebergCatalog {
 
 impl IcebergCatalog {
     /// Opens the same catalog and store as [`crate::Lake::open`].
+    ///
+    /// # Errors
+    /// `spec.invalid` for a lake whose catalog other engines reach by themselves.
     pub async fn open(settings: &LakeSettings) -> polder_core::Result<Self> {
+        let url = match &settings.catalog {
+            CatalogSettings::Sql(url) => url,
+            CatalogSettings::Glue(_) => {
+                let message = "`polder serve` does not serve a lake whose catalog is AWS Glue";
+                return Err(Error::new(ErrorCode::SpecInvalid, message)
+                    .hint("point other engines at Glue itself: the tables are there"));
+            }
+        };
         let store = Store::open(settings)?;
-        let CatalogSettings::Sql(url) = &settings.catalog;
         let catalog = SqlCatalog::open(url, store.clone()).await?;
         Ok(Self { catalog, store, s3: settings.s3.clone() })
     }

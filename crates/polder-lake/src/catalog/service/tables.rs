@@ -11,7 +11,8 @@ use super::documents::{CreateTableRequest, LoadedTable, RegisterRequest, RenameR
 use super::refusal::{Answer, Refusal, RefusalKind, show};
 use super::{IcebergCatalog, may_see};
 use crate::catalog::CommitFailure;
-use crate::catalog::sql::{EntryKind, Swap, parse_metadata};
+use crate::catalog::metadata_files::parse_metadata;
+use crate::catalog::sql::{EntryKind, Swap};
 
 impl IcebergCatalog {
     /// The names of the namespace's tables, in order.

@@ -1,5 +1,5 @@
 //! Parsed metadata by location. Metadata files never change, so an entry is never wrong; which file
-//! is current always comes from the database.
+//! is current always comes from the catalog.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
