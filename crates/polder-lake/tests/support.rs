@@ -43,7 +43,9 @@ impl Scratch {
 
     /// A connection of its own to the embedded catalog of these settings.
     pub(crate) async fn catalog(settings: &LakeSettings, store: Store) -> SqlCatalog {
-        let CatalogSettings::Sql(url) = &settings.catalog;
+        let CatalogSettings::Sql(url) = &settings.catalog else {
+            panic!("not the embedded catalog");
+        };
         SqlCatalog::open(url, store).await.expect("catalog")
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use polder_control::{Config, ProcessSecrets, Store};
 use polder_core::spec::S3Config;
 use polder_core::{Error, ErrorCode, Result, SecretRef, SecretResolver, Source};
-use polder_lake::{CatalogSettings, Lake, LakeSettings, S3Settings};
+use polder_lake::{CatalogSettings, Lake, LakeSettings, RestSettings, S3Settings};
 use secrecy::{ExposeSecret, SecretString};
 
 /// The configuration and the means to open what it names.
@@ -34,7 +34,7 @@ impl App {
         let s3 = self.config.process.storage.s3.as_ref();
         Ok(LakeSettings {
             warehouse: self.config.address(&lake.warehouse),
-            catalog: CatalogSettings::Sql(self.database(&lake.catalog)?),
+            catalog: self.catalog()?,
             s3: s3.map(|s3| self.s3(s3)).transpose()?,
         })
     }
@@ -74,6 +74,30 @@ impl App {
             }
         }
         Ok(sources)
+    }
+
+    fn catalog(&self) -> Result<CatalogSettings> {
+        let address = self.database(&self.config.process.lake.catalog)?;
+        let text = address.expose_secret();
+        if text.starts_with("https://") || text.starts_with("http://") {
+            return Ok(CatalogSettings::Rest(self.rest(text)?));
+        }
+        Ok(CatalogSettings::Sql(address))
+    }
+
+    fn rest(&self, uri: &str) -> Result<RestSettings> {
+        let rest = self.config.process.catalog.rest.clone().unwrap_or_default();
+        let resolve = |reference: &Option<SecretRef>| {
+            reference.as_ref().map(|reference| self.secrets.resolve(reference)).transpose()
+        };
+        Ok(RestSettings {
+            uri: uri.to_owned(),
+            warehouse: rest.warehouse,
+            credential: resolve(&rest.credential)?,
+            token: resolve(&rest.token)?,
+            oauth2_server_uri: rest.oauth2_server_uri,
+            scope: rest.scope,
+        })
     }
 
     fn s3(&self, s3: &S3Config) -> Result<S3Settings> {

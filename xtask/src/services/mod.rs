@@ -1,4 +1,5 @@
-//! The real servers that tests and the demo talk to: PostgreSQL, a MongoDB-protocol server, S3.
+//! The real servers that tests and the demo talk to: PostgreSQL, a MongoDB-protocol server, S3; for
+//! tests also Iceberg REST catalogs of others.
 //!
 //! An instance is a named set of them, on free ports of 127.0.0.1, with its data in one folder.
 //! Nothing here knows what is stored in them.
@@ -8,6 +9,7 @@ mod guard;
 mod install;
 mod mongo;
 mod postgres;
+mod rest;
 mod s3;
 mod state;
 
@@ -27,6 +29,7 @@ pub(crate) use engines::install as install_engines;
 pub(crate) use guard::Guard;
 pub(crate) use install::{install, postgres_bin};
 pub(crate) use postgres::psql;
+pub(crate) use rest::install as install_catalogs;
 pub(crate) use s3::{ACCESS_KEY, SECRET_KEY};
 use state::{Running, State};
 
@@ -40,16 +43,18 @@ pub(crate) enum Server {
     Postgres,
     Mongo,
     S3,
+    Rest,
 }
 
 impl Server {
-    const ALL: [Self; 3] = [Self::Postgres, Self::Mongo, Self::S3];
+    const ALL: [Self; 4] = [Self::Postgres, Self::Mongo, Self::S3, Self::Rest];
 
     fn name(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
             Self::Mongo => "mongo",
             Self::S3 => "s3",
+            Self::Rest => "rest",
         }
     }
 
@@ -58,6 +63,7 @@ impl Server {
             Self::Postgres => postgres::spawn(instance),
             Self::Mongo => mongo::spawn(instance),
             Self::S3 => s3::spawn(instance),
+            Self::Rest => rest::spawn(instance),
         }
     }
 
@@ -66,7 +72,8 @@ impl Server {
         match self {
             Self::Postgres => psql(&postgres::url(running.port, "postgres"), "SELECT 1").map(drop),
             Self::Mongo => mongo::probe(&mongo::url(running.port)),
-            Self::S3 => s3::probe(&s3::endpoint(running.port)),
+            Self::S3 => s3::probe(running),
+            Self::Rest => rest::probe(&rest::url(running.port)),
         }
     }
 
@@ -74,7 +81,7 @@ impl Server {
     fn stop_signal(self) -> &'static str {
         match self {
             Self::Postgres => "INT", // fast shutdown: does not wait for clients
-            Self::Mongo => "TERM",
+            Self::Mongo | Self::Rest => "TERM",
             // Its own way to stop waits half a minute for the rest of a cluster. What it has
             // acknowledged is in files; the kernel keeps those whatever happens to the process.
             Self::S3 => "KILL",
@@ -97,9 +104,12 @@ pub(crate) fn command(args: &[&str]) -> Result {
     }
     let instance = Instance::named(name)?;
     match *verb {
-        "install" => install(),
+        "install" => install().and_then(|()| install_catalogs()),
         "up" => {
             install()?;
+            if instance.has_catalogs() {
+                install_catalogs()?;
+            }
             instance.up_all()?;
             println!("{}", instance.exports()?);
             Ok(())
@@ -137,9 +147,15 @@ impl Instance {
         self.env().is_ok()
     }
 
-    /// All servers; see [`Self::up`].
+    /// Whether catalogs of others are among its servers: the demo does without them.
+    fn has_catalogs(&self) -> bool {
+        self.name != "demo"
+    }
+
+    /// All its servers; see [`Self::up`].
     pub(crate) fn up_all(&self) -> Result {
-        self.up(&Server::ALL)
+        let others = |server: &Server| *server != Server::Rest || self.has_catalogs();
+        self.up(&Server::ALL.into_iter().filter(others).collect::<Vec<_>>())
     }
 
     /// Starts what does not run yet and waits until all of it answers.
@@ -209,14 +225,22 @@ impl Instance {
             Some(url) => url,
             None => mongo::url(port(Server::Mongo)?),
         };
-        Ok(BTreeMap::from([
+        let mut env = BTreeMap::from([
             ("POLDER_TEST_PG_URL", postgres::url(port(Server::Postgres)?, "postgres")),
             ("POLDER_TEST_MONGO_URL", mongo),
             ("POLDER_TEST_S3_ENDPOINT", s3::endpoint(port(Server::S3)?)),
             ("S3_ACCESS_KEY", ACCESS_KEY.to_owned()),
             ("S3_SECRET_KEY", SECRET_KEY.to_owned()),
             ("POLDER_VENV", places::venv().display().to_string()),
-        ]))
+        ]);
+        if self.has_catalogs() {
+            let iceberg = state.running(Server::S3).and_then(|running| running.side_port);
+            let iceberg = iceberg.ok_or("S3 runs without its Iceberg catalog: `cargo xtask services down` first")?;
+            env.insert("POLDER_TEST_REST_URL", rest::url(port(Server::Rest)?));
+            env.insert("POLDER_TEST_S3_REST_URL", s3::endpoint(iceberg));
+            env.insert("POLDER_TEST_S3_TABLES", s3::TABLES.to_owned());
+        }
+        Ok(env)
     }
 
     /// The PostgreSQL address of a database, for an instance that may have no other server.

@@ -12,6 +12,8 @@ use crate::SecretRef;
 #[serde(deny_unknown_fields)]
 pub struct ProcessConfig {
     pub lake: LakeConfig,
+    #[serde(default)]
+    pub catalog: CatalogConfig,
     pub store: StoreConfig,
     #[serde(default)]
     pub storage: StorageConfig,
@@ -57,8 +59,39 @@ pub struct ClientConfig {
 pub struct LakeConfig {
     /// A local folder or `s3://bucket/prefix`.
     pub warehouse: String,
-    /// `sqlite://FILE` or `postgres://…`; an `env:`/`file:` reference when it holds a password.
+    /// `sqlite://FILE` or `postgres://…` for the embedded catalog, `https://…` for an external Iceberg
+    /// REST catalog; an `env:`/`file:` reference when it holds a password.
     pub catalog: String,
+}
+
+/// How an external catalog is reached.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogConfig {
+    /// For an `http(s)://` catalog.
+    #[serde(default)]
+    pub rest: Option<RestCatalogConfig>,
+}
+
+/// An external Iceberg REST catalog. Name `credential` or `token`, or neither.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestCatalogConfig {
+    /// Which of the server's warehouses; its own choice when absent.
+    #[serde(default)]
+    pub warehouse: Option<String>,
+    /// A reference to `id:secret`, OAuth2 client credentials.
+    #[serde(default)]
+    pub credential: Option<SecretRef>,
+    /// A reference to a bearer token.
+    #[serde(default)]
+    pub token: Option<SecretRef>,
+    /// Where tokens are to be had; `<catalog>/v1/oauth/tokens` when absent.
+    #[serde(default)]
+    pub oauth2_server_uri: Option<String>,
+    /// What the token is asked for; `catalog` when absent.
+    #[serde(default)]
+    pub scope: Option<String>,
 }
 
 /// Where run records live.

@@ -18,7 +18,7 @@ mod transaction;
 mod views;
 
 use iceberg::{NamespaceIdent, TableIdent};
-use polder_core::{OrgId, Principal};
+use polder_core::{Error, ErrorCode, OrgId, Principal};
 use uuid::Uuid;
 
 pub use documents::{
@@ -53,9 +53,17 @@ pub struct IcebergCatalog {
 
 impl IcebergCatalog {
     /// Opens the same catalog and store as [`crate::Lake::open`].
+    ///
+    /// # Errors
+    /// `spec.invalid` for a catalog that is served by others.
     pub async fn open(settings: &LakeSettings) -> polder_core::Result<Self> {
+        let CatalogSettings::Sql(url) = &settings.catalog else {
+            let message =
+                "[lake] catalog is served elsewhere: `polder serve` offers the embedded one";
+            return Err(Error::new(ErrorCode::SpecInvalid, message)
+                .hint("point other engines at the external catalog itself"));
+        };
         let store = Store::open(settings)?;
-        let CatalogSettings::Sql(url) = &settings.catalog;
         let catalog = SqlCatalog::open(url, store.clone()).await?;
         Ok(Self { catalog, store, s3: settings.s3.clone() })
     }
