@@ -18,6 +18,7 @@ pub(crate) fn check() -> Result {
 /// Everything that shows the product works, with the servers it needs.
 pub(crate) fn test() -> Result {
     services::install()?;
+    services::install_catalogs()?;
     services::install_engines()?;
     let instance = Instance::named("test")?;
     // Servers that were up before stay up; others end with us, however we end.

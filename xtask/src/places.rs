@@ -38,6 +38,11 @@ pub(crate) fn spark_jars() -> PathBuf {
     target().join("spark-jars")
 }
 
+/// Iceberg's reference REST catalog, for tests.
+pub(crate) fn rest_jars() -> PathBuf {
+    target().join("rest-jars")
+}
+
 /// A JDK 17 where Debian puts one: Spark and Hadoop refuse newer ones. Without such a folder
 /// programs find their own Java.
 pub(crate) fn java_17() -> Option<PathBuf> {

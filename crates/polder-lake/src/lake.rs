@@ -85,6 +85,9 @@ impl Lake {
         };
         let stage = Stage::begin(self, ident, base, new_location, request)?;
         stage.check_partitions().await?;
+        if stage.base.is_none() {
+            self.catalog.announce(&stage.ident, &stage.target.updates).await?;
+        }
         Ok(stage)
     }
 
@@ -140,7 +143,12 @@ impl Lake {
 /// created where it is absent, remembers it.
 pub(crate) async fn org_folder(catalog: &dyn Catalog, root: &str, org: &OrgId) -> Result<String> {
     let namespace = org.namespace();
-    let wanted = BTreeMap::from([(ORG_UUID.to_owned(), Uuid::new_v4().to_string())]);
+    // Together, so that a catalog that wants tables below their namespace's location can check that.
+    let chosen = Uuid::new_v4();
+    let wanted = BTreeMap::from([
+        (ORG_UUID.to_owned(), chosen.to_string()),
+        (LOCATION.to_owned(), format!("{root}/{chosen}")),
+    ]);
     let lost = || {
         Error::new(ErrorCode::LakeCorrupt, "the org's namespace has no id for its files")
             .detail(namespace.clone())

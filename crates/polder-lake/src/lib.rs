@@ -25,13 +25,13 @@ mod table;
 mod write;
 
 pub use catalog::service;
-pub use catalog::{Catalog, CommitFailure, GlueCatalog, SqlCatalog, TableState};
+pub use catalog::{Catalog, CommitFailure, GlueCatalog, RestCatalog, SqlCatalog, TableState};
 pub use commit::{Expired, FilesCommitted, RolledBack};
 pub use field_ids::{check_readable, field_id, read_as};
 pub use lake::Lake;
 pub use predicate::{CmpOp, Literal, Predicate};
 pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};
-pub use settings::{CatalogSettings, GlueSettings, LakeSettings, S3Settings};
+pub use settings::{CatalogSettings, GlueSettings, LakeSettings, RestSettings, S3Settings};
 pub use stage::{Committed, RunSummary, Stage, StageKind, StageRequest};
 pub use storage::Store;
 pub use table::{LakeTable, RefInfo, RefKind, Rollback, SnapshotInfo, Version};

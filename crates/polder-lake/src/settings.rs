@@ -17,8 +17,27 @@ pub struct LakeSettings {
 pub enum CatalogSettings {
     /// The embedded catalog, by its database: `sqlite://PATH` or `postgres://…`.
     Sql(SecretString),
+    /// An external Iceberg REST catalog.
+    Rest(RestSettings),
     /// AWS Glue's Data Catalog.
     Glue(GlueSettings),
+}
+
+/// An external Iceberg REST catalog, and how to show it who calls.
+#[derive(Clone, Debug, Default)]
+pub struct RestSettings {
+    /// The catalog's address, `https://host/path`: what stands in front of `/v1/config`.
+    pub uri: String,
+    /// Which of the server's warehouses; its own choice when absent.
+    pub warehouse: Option<String>,
+    /// `id:secret` of OAuth2 client credentials.
+    pub credential: Option<SecretString>,
+    /// A bearer token, for catalogs that hand out such by other ways.
+    pub token: Option<SecretString>,
+    /// Where tokens are to be had; `<uri>/v1/oauth/tokens` when absent.
+    pub oauth2_server_uri: Option<String>,
+    /// What the token is asked for; `catalog` when absent.
+    pub scope: Option<String>,
 }
 
 /// A Data Catalog of AWS Glue. Without keys the usual places are asked (environment, instance

@@ -7,6 +7,7 @@ mod expire;
 mod faults;
 mod files;
 mod partitions;
+mod rest;
 mod rollback;
 mod service;
 mod staging;

@@ -2,14 +2,19 @@
 
 mod glue;
 
+mod rest;
+
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use polder_core::ErrorCode;
-use polder_lake::{CatalogSettings, Lake, LakeSettings, Predicate, S3Settings, StageKind};
+use polder_lake::{
+    Catalog, CatalogSettings, Lake, LakeSettings, Predicate, S3Settings, StageKind, Store,
+};
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use crate::conformance;
 use crate::support::*;
 
 pub(crate) fn variable(name: &str) -> String {
@@ -156,5 +161,21 @@ async fn the_catalog_may_be_in_postgresql() {
     runs.join_all().await;
     assert_eq!(ids(&table(&lakes[0], "race").await).await, (0..8).collect::<Vec<i64>>());
     drop(lakes);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_embedded_catalog_on_postgresql_keeps_its_word() {
+    let database = Database::new().await;
+    let folder = TempDir::new().expect("folder");
+    let settings = LakeSettings {
+        catalog: CatalogSettings::Sql(database.url.clone().into()),
+        ..Scratch::settings(&folder)
+    };
+    let lake = Lake::open(settings.clone()).await.expect("lake");
+    let store = Store::open(&settings).expect("store");
+    let catalog = Arc::new(Scratch::catalog(&settings, store).await);
+    conformance::keeps_its_word(&lake, Arc::clone(&catalog) as Arc<dyn Catalog>).await;
+    drop((lake, catalog));
     database.drop().await;
 }

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use polder_control::{Config, ProcessSecrets, Store};
-use polder_core::spec::{GlueConfig, S3Config};
+use polder_core::spec::{GlueConfig, RestCatalogConfig, S3Config};
 use polder_core::{Error, ErrorCode, Result, SecretRef, SecretResolver, Source};
-use polder_lake::{CatalogSettings, GlueSettings, Lake, LakeSettings, S3Settings};
+use polder_lake::{CatalogSettings, GlueSettings, Lake, LakeSettings, RestSettings, S3Settings};
 use secrecy::{ExposeSecret, SecretString};
 
 /// The configuration and the means to open what it names.
@@ -42,16 +42,30 @@ impl App {
     /// Who keeps the tables' metadata, by the address's scheme.
     fn catalog(&self) -> Result<CatalogSettings> {
         let address = self.database(&self.config.process.lake.catalog)?;
-        let glue = self.config.process.catalog.glue.as_ref();
-        match address.expose_secret().strip_prefix("glue://") {
-            Some(region) => Ok(CatalogSettings::Glue(self.glue(region, glue)?)),
-            None if glue.is_some() => {
-                let message = "[catalog.glue] is there, but [lake] catalog is no glue:// address";
-                Err(Error::new(ErrorCode::SpecInvalid, message)
-                    .hint("write catalog = \"glue://REGION\", or remove [catalog.glue]"))
-            }
-            None => Ok(CatalogSettings::Sql(address)),
+        let (rest, glue) = {
+            let catalog = &self.config.process.catalog;
+            (catalog.rest.as_ref(), catalog.glue.as_ref())
+        };
+        let text = address.expose_secret();
+        let region = text.strip_prefix("glue://");
+        let http = text.starts_with("https://") || text.starts_with("http://");
+        let useless = |section: &str, scheme: &str| {
+            let message =
+                format!("[{section}] is there, but [lake] catalog is no {scheme} address");
+            Err(Error::new(ErrorCode::SpecInvalid, message)
+                .hint(format!("write catalog = \"{scheme}…\", or remove [{section}]")))
+        };
+        if glue.is_some() && region.is_none() {
+            return useless("catalog.glue", "glue://");
         }
+        if rest.is_some() && !http {
+            return useless("catalog.rest", "https://");
+        }
+        Ok(match region {
+            Some(region) => CatalogSettings::Glue(self.glue(region, glue)?),
+            None if http => CatalogSettings::Rest(self.rest(text, rest)?),
+            None => CatalogSettings::Sql(address),
+        })
     }
 
     /// The value a reference leads to.
@@ -89,6 +103,18 @@ impl App {
             }
         }
         Ok(sources)
+    }
+
+    fn rest(&self, uri: &str, rest: Option<&RestCatalogConfig>) -> Result<RestSettings> {
+        let rest = rest.cloned().unwrap_or_default();
+        Ok(RestSettings {
+            uri: uri.to_owned(),
+            warehouse: rest.warehouse,
+            credential: self.optional_secret(rest.credential.as_ref())?,
+            token: self.optional_secret(rest.token.as_ref())?,
+            oauth2_server_uri: rest.oauth2_server_uri,
+            scope: rest.scope,
+        })
     }
 
     fn s3(&self, s3: &S3Config) -> Result<S3Settings> {

@@ -31,7 +31,7 @@ pub(crate) fn install() -> Result {
 }
 
 /// Has a folder made anew unless it was made for the same `wanted`.
-fn installed(folder: &Path, wanted: &str, make: impl FnOnce() -> Result) -> Result {
+pub(super) fn installed(folder: &Path, wanted: &str, make: impl FnOnce() -> Result) -> Result {
     let stamp = folder.join("polder-versions.txt");
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(());

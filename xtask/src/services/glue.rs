@@ -35,5 +35,5 @@ pub(super) fn spawn(instance: &Instance) -> Result<Running> {
     server.args(["interop/glue_server.py", "--port", &port.to_string()]);
     server.env("PYTHONDONTWRITEBYTECODE", "1");
     let log = instance.dir.join("glue.log");
-    Ok(Running { process: spawn_logged(&mut server, &log)?, port, log })
+    Ok(Running { process: spawn_logged(&mut server, &log)?, port, side_port: None, log })
 }

@@ -1,5 +1,5 @@
-//! The servers that tests and the demo talk to: PostgreSQL, a MongoDB-protocol server, S3, and for
-//! the tests alone Glue.
+//! The real servers that tests and the demo talk to: PostgreSQL, a MongoDB-protocol server, S3; for
+//! tests also catalogs of others, Iceberg REST and AWS Glue.
 //!
 //! An instance is a named set of them, on free ports of 127.0.0.1, with its data in one folder.
 //! Nothing here knows what is stored in them.
@@ -10,6 +10,7 @@ mod guard;
 mod install;
 mod mongo;
 mod postgres;
+mod rest;
 mod s3;
 mod state;
 
@@ -42,17 +43,19 @@ pub(crate) enum Server {
     Postgres,
     Mongo,
     S3,
+    Rest,
     Glue,
 }
 
 impl Server {
-    const ALL: [Self; 4] = [Self::Postgres, Self::Mongo, Self::S3, Self::Glue];
+    const ALL: [Self; 5] = [Self::Postgres, Self::Mongo, Self::S3, Self::Rest, Self::Glue];
 
     fn name(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
             Self::Mongo => "mongo",
             Self::S3 => "s3",
+            Self::Rest => "rest",
             Self::Glue => "glue",
         }
     }
@@ -62,6 +65,7 @@ impl Server {
             Self::Postgres => postgres::spawn(instance),
             Self::Mongo => mongo::spawn(instance),
             Self::S3 => s3::spawn(instance),
+            Self::Rest => rest::spawn(instance),
             Self::Glue => glue::spawn(instance),
         }
     }
@@ -71,7 +75,8 @@ impl Server {
         match self {
             Self::Postgres => psql(&postgres::url(running.port, "postgres"), "SELECT 1").map(drop),
             Self::Mongo => mongo::probe(&mongo::url(running.port)),
-            Self::S3 => s3::probe(&s3::endpoint(running.port)),
+            Self::S3 => s3::probe(running),
+            Self::Rest => rest::probe(&rest::url(running.port)),
             Self::Glue => glue::probe(&glue::url(running.port)),
         }
     }
@@ -80,7 +85,7 @@ impl Server {
     fn stop_signal(self) -> &'static str {
         match self {
             Self::Postgres => "INT", // fast shutdown: does not wait for clients
-            Self::Mongo | Self::Glue => "TERM",
+            Self::Mongo | Self::Rest | Self::Glue => "TERM",
             // Its own way to stop waits half a minute for the rest of a cluster. What it has
             // acknowledged is in files; the kernel keeps those whatever happens to the process.
             Self::S3 => "KILL",
@@ -103,11 +108,11 @@ pub(crate) fn command(args: &[&str]) -> Result {
     }
     let instance = Instance::named(name)?;
     match *verb {
-        "install" => install(),
+        "install" => install().and_then(|()| install_catalogs()),
         "up" => {
             install()?;
-            if instance.has(Server::Glue) {
-                glue::install()?;
+            if instance.has_catalogs() {
+                install_catalogs()?;
             }
             instance.up_all()?;
             println!("{}", instance.exports()?);
@@ -122,6 +127,12 @@ pub(crate) fn command(args: &[&str]) -> Result {
         "guard" => guard::watch(&instance, purge),
         other => Err(format!("services: unknown command {other}")),
     }
+}
+
+/// What the catalogs of others need, which only tests talk to.
+pub(crate) fn install_catalogs() -> Result {
+    rest::install()?;
+    glue::install()
 }
 
 /// A named set of servers.
@@ -146,15 +157,16 @@ impl Instance {
         self.env().is_ok()
     }
 
-    /// All servers; see [`Self::up`].
-    pub(crate) fn up_all(&self) -> Result {
-        let servers = Server::ALL.into_iter().filter(|server| self.has(*server));
-        self.up(&servers.collect::<Vec<_>>())
+    /// Whether catalogs of others are among its servers: the demo does without them.
+    fn has_catalogs(&self) -> bool {
+        self.name != "demo"
     }
 
-    /// Whether the server is one of this instance's: the demo does without what only tests need.
-    fn has(&self, server: Server) -> bool {
-        server != Server::Glue || self.name != "demo"
+    /// All its servers; see [`Self::up`].
+    pub(crate) fn up_all(&self) -> Result {
+        let others =
+            |server: &Server| !matches!(server, Server::Rest | Server::Glue) || self.has_catalogs();
+        self.up(&Server::ALL.into_iter().filter(others).collect::<Vec<_>>())
     }
 
     /// Starts what does not run yet and waits until all of it answers.
@@ -232,7 +244,13 @@ impl Instance {
             ("S3_SECRET_KEY", SECRET_KEY.to_owned()),
             ("POLDER_VENV", places::venv().display().to_string()),
         ]);
-        if self.has(Server::Glue) {
+        if self.has_catalogs() {
+            let iceberg = state.running(Server::S3).and_then(|running| running.side_port);
+            let iceberg = iceberg
+                .ok_or("S3 runs without its Iceberg catalog: `cargo xtask services down` first")?;
+            env.insert("POLDER_TEST_REST_URL", rest::url(port(Server::Rest)?));
+            env.insert("POLDER_TEST_S3_REST_URL", s3::endpoint(iceberg));
+            env.insert("POLDER_TEST_S3_TABLES", s3::TABLES.to_owned());
             env.insert("POLDER_TEST_GLUE_URL", glue::url(port(Server::Glue)?));
         }
         Ok(env)

@@ -39,5 +39,6 @@ pub(super) fn spawn(instance: &Instance) -> Result<Running> {
     server.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--log-level", "WARNING"]);
     server.arg("--storage-path").arg(&data).current_dir(&instance.dir);
     let log = instance.dir.join("mongo.log");
-    Ok(Running { process: spawn_logged(&mut server, &log)?, port, log })
+    let process = spawn_logged(&mut server, &log)?;
+    Ok(Running { process, port, side_port: None, log })
 }

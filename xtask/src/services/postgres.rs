@@ -57,7 +57,7 @@ pub(super) fn spawn(instance: &Instance) -> Result<Running> {
     output("pg_ctl start", &mut start)
         .map_err(|error| format!("{error}\n\nThe end of its log:\n{}", super::tail(&log, 20)))?;
     let process = postmaster(&data).ok_or("PostgreSQL stopped right after its start")?;
-    Ok(Running { process, port, log })
+    Ok(Running { process, port, side_port: None, log })
 }
 
 /// The server that runs on this data folder, by the file it keeps there.

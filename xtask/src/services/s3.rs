@@ -1,4 +1,5 @@
-//! An S3 server with real signature checks: SeaweedFS from the Python environment.
+//! An S3 server with real signature checks: SeaweedFS from the Python environment. For tests it also
+//! offers an Iceberg REST catalog, whose tables are in a bucket of their own.
 
 use std::fs;
 
@@ -13,29 +14,37 @@ use crate::{Result, places};
 pub(crate) const ACCESS_KEY: &str = "testkey";
 pub(crate) const SECRET_KEY: &str = "testsecret";
 
+/// The bucket of tables of the Iceberg catalog.
+pub(crate) const TABLES: &str = "polder-tables";
+
 /// Writes and reads an object: the server lists buckets before it has a volume to write to.
 const ROUND_TRIP: &str = "
 import sys, boto3, botocore.config
-endpoint, access_key, secret_key = sys.argv[1:]
+endpoint, access_key, secret_key, tables = sys.argv[1:]
 config = botocore.config.Config(
     connect_timeout=2, read_timeout=10, retries={'max_attempts': 1}, s3={'addressing_style': 'path'}
 )
-s3 = boto3.client(
-    's3', endpoint_url=endpoint, region_name='us-east-1', config=config,
-    aws_access_key_id=access_key, aws_secret_access_key=secret_key,
-)
+keys = dict(aws_access_key_id=access_key, aws_secret_access_key=secret_key)
+server = dict(endpoint_url=endpoint, region_name='us-east-1', config=config, **keys)
+s3 = boto3.client('s3', **server)
 if 'polder-ready' not in [bucket['Name'] for bucket in s3.list_buckets()['Buckets']]:
     s3.create_bucket(Bucket='polder-ready')
 s3.put_object(Bucket='polder-ready', Key='ready', Body=b'yes')
 assert s3.get_object(Bucket='polder-ready', Key='ready')['Body'].read() == b'yes'
+if tables:
+    catalog = boto3.client('s3tables', **server)
+    if tables not in [found['name'] for found in catalog.list_table_buckets()['tableBuckets']]:
+        catalog.create_table_bucket(name=tables)
 ";
 
 pub(super) fn endpoint(port: u16) -> String {
     format!("http://127.0.0.1:{port}")
 }
 
-pub(super) fn probe(endpoint: &str) -> Result {
-    let mut round_trip = python(ROUND_TRIP, &[endpoint, ACCESS_KEY, SECRET_KEY]);
+pub(super) fn probe(running: &Running) -> Result {
+    let tables = running.side_port.map_or("", |_| TABLES);
+    let endpoint = endpoint(running.port);
+    let mut round_trip = python(ROUND_TRIP, &[&endpoint, ACCESS_KEY, SECRET_KEY, tables]);
     output("S3 round trip", &mut round_trip).map(drop)
 }
 
@@ -49,7 +58,8 @@ pub(super) fn spawn(instance: &Instance) -> Result<Running> {
     let config = instance.dir.join("s3.json");
     fs::write(&config, json!({ "identities": [identity] }).to_string()).map_err(failed)?;
 
-    let ports: [u16; 8] = free_ports()?;
+    let ports: [u16; 9] = free_ports()?;
+    let iceberg = instance.has_catalogs().then_some(ports[8]);
     let flags = ["master", "volume", "filer", "s3"];
     let mut server = command(places::venv_bin("weed"));
     server.args(["server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]);
@@ -59,8 +69,10 @@ pub(super) fn spawn(instance: &Instance) -> Result<Running> {
         server.arg(format!("-{flag}.port={}", pair[0]));
         server.arg(format!("-{flag}.port.grpc={}", pair[1]));
     }
-    server.args(["-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
+    server.args(["-filer", "-s3", "-s3.port.lance=0"]);
+    server.arg(format!("-s3.port.iceberg={}", iceberg.unwrap_or(0)));
     server.arg(format!("-s3.config={}", config.display()));
     let log = instance.dir.join("s3.log");
-    Ok(Running { process: spawn_logged(&mut server, &log)?, port: ports[6], log })
+    let process = spawn_logged(&mut server, &log)?;
+    Ok(Running { process, port: ports[6], side_port: iceberg, log })
 }

@@ -14,6 +14,8 @@ use crate::process::Process;
 pub(crate) struct Running {
     pub(crate) process: Process,
     pub(crate) port: u16,
+    /// The port of something else it offers.
+    pub(crate) side_port: Option<u16>,
     pub(crate) log: PathBuf,
 }
 
@@ -42,6 +44,7 @@ impl State {
         let running = Running {
             process: Process::from_json(value)?,
             port: u16::try_from(value["port"].as_u64()?).ok()?,
+            side_port: value["side-port"].as_u64().and_then(|port| u16::try_from(port).ok()),
             log: value["log"].as_str()?.into(),
         };
         running.process.alive().then_some(running)
@@ -50,6 +53,7 @@ impl State {
     pub(crate) fn set(&mut self, server: Server, running: &Running) {
         let mut value = running.process.to_json();
         value["port"] = json!(running.port);
+        value["side-port"] = json!(running.side_port);
         value["log"] = json!(running.log);
         self.servers.insert(server.name().to_owned(), value);
     }

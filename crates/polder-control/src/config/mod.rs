@@ -45,6 +45,7 @@ impl Config {
         })?;
         let process: ProcessConfig = parse_toml(&text)?;
         check_keys(&text, &process)?;
+        check_rest_catalog(&text, &process)?;
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let base = std::path::absolute(folder.unwrap_or(Path::new("."))).map_err(|error| {
             Error::new(ErrorCode::SpecInvalid, "the configuration's folder cannot be found")
@@ -99,6 +100,33 @@ fn check_keys(text: &Text, process: &ProcessConfig) -> Result<()> {
         return Err(text.error(ErrorCode::SpecInvalid, place, message).hint(
             "name both, or neither: then the environment and the instance's profile are asked",
         ));
+    }
+    Ok(())
+}
+
+/// What is said of a REST catalog has to be of use, and say one thing.
+fn check_rest_catalog(text: &Text, process: &ProcessConfig) -> Result<()> {
+    let Some(rest) = &process.catalog.rest else { return Ok(()) };
+    let invalid = |place, message: &str| {
+        text.error(ErrorCode::SpecInvalid, place, format!("[catalog.rest] {message}"))
+    };
+    let address = &process.lake.catalog;
+    let embedded = ["sqlite:", "postgres:", "postgresql:"];
+    if embedded.iter().any(|scheme| address.starts_with(scheme)) {
+        let place = text.find(&["lake"], "catalog");
+        return Err(invalid(place, "is there, but [lake] catalog is the embedded catalog")
+            .hint("write https://… as [lake] catalog, or leave [catalog.rest] out"));
+    }
+    if rest.credential.is_some() && rest.token.is_some() {
+        let place = text.find(&["credential"], "token").or_else(|| text.find(&[], "token"));
+        return Err(invalid(place, "has both credential and token")
+            .hint("a credential gets tokens by itself: name one of the two"));
+    }
+    if rest.credential.is_none() && (rest.oauth2_server_uri.is_some() || rest.scope.is_some()) {
+        let named = if rest.scope.is_some() { "scope" } else { "oauth2_server_uri" };
+        let message = format!("has {named} but no credential");
+        return Err(invalid(text.find(&["catalog"], named), &message)
+            .hint("name a credential: credential = \"env:CATALOG_CREDENTIAL\""));
     }
     Ok(())
 }

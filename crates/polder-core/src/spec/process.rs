@@ -12,11 +12,11 @@ use crate::SecretRef;
 #[serde(deny_unknown_fields)]
 pub struct ProcessConfig {
     pub lake: LakeConfig,
+    #[serde(default)]
+    pub catalog: CatalogConfig,
     pub store: StoreConfig,
     #[serde(default)]
     pub storage: StorageConfig,
-    #[serde(default)]
-    pub catalog: CatalogConfig,
     /// The outside systems, by the name pipelines use.
     #[serde(default)]
     pub sources: BTreeMap<String, SourceSpec>,
@@ -59,8 +59,8 @@ pub struct ClientConfig {
 pub struct LakeConfig {
     /// A local folder or `s3://bucket/prefix`.
     pub warehouse: String,
-    /// `sqlite://FILE`, `postgres://…` (an `env:`/`file:` reference when it holds a password), or
-    /// `glue://REGION` for AWS Glue.
+    /// `sqlite://FILE` or `postgres://…` for the embedded catalog, `https://…` for an external Iceberg
+    /// REST catalog, `glue://REGION` for AWS Glue; an `env:`/`file:` reference when it holds a password.
     pub catalog: String,
 }
 
@@ -68,6 +68,9 @@ pub struct LakeConfig {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CatalogConfig {
+    /// For an `http(s)://` catalog.
+    #[serde(default)]
+    pub rest: Option<RestCatalogConfig>,
     /// For a `glue://` catalog.
     #[serde(default)]
     pub glue: Option<GlueConfig>,
@@ -87,6 +90,27 @@ pub struct GlueConfig {
     pub access_key: Option<SecretRef>,
     #[serde(default)]
     pub secret_key: Option<SecretRef>,
+}
+
+/// An external Iceberg REST catalog. Name `credential` or `token`, or neither.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestCatalogConfig {
+    /// Which of the server's warehouses; its own choice when absent.
+    #[serde(default)]
+    pub warehouse: Option<String>,
+    /// A reference to `id:secret`, OAuth2 client credentials.
+    #[serde(default)]
+    pub credential: Option<SecretRef>,
+    /// A reference to a bearer token.
+    #[serde(default)]
+    pub token: Option<SecretRef>,
+    /// Where tokens are to be had; `<catalog>/v1/oauth/tokens` when absent.
+    #[serde(default)]
+    pub oauth2_server_uri: Option<String>,
+    /// What the token is asked for; `catalog` when absent.
+    #[serde(default)]
+    pub scope: Option<String>,
 }
 
 /// Where run records live.

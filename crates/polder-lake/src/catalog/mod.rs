@@ -1,12 +1,15 @@
 //! The seam to table metadata: namespaces, tables, and one compare-and-swap, which is the Iceberg
 //! REST commit itself (requirements, updates).
 //!
+//! Every implementation passes one suite (`tests/conformance.rs`).
+//!
 //! A catalog knows nothing of runs and retries: [`crate::Stage::commit`] does.
 
 mod glue;
 mod metadata_cache;
 mod metadata_files;
 mod names;
+mod rest;
 pub mod service;
 mod sql;
 
@@ -20,6 +23,7 @@ use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 
 pub use glue::GlueCatalog;
+pub use rest::RestCatalog;
 pub use sql::SqlCatalog;
 
 use crate::error;
@@ -66,6 +70,13 @@ pub trait Catalog: Debug + Send + Sync {
 
     async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>>;
 
+    /// Told before the first file of a table that is not there yet is written, with what the table's
+    /// first commit will bring: a catalog that hands out the store's keys does so now.
+    async fn announce(&self, ident: &TableIdent, updates: &[TableUpdate]) -> Result<()> {
+        let _ = (ident, updates);
+        Ok(())
+    }
+
     /// Checks the requirements against the table's present state and swaps in the state the updates
     /// lead to, all or nothing. [`TableRequirement::NotExist`] creates the table.
     ///
@@ -83,6 +94,7 @@ pub(crate) async fn open(settings: &LakeSettings, store: &Store) -> Result<Arc<d
     Ok(match &settings.catalog {
         CatalogSettings::Sql(url) => Arc::new(SqlCatalog::open(url, store.clone()).await?),
         CatalogSettings::Glue(glue) => Arc::new(GlueCatalog::open(glue, store.clone()).await?),
+        CatalogSettings::Rest(rest) => Arc::new(RestCatalog::open(rest, store).await?),
     })
 }
 

@@ -202,12 +202,20 @@ impl Catalog for SqlCatalog {
                    VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
         // Iceberg's own marker of a namespace that may have no other property.
         let exists = ("exists".to_owned(), "true".to_owned());
-        for (key, value) in properties.iter().chain(Some((&exists.0, &exists.1))) {
-            on!(&self.database, pool => sqlx::query(sql)
-                .bind(CATALOG).bind(name).bind(key).bind(value).execute(pool).await.map(drop))
-            .map_err(|cause| error::database("create a namespace in the catalog", cause))?;
+        // One transaction: of two callers at the same time, the properties of one are there, and none
+        // of the other's.
+        let done: Result<(), sqlx::Error> = async {
+            on!(&self.database, pool => {
+                let mut transaction = pool.begin().await?;
+                for (key, value) in properties.iter().chain(Some((&exists.0, &exists.1))) {
+                    sqlx::query(sql).bind(CATALOG).bind(name).bind(key).bind(value)
+                        .execute(&mut *transaction).await?;
+                }
+                transaction.commit().await
+            })
         }
-        Ok(())
+        .await;
+        done.map_err(|cause| error::database("create a namespace in the catalog", cause))
     }
 
     async fn tables(&self, namespace: &str) -> Result<Vec<String>> {

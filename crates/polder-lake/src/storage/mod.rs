@@ -8,6 +8,7 @@
 mod file_io;
 mod local;
 mod output;
+mod vended;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,9 +23,10 @@ use polder_core::{Error, ErrorCode, Result};
 use secrecy::ExposeSecret;
 
 use crate::error;
-use crate::settings::{LakeSettings, S3Settings};
+use crate::settings::{CatalogSettings, LakeSettings, S3Settings};
 
 pub(crate) use output::Output;
+pub(crate) use vended::{KeySource, Vended, VendedKeys};
 
 /// The scheme of local locations.
 const FILE_SCHEME: &str = "file://";
@@ -45,6 +47,8 @@ struct Inner {
     root: String,
     /// What locations of this store begin with, for engines that register stores by it.
     url: String,
+    /// `objects`, where a catalog hands out keys for it.
+    vended: Option<Vended>,
 }
 
 #[derive(Debug)]
@@ -59,7 +63,7 @@ impl Store {
     pub fn open(settings: &LakeSettings) -> Result<Self> {
         let warehouse = settings.warehouse.trim_end_matches('/');
         match warehouse.strip_prefix("s3://") {
-            Some(address) => Self::open_s3(address, settings.s3.as_ref()),
+            Some(address) => Self::open_s3(address, settings),
             None => Self::open_local(warehouse),
         }
     }
@@ -85,31 +89,16 @@ impl Store {
                 kind: Kind::Local,
                 root: format!("{FILE_SCHEME}{folder}"),
                 url: "file:///".to_owned(),
+                vended: None,
             }),
         })
     }
 
-    fn open_s3(address: &str, settings: Option<&S3Settings>) -> Result<Self> {
+    fn open_s3(address: &str, settings: &LakeSettings) -> Result<Self> {
         let (bucket, prefix) = address.split_once('/').unwrap_or((address, ""));
-        let settings = settings.cloned().unwrap_or_default();
-        // Keys that are not configured are looked for where AWS's own tools look.
-        let mut builder = AmazonS3Builder::from_env()
-            .with_bucket_name(bucket)
-            .with_virtual_hosted_style_request(!settings.path_style);
-        if !settings.region.is_empty() {
-            builder = builder.with_region(settings.region);
-        }
-        if let Some(endpoint) = settings.endpoint {
-            builder = builder.with_allow_http(endpoint.starts_with("http://"));
-            builder = builder.with_endpoint(endpoint);
-        }
-        if let Some(key) = settings.access_key {
-            builder = builder.with_access_key_id(key.expose_secret());
-        }
-        if let Some(key) = settings.secret_key {
-            builder = builder.with_secret_access_key(key.expose_secret());
-        }
-        let objects = builder.build().map_err(|error| error::storage("open the bucket", error))?;
+        let account = settings.s3.clone().unwrap_or_default();
+        let objects = s3(bucket, account.clone()).build();
+        let objects = objects.map_err(|error| error::storage("open the bucket", error))?;
         let url = format!("s3://{bucket}");
         Path::parse(prefix).map_err(|cause| {
             Error::new(ErrorCode::SpecInvalid, "the warehouse's prefix is not a valid key")
@@ -118,19 +107,31 @@ impl Store {
         })?;
         let root = if prefix.is_empty() { url.clone() } else { format!("{url}/{prefix}") };
         let kind = Kind::S3 { bucket: bucket.to_owned() };
-        Ok(Self { inner: Arc::new(Inner { objects: Arc::new(objects), kind, root, url }) })
+        let mut objects: Arc<dyn ObjectStore> = Arc::new(objects);
+        let external = matches!(settings.catalog, CatalogSettings::Rest(_));
+        let vended = (external && account.access_key.is_none())
+            .then(|| Vended::new(bucket, &account, Arc::clone(&objects)));
+        if let Some(vended) = &vended {
+            objects = Arc::new(vended.clone());
+        }
+        Ok(Self { inner: Arc::new(Inner { objects, kind, root, url, vended }) })
     }
 
     /// The same files through another object store: how tests put faults under a lake.
     #[must_use]
     pub fn with_objects(&self, objects: Arc<dyn ObjectStore>) -> Self {
-        let Inner { kind, root, url, .. } = &*self.inner;
+        let Inner { kind, root, url, vended, .. } = &*self.inner;
         let kind = match kind {
             Kind::Local => Kind::Local,
             Kind::S3 { bucket } => Kind::S3 { bucket: bucket.clone() },
         };
-        let (root, url) = (root.clone(), url.clone());
-        Self { inner: Arc::new(Inner { objects, kind, root, url }) }
+        let (root, url, vended) = (root.clone(), url.clone(), vended.clone());
+        Self { inner: Arc::new(Inner { objects, kind, root, url, vended }) }
+    }
+
+    /// Where keys go that a catalog hands out; `None` for a store that needs none.
+    pub(crate) fn vended(&self) -> Option<Vended> {
+        self.inner.vended.clone()
     }
 
     pub(crate) fn objects(&self) -> Arc<dyn ObjectStore> {
@@ -247,6 +248,28 @@ impl Store {
             let _ = std::fs::remove_file(local_path(location));
         }
     }
+}
+
+/// An account's way to a bucket. Keys that are not configured are looked for where AWS's own tools
+/// look.
+fn s3(bucket: &str, settings: S3Settings) -> AmazonS3Builder {
+    let mut builder = AmazonS3Builder::from_env()
+        .with_bucket_name(bucket)
+        .with_virtual_hosted_style_request(!settings.path_style);
+    if !settings.region.is_empty() {
+        builder = builder.with_region(settings.region);
+    }
+    if let Some(endpoint) = settings.endpoint {
+        builder = builder.with_allow_http(endpoint.starts_with("http://"));
+        builder = builder.with_endpoint(endpoint);
+    }
+    if let Some(key) = settings.access_key {
+        builder = builder.with_access_key_id(key.expose_secret());
+    }
+    if let Some(key) = settings.secret_key {
+        builder = builder.with_secret_access_key(key.expose_secret());
+    }
+    builder
 }
 
 /// `file:///a`, Hadoop's `file:/a` and `/a` are one path.

@@ -137,7 +137,7 @@ impl Glue {
     fn glue(&self) -> &GlueSettings {
         match &self.settings.catalog {
             CatalogSettings::Glue(glue) => glue,
-            CatalogSettings::Sql(_) => panic!("not in Glue"),
+            other => panic!("not in Glue: {other:?}"),
         }
     }
 

@@ -1,0 +1,58 @@
+//! External catalogs: Apache's reference server on local disk, and SeaweedFS's on S3.
+
+use std::sync::Arc;
+
+use polder_lake::{
+    Catalog, CatalogSettings, Lake, LakeSettings, RestCatalog, RestSettings, S3Settings, Store,
+};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::variable;
+use crate::conformance::{self, Limits};
+
+async fn opened(settings: LakeSettings) -> (Lake, Arc<dyn Catalog>) {
+    let CatalogSettings::Rest(rest) = &settings.catalog else { panic!("no REST catalog") };
+    let store = Store::open(&settings).expect("store");
+    let catalog = RestCatalog::open(rest, &store).await.expect("catalog");
+    (Lake::open(settings).await.expect("lake"), Arc::new(catalog))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apaches_reference_server_keeps_its_word() {
+    let folder = TempDir::new().expect("folder");
+    let rest = RestSettings { uri: variable("POLDER_TEST_REST_URL"), ..RestSettings::default() };
+    let settings = LakeSettings {
+        warehouse: folder.path().join("lake").display().to_string(),
+        catalog: CatalogSettings::Rest(rest),
+        s3: None,
+    };
+    let (lake, catalog) = opened(settings).await;
+    conformance::keeps_its_word(&lake, catalog).await;
+}
+
+/// OAuth2 client credentials, and a server that has several warehouses.
+#[tokio::test(flavor = "multi_thread")]
+async fn seaweedfs_catalog_keeps_its_word() {
+    let (id, secret) = (variable("S3_ACCESS_KEY"), variable("S3_SECRET_KEY"));
+    let bucket = variable("POLDER_TEST_S3_TABLES");
+    let rest = RestSettings {
+        uri: variable("POLDER_TEST_S3_REST_URL"),
+        warehouse: Some(format!("s3://{bucket}")),
+        credential: Some(format!("{id}:{secret}").into()),
+        ..RestSettings::default()
+    };
+    let settings = LakeSettings {
+        warehouse: format!("s3://{bucket}/lake-tests/{}", Uuid::new_v4()),
+        catalog: CatalogSettings::Rest(rest),
+        s3: Some(S3Settings {
+            endpoint: Some(variable("POLDER_TEST_S3_ENDPOINT")),
+            region: "us-east-1".to_owned(),
+            access_key: Some(id.into()),
+            secret_key: Some(secret.into()),
+            path_style: true,
+        }),
+    };
+    let (lake, catalog) = opened(settings).await;
+    conformance::keeps_its_word_within(&lake, catalog, Limits { plain_names: true }).await;
+}

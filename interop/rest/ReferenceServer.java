@@ -1,0 +1,43 @@
+import java.net.InetSocketAddress;
+import java.util.Map;
+import org.apache.hadoop.conf.Configuration;
+import org.apache.iceberg.CatalogUtil;
+import org.apache.iceberg.catalog.Catalog;
+import org.apache.iceberg.jdbc.JdbcCatalog;
+import org.apache.iceberg.rest.RESTCatalogAdapter;
+import org.apache.iceberg.rest.RESTCatalogServlet;
+import org.eclipse.jetty.ee10.servlet.ServletContextHandler;
+import org.eclipse.jetty.ee10.servlet.ServletHolder;
+import org.eclipse.jetty.server.Server;
+
+/**
+ * Apache Iceberg's reference REST catalog: the adapter and servlet that its own compatibility kit runs
+ * against, over a JDBC catalog in SQLite. Its own main class listens on every interface; this one on
+ * 127.0.0.1 alone.
+ *
+ * <p>{@code java -cp "JARS/*" ReferenceServer.java PORT FOLDER}, with the jars of {@code
+ * interop/rck/pom.xml}.
+ */
+public class ReferenceServer {
+  public static void main(String[] args) throws Exception {
+    int port = Integer.parseInt(args[0]);
+    String folder = args[1];
+    Map<String, String> properties =
+        Map.of(
+            "catalog-impl", JdbcCatalog.class.getName(),
+            // Its commits wait for one another instead of failing.
+            "uri", "jdbc:sqlite:" + folder + "/catalog.db?busy_timeout=30000",
+            "jdbc.schema-version", "V1",
+            "clients", "1",
+            "warehouse", "file://" + folder + "/warehouse");
+    Catalog catalog =
+        CatalogUtil.buildIcebergCatalog("reference", properties, new Configuration());
+    ServletContextHandler context = new ServletContextHandler(ServletContextHandler.NO_SESSIONS);
+    context.addServlet(
+        new ServletHolder(new RESTCatalogServlet(new RESTCatalogAdapter(catalog))), "/*");
+    Server server = new Server(new InetSocketAddress("127.0.0.1", port));
+    server.setHandler(context);
+    server.start();
+    server.join();
+  }
+}
