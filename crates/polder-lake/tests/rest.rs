@@ -115,7 +115,9 @@ async fn a_commit_is_one_request_and_its_answer_means_what_the_specification_say
         (Reply::Raw(301, "Location: http://127.0.0.1:1/\r\n".to_owned(), String::new()), &refused),
         (Reply::Raw(307, "Location: http://127.0.0.1:1/\r\n".to_owned(), String::new()), &refused),
     ];
-    cases.extend([400, 401, 403, 405, 406, 419, 422, 501].map(|code| (refusal(code, "X"), &refused)));
+    cases.extend(
+        [400, 401, 403, 405, 406, 419, 422, 501].map(|code| (refusal(code, "X"), &refused)),
+    );
     cases.push((refusal(404, "NoSuchTableException"), &refused));
     cases.extend([408, 500, 502, 503, 504, 599].map(|code| (refusal(code, "X"), &Means::Unknown)));
     for (reply, means) in cases {
@@ -272,12 +274,14 @@ async fn a_namespace_that_is_there_gets_what_it_lacks() {
         }
         _ => Reply::Json(200, json!({ "updated": ["b"], "removed": [] })),
     });
-    let wanted = BTreeMap::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]);
+    let wanted =
+        BTreeMap::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]);
     open(&settings(&stub)).await.ensure_namespace("org_1", &wanted).await.expect("there");
     let asked = stub.asked();
     let update = asked.iter().find(|asked| asked.path.ends_with("/properties")).expect("update");
     assert_eq!(update.json(), json!({ "removals": [], "updates": { "b": "2" } }));
-    let forgetful = server(|_| Reply::Json(200, json!({ "namespace": ["org_1"], "properties": null })));
+    let forgetful =
+        server(|_| Reply::Json(200, json!({ "namespace": ["org_1"], "properties": null })));
     let catalog = open(&settings(&forgetful)).await;
     let error = catalog.ensure_namespace("org_1", &wanted).await.expect_err("nothing kept");
     assert!(error.message().contains("does not keep the properties"), "{error:?}");
@@ -288,7 +292,10 @@ async fn a_client_gets_a_token_and_renews_it_before_it_expires() {
     let stub = server(|asked| match asked.path.as_str() {
         "/v1/oauth/tokens" => {
             let token = format!("token-{}", asked.before + 1);
-            Reply::Json(200, json!({ "access_token": token, "token_type": "bearer", "expires_in": 2 }))
+            Reply::Json(
+                200,
+                json!({ "access_token": token, "token_type": "bearer", "expires_in": 2 }),
+            )
         }
         _ => Reply::Json(200, table()),
     });
@@ -405,9 +412,7 @@ async fn snapshots_go_only_while_every_name_is_where_it_was() {
     let drop = TableUpdate::RemoveSnapshotRef { ref_name: "v1".to_owned() };
     catalog.commit(&ident(), &[], vec![drop, remove(1)]).await.expect("committed");
     let sent = stub.asked().pop().expect("asked").json();
-    let reference = |name: &str, id: i64| {
-        json!({ "type": "assert-ref-snapshot-id", "ref": name, "snapshot-id": id })
-    };
+    let reference = |name: &str, id: i64| json!({ "type": "assert-ref-snapshot-id", "ref": name, "snapshot-id": id });
     assert_eq!(sent["requirements"], json!([reference("main", 2), reference("v1", 1)]));
     assert_eq!(sent["identifier"], json!({ "namespace": ["org_1"], "name": "t" }));
 }
@@ -424,7 +429,9 @@ async fn a_table_that_is_made_otherwise_is_taken_back() {
         vec![
             TableUpdate::SetLocation { location: "s3://b/t".to_owned() },
             TableUpdate::AssignUuid { uuid },
-            TableUpdate::AddSchema { schema: iceberg::spec::Schema::clone(state.metadata.current_schema()) },
+            TableUpdate::AddSchema {
+                schema: iceberg::spec::Schema::clone(state.metadata.current_schema()),
+            },
             TableUpdate::SetCurrentSchema { schema_id: -1 },
         ]
     };
@@ -436,7 +443,12 @@ async fn a_table_that_is_made_otherwise_is_taken_back() {
     }
     assert_eq!(stub.count(&format!("DELETE {TABLE}")), 1);
     let asked = stub.asked();
-    let sent = asked.iter().find(|asked| asked.method == "POST").expect("commit").json();
+    let posts: Vec<&Asked> = asked.iter().filter(|asked| asked.method == "POST").collect();
+    let [announced, committed] = posts[..] else { panic!("{posts:?}") };
+    assert_eq!(announced.path, "/v1/namespaces/org_1/tables");
+    let (announced, sent) = (announced.json(), committed.json());
+    assert_eq!((&announced["name"], &announced["stage-create"]), (&json!("t"), &json!(true)));
+    assert_eq!(announced["location"], "s3://b/t");
     let actions: Vec<_> =
         sent["updates"].as_array().expect("updates").iter().map(|u| u["action"].clone()).collect();
     let expected = [

@@ -235,7 +235,8 @@ impl Instance {
         ]);
         if self.has_catalogs() {
             let iceberg = state.running(Server::S3).and_then(|running| running.side_port);
-            let iceberg = iceberg.ok_or("S3 runs without its Iceberg catalog: `cargo xtask services down` first")?;
+            let iceberg = iceberg
+                .ok_or("S3 runs without its Iceberg catalog: `cargo xtask services down` first")?;
             env.insert("POLDER_TEST_REST_URL", rest::url(port(Server::Rest)?));
             env.insert("POLDER_TEST_S3_REST_URL", s3::endpoint(iceberg));
             env.insert("POLDER_TEST_S3_TABLES", s3::TABLES.to_owned());
