@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 
 use self::address::Paths;
 use self::auth::Auth;
-use self::client::{Answer, Client, Exchange, Request, parse};
+use self::client::{Client, Exchange, Request, parse};
 use self::documents::{Config, LoadedTable, Namespace, Namespaces, Tables, UpdateProperties};
 use self::keys::TableKeys;
 use super::names::{namespace_levels, namespace_text};
@@ -114,13 +114,27 @@ impl RestCatalog {
         Err(Error::new(ErrorCode::LakeCorrupt, format!("cannot {what}: the listing has no end")))
     }
 
-    /// Sends a change of a namespace. Sending it again does no harm.
-    async fn change(&self, what: &str, request: &Request) -> Result<Answer> {
-        let answer = self.server.client.read(request).await?;
-        if answer.status.is_success() || answer.status == StatusCode::CONFLICT {
-            return Ok(answer);
+    /// Creates a namespace, unless somebody was faster.
+    async fn create(
+        &self,
+        namespace: &NamespaceIdent,
+        properties: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        let what = "create a namespace in the catalog";
+        let url = self.server.paths.namespaces()?;
+        let mut new = Namespace { namespace: namespace.to_vec(), properties: properties.clone() };
+        loop {
+            let request = Request::post(url.clone(), &new)?;
+            // Sending it again does no harm.
+            let answer = self.server.client.read(&request).await?;
+            match answer.status {
+                StatusCode::CONFLICT => return Ok(()),
+                status if status.is_success() => return Ok(()),
+                // Another Polder sets its properties itself, and takes none.
+                StatusCode::BAD_REQUEST if !new.properties.is_empty() => new.properties.clear(),
+                _ => return Err(failure::error(what, &answer)),
+            }
         }
-        Err(failure::error(what, &answer))
     }
 
     async fn properties(&self, namespace: &NamespaceIdent) -> Result<Option<Namespace>> {
@@ -207,16 +221,12 @@ impl Catalog for RestCatalog {
         properties: &BTreeMap<String, String>,
     ) -> Result<()> {
         let ident = levels(name)?;
-        let what = "create a namespace in the catalog";
         let lacking = |there: &BTreeMap<String, String>| -> BTreeMap<String, String> {
             let absent = properties.iter().filter(|(key, _)| !there.contains_key(*key));
             absent.map(|(key, value)| (key.clone(), value.clone())).collect()
         };
         if self.properties(&ident).await?.is_none() {
-            let new = Namespace { namespace: ident.to_vec(), properties: properties.clone() };
-            let request = Request::post(self.server.paths.namespaces()?, &new)?;
-            // A conflict: somebody was faster.
-            self.change(what, &request).await?;
+            self.create(&ident, properties).await?;
         }
         let gone = || Error::new(ErrorCode::LakeNotFound, format!("namespace {name:?} is gone"));
         let there = self.properties(&ident).await?.ok_or_else(gone)?.properties;
@@ -226,7 +236,10 @@ impl Catalog for RestCatalog {
         }
         let update = UpdateProperties { removals: Vec::new(), updates };
         let request = Request::post(self.server.paths.properties(&ident)?, &update)?;
-        self.change("set properties of a namespace", &request).await?;
+        let answer = self.server.client.read(&request).await?;
+        if !answer.status.is_success() {
+            return Err(failure::error("set properties of a namespace", &answer));
+        }
         let there = self.properties(&ident).await?.ok_or_else(gone)?.properties;
         if lacking(&there).is_empty() {
             return Ok(());
