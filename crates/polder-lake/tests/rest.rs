@@ -7,9 +7,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
+use object_store::ObjectStoreExt;
 use polder_core::{Error, ErrorCode};
 use polder_lake::{
-    Catalog, CatalogSettings, CommitFailure, LakeSettings, RestCatalog, RestSettings, Store,
+    Catalog, CatalogSettings, CommitFailure, Lake, LakeSettings, RestCatalog, RestSettings,
+    S3Settings, Store,
 };
 use serde_json::{Value, json};
 
@@ -443,7 +445,12 @@ async fn a_table_that_is_made_otherwise_is_taken_back() {
     }
     assert_eq!(stub.count(&format!("DELETE {TABLE}")), 1);
     let asked = stub.asked();
-    let sent = asked.iter().find(|asked| asked.method == "POST").expect("commit").json();
+    let posts: Vec<&Asked> = asked.iter().filter(|asked| asked.method == "POST").collect();
+    let [announced, committed] = posts[..] else { panic!("{posts:?}") };
+    assert_eq!(announced.path, "/v1/namespaces/org_1/tables");
+    let (announced, sent) = (announced.json(), committed.json());
+    assert_eq!((&announced["name"], &announced["stage-create"]), (&json!("t"), &json!(true)));
+    assert_eq!(announced["location"], "s3://b/t");
     let actions: Vec<_> =
         sent["updates"].as_array().expect("updates").iter().map(|u| u["action"].clone()).collect();
     let expected = [
@@ -455,4 +462,117 @@ async fn a_table_that_is_made_otherwise_is_taken_back() {
     ];
     assert_eq!(actions, expected);
     assert_eq!(sent["requirements"], json!([{ "type": "assert-create" }]));
+}
+
+/// A catalog that hands out keys for a store, which is the stub as well. Their names count up.
+fn vending(life_ms: i64) -> Stub {
+    let own = std::sync::Arc::new(std::sync::OnceLock::<String>::new());
+    let address = std::sync::Arc::clone(&own);
+    let stub = Stub::start(move |asked| {
+        let endpoint = address.get().cloned().unwrap_or_default();
+        let end = chrono::Utc::now().timestamp_millis() + life_ms;
+        let credentials = json!([{
+            "prefix": "s3://b/t",
+            "config": {
+                "s3.access-key-id": format!("KEY{}", asked.before + 1),
+                "s3.secret-access-key": "hunter2",
+                "s3.session-token": "session",
+                "s3.session-token-expires-at-ms": end.to_string()
+            }
+        }]);
+        match asked.path.as_str() {
+            "/v1/config" => Reply::Json(
+                200,
+                json!({ "endpoints": [
+                    "POST /v1/{prefix}/namespaces/{namespace}/tables/{table}",
+                    "GET /v1/{prefix}/namespaces/{namespace}/tables/{table}/credentials"
+                ]}),
+            ),
+            path if path.starts_with("/b/") => {
+                let head = "Last-Modified: Thu, 26 Nov 2026 00:00:00 GMT\r\nETag: \"x\"\r\n";
+                Reply::Raw(200, head.to_owned(), "x".to_owned())
+            }
+            path if path.ends_with("/credentials") => {
+                Reply::Json(200, json!({ "storage-credentials": credentials }))
+            }
+            _ => {
+                let mut table = table();
+                table["storage-credentials"] = credentials;
+                table["config"] = json!({
+                    "s3.endpoint": endpoint, "s3.path-style-access": "true", "client.region": "r-1"
+                });
+                Reply::Json(200, table)
+            }
+        }
+    });
+    own.set(stub.address.clone()).expect("once");
+    stub
+}
+
+async fn lake_on_s3(stub: &Stub) -> (Lake, RestCatalog) {
+    let rest = settings(stub);
+    let settings = LakeSettings {
+        warehouse: "s3://b".to_owned(),
+        catalog: CatalogSettings::Rest(rest.clone()),
+        s3: Some(S3Settings { region: "us-east-1".to_owned(), ..S3Settings::default() }),
+    };
+    let store = Store::open(&settings).expect("store");
+    let catalog = RestCatalog::open(&rest, &store).await.expect("catalog");
+    let other = RestCatalog::open(&rest, &store).await.expect("catalog");
+    (Lake::new(store, std::sync::Arc::new(other)), catalog)
+}
+
+/// Reads an object of the table; the key and session token that it was asked for with.
+async fn key_used(lake: &Lake, stub: &Stub) -> (String, String) {
+    let found = lake.object_store().get(&object_store::path::Path::from("t/data/1")).await;
+    found.expect("an object").bytes().await.expect("its bytes");
+    let asked = stub.asked().into_iter().rfind(|asked| asked.path.starts_with("/b/"));
+    let headers = asked.expect("asked the store").headers;
+    let (_, signed) = headers["authorization"].split_once("Credential=").expect("signed");
+    let (key, scope) = signed.split_once('/').expect("scope");
+    assert!(scope.contains("/r-1/s3/"), "{scope}: the region is the catalog's");
+    (key.to_owned(), headers["x-amz-security-token"].clone())
+}
+
+#[tokio::test]
+async fn keys_that_the_catalog_hands_out_are_used_and_renewed() {
+    let stub = vending(3_600_000);
+    let (lake, catalog) = lake_on_s3(&stub).await;
+    catalog.load(&ident()).await.expect("loaded").expect("table");
+    let asked = stub.asked().pop().expect("asked");
+    assert_eq!(asked.headers["x-iceberg-access-delegation"], "vended-credentials");
+    let used = key_used(&lake, &stub).await;
+    assert_eq!(used, ("KEY1".to_owned(), "session".to_owned()));
+    assert_eq!(stub.count(&format!("GET {TABLE}/credentials")), 0);
+    assert!(!format!("{lake:?} {catalog:?}").contains("hunter2"));
+    // Keys of a short life: asked for again at the endpoint for that.
+    let stub = vending(100);
+    let (lake, catalog) = lake_on_s3(&stub).await;
+    catalog.load(&ident()).await.expect("loaded").expect("table");
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert_eq!(key_used(&lake, &stub).await.0, "KEY1");
+    assert_eq!(stub.count(&format!("GET {TABLE}/credentials")), 1);
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert_eq!(key_used(&lake, &stub).await.0, "KEY2");
+}
+
+#[tokio::test]
+async fn a_table_to_come_gets_its_keys_when_it_is_announced() {
+    let stub = vending(100);
+    let (lake, catalog) = lake_on_s3(&stub).await;
+    let schema = iceberg::spec::Schema::builder().build().expect("schema");
+    let updates = [
+        TableUpdate::SetLocation { location: "s3://b/t".to_owned() },
+        TableUpdate::AddSchema { schema },
+    ];
+    catalog.announce(&ident(), &updates).await.expect("announced");
+    let line = "POST /v1/namespaces/org_1/tables";
+    let asked = stub.asked().pop().expect("asked");
+    assert_eq!(asked.line(), line);
+    assert_eq!(asked.headers["x-iceberg-access-delegation"], "vended-credentials");
+    assert_eq!(key_used(&lake, &stub).await.0, "KEY1");
+    // As it is not there yet, new keys come from announcing it again.
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert_eq!(key_used(&lake, &stub).await.0, "KEY2");
+    assert_eq!((stub.count(line), stub.count("GET /v1/namespaces")), (2, 0));
 }

@@ -33,7 +33,7 @@ s3.put_object(Bucket='polder-ready', Key='ready', Body=b'yes')
 assert s3.get_object(Bucket='polder-ready', Key='ready')['Body'].read() == b'yes'
 if tables:
     catalog = boto3.client('s3tables', **server)
-    if tables not in [found['name'] for found in catalog.list_table_buckets()['tableBuckets']]:
+    if tables not in [found['name'] for found in catalog.list_table_buckets().get('tableBuckets', [])]:
         catalog.create_table_bucket(name=tables)
 ";
 

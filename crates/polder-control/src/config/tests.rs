@@ -154,6 +154,28 @@ fn half_an_account_is_refused() {
 }
 
 #[test]
+fn what_is_said_of_a_rest_catalog_has_to_be_of_use() {
+    let external = PROCESS.replace("sqlite://./polder.db\"\n[store]", "https://host/c\"\n[store]");
+    let rest = |process: &str, settings: &str| format!("{process}[catalog.rest]\n{settings}\n");
+    let good = "warehouse = \"w\"\ncredential = \"env:CREDENTIAL\"\nscope = \"s\"";
+    let config = load(&rest(&external, good), PIPELINE).expect("good");
+    assert_eq!(config.process.lake.catalog, "https://host/c");
+    assert_eq!(config.process.catalog.rest.expect("rest").warehouse.as_deref(), Some("w"));
+    let cases = [
+        (PROCESS, good, "[lake] catalog is the embedded", "polder.toml:4:1"),
+        (&external, "credential = \"env:A\"\ntoken = \"env:B\"", "both", "polder.toml:19:1"),
+        (&external, "scope = \"s\"", "has scope but no credential", "polder.toml:18:1"),
+        (&external, "token = \"env:B\"\nscope = \"s\"", "but no credential", "polder.toml:19:1"),
+        (&external, "tokn = \"env:B\"", "did you mean `token`?", "polder.toml:18:1"),
+    ];
+    for (process, settings, message, place) in cases {
+        let text = complaint(&rest(process, settings), PIPELINE);
+        assert!(text.starts_with("spec.invalid") && text.contains(message), "{text}");
+        assert!(text.contains(place), "{text}");
+    }
+}
+
+#[test]
 fn a_pasted_secret_is_refused_and_not_repeated() {
     let text = complaint(&PROCESS.replace("env:REVDB_URL", "postgres://u:hunter2@h/d"), PIPELINE);
     assert!(text.contains("a secret has to be a reference"), "{text}");

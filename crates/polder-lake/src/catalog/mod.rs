@@ -71,7 +71,8 @@ pub trait Catalog: Debug + Send + Sync {
     async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>>;
 
     /// Told before the first file of a table that is not there yet is written, with what the table's
-    /// first commit will bring: a catalog that hands out the store's keys does so now.
+    /// first commit will bring. An external catalog may want to know of the table beforehand, and hands
+    /// out the store's keys now if it has them.
     async fn announce(&self, ident: &TableIdent, updates: &[TableUpdate]) -> Result<()> {
         let _ = (ident, updates);
         Ok(())

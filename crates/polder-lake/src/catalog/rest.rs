@@ -1,6 +1,8 @@
 //! An external Iceberg REST catalog (specification 1.11): Lakekeeper, Polaris, Nessie, and others.
 //!
-//! The server checks requirements and writes metadata files; here is only its client. Reads are
+//! The server checks requirements and writes metadata files; here is only its client. A new table is
+//! announced (`stage-create`) before its first commit, as Iceberg's own client does: some servers
+//! begin tables that were not with a schema of their own. Reads are
 //! repeated while it does not answer. A commit is one request that nothing sends twice; what its
 //! answer, or the lack of one, means is in [`failure`]. Where the lake has no keys of its own for the
 //! store, the catalog is asked for them ([`keys`]).
@@ -14,7 +16,7 @@ mod failure;
 mod keys;
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
@@ -24,7 +26,7 @@ use serde::de::DeserializeOwned;
 
 use self::address::Paths;
 use self::auth::Auth;
-use self::client::{Answer, Client, Exchange, Request, parse};
+use self::client::{Client, Exchange, Request, parse};
 use self::documents::{Config, LoadedTable, Namespace, Namespaces, Tables, UpdateProperties};
 use self::keys::TableKeys;
 use super::names::{namespace_levels, namespace_text};
@@ -44,6 +46,8 @@ pub struct RestCatalog {
     server: Arc<Server>,
     /// Where keys go that the catalog hands out.
     vended: Option<Vended>,
+    /// Tables that the catalog was told of, and that are not there yet.
+    announced: Mutex<HashSet<TableIdent>>,
 }
 
 /// The server and what it said of itself.
@@ -84,7 +88,7 @@ impl RestCatalog {
         let paths = Paths::new(base, value("prefix"), value("namespace-separator"));
         let endpoints = endpoints.map(|listed| listed.into_iter().collect());
         let server = Arc::new(Server { client, paths, endpoints });
-        Ok(Self { server, vended: store.vended() })
+        Ok(Self { server, vended: store.vended(), announced: Mutex::default() })
     }
 
     /// Reads a listing page by page.
@@ -110,13 +114,27 @@ impl RestCatalog {
         Err(Error::new(ErrorCode::LakeCorrupt, format!("cannot {what}: the listing has no end")))
     }
 
-    /// Sends a change of a namespace. Sending it again does no harm.
-    async fn change(&self, what: &str, request: &Request) -> Result<Answer> {
-        let answer = self.server.client.read(request).await?;
-        if answer.status.is_success() || answer.status == StatusCode::CONFLICT {
-            return Ok(answer);
+    /// Creates a namespace, unless somebody was faster.
+    async fn create(
+        &self,
+        namespace: &NamespaceIdent,
+        properties: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        let what = "create a namespace in the catalog";
+        let url = self.server.paths.namespaces()?;
+        let mut new = Namespace { namespace: namespace.to_vec(), properties: properties.clone() };
+        loop {
+            let request = Request::post(url.clone(), &new)?;
+            // Sending it again does no harm.
+            let answer = self.server.client.read(&request).await?;
+            match answer.status {
+                StatusCode::CONFLICT => return Ok(()),
+                status if status.is_success() => return Ok(()),
+                // Another Polder sets its properties itself, and takes none.
+                StatusCode::BAD_REQUEST if !new.properties.is_empty() => new.properties.clear(),
+                _ => return Err(failure::error(what, &answer)),
+            }
         }
-        Err(failure::error(what, &answer))
     }
 
     async fn properties(&self, namespace: &NamespaceIdent) -> Result<Option<Namespace>> {
@@ -153,6 +171,12 @@ impl RestCatalog {
             return Ok(());
         }
         Err(failure::error("drop a table", &answer))
+    }
+}
+
+impl RestCatalog {
+    fn announced(&self) -> MutexGuard<'_, HashSet<TableIdent>> {
+        self.announced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -197,16 +221,12 @@ impl Catalog for RestCatalog {
         properties: &BTreeMap<String, String>,
     ) -> Result<()> {
         let ident = levels(name)?;
-        let what = "create a namespace in the catalog";
         let lacking = |there: &BTreeMap<String, String>| -> BTreeMap<String, String> {
             let absent = properties.iter().filter(|(key, _)| !there.contains_key(*key));
             absent.map(|(key, value)| (key.clone(), value.clone())).collect()
         };
         if self.properties(&ident).await?.is_none() {
-            let new = Namespace { namespace: ident.to_vec(), properties: properties.clone() };
-            let request = Request::post(self.server.paths.namespaces()?, &new)?;
-            // A conflict: somebody was faster.
-            self.change(what, &request).await?;
+            self.create(&ident, properties).await?;
         }
         let gone = || Error::new(ErrorCode::LakeNotFound, format!("namespace {name:?} is gone"));
         let there = self.properties(&ident).await?.ok_or_else(gone)?.properties;
@@ -216,7 +236,10 @@ impl Catalog for RestCatalog {
         }
         let update = UpdateProperties { removals: Vec::new(), updates };
         let request = Request::post(self.server.paths.properties(&ident)?, &update)?;
-        self.change("set properties of a namespace", &request).await?;
+        let answer = self.server.client.read(&request).await?;
+        if !answer.status.is_success() {
+            return Err(failure::error("set properties of a namespace", &answer));
+        }
         let there = self.properties(&ident).await?.ok_or_else(gone)?.properties;
         if lacking(&there).is_empty() {
             return Ok(());
@@ -250,25 +273,25 @@ impl Catalog for RestCatalog {
     }
 
     async fn announce(&self, ident: &TableIdent, updates: &[TableUpdate]) -> Result<()> {
-        let Some(vended) = &self.vended else { return Ok(()) };
         let document = commit::announcement(ident, updates)?;
         let request = Request::post(self.server.paths.tables(&ident.namespace)?, &document)?;
-        let request = request.with_keys(true);
+        let request = request.with_keys(self.vended.is_some());
         // Nothing is made by it, so that sending it again does no harm.
         let answer = self.server.client.read(&request).await?;
-        match answer.status {
-            StatusCode::CONFLICT => {
-                let message = "another run created the table meanwhile";
-                return Err(Error::new(ErrorCode::LakeConflict, message).detail(ident.to_string()));
-            }
-            status if !status.is_success() => {
-                return Err(failure::error("announce a new table", &answer));
-            }
-            _ => {}
+        if answer.status == StatusCode::CONFLICT {
+            let message = "another run created the table meanwhile";
+            return Err(Error::new(ErrorCode::LakeConflict, message).detail(ident.to_string()));
         }
-        let table: LoadedTable = parse("announce a new table", &answer)?;
-        let source = TableKeys::new(&self.server, ident, document.location).by(request);
-        keys::take(vended, &table.access, source)
+        if !answer.status.is_success() {
+            return Err(failure::error("announce a new table", &answer));
+        }
+        if let Some(vended) = &self.vended {
+            let table: LoadedTable = parse("announce a new table", &answer)?;
+            let source = TableKeys::new(&self.server, ident, document.location).by(request);
+            keys::take(vended, &table.access, source)?;
+        }
+        self.announced().insert(ident.clone());
+        Ok(())
     }
 
     async fn commit(
@@ -281,11 +304,15 @@ impl Catalog for RestCatalog {
             let error = Error::new(ErrorCode::LakeFailed, "the catalog takes no commits");
             return Err(CommitFailure::Rejected(error.hint("its list of endpoints has none")));
         }
-        let base = if !commit::creates(requirements) && commit::needs_base(&updates) {
-            self.load(ident).await.map_err(CommitFailure::Rejected)?
-        } else {
-            None
-        };
+        let mut base = None;
+        if commit::creates(requirements) {
+            if !self.announced().remove(ident) {
+                self.announce(ident, &updates).await.map_err(failure::of_announcement)?;
+                self.announced().remove(ident);
+            }
+        } else if commit::needs_base(&updates) {
+            base = self.load(ident).await.map_err(CommitFailure::Rejected)?;
+        }
         let (document, new) = commit::document(ident, base.as_ref(), requirements, updates)?;
         let url = self.server.paths.table(ident).map_err(CommitFailure::Rejected)?;
         let request = Request::post(url, &document).map_err(CommitFailure::Rejected)?;

@@ -1,6 +1,7 @@
 //! Against a real PostgreSQL: incremental runs, late commits, schema changes, kills.
 
 mod evolution;
+mod external;
 mod kill;
 mod postgres;
 

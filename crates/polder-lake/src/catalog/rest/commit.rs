@@ -19,9 +19,18 @@ pub(super) fn creates(requirements: &[TableRequirement]) -> bool {
 
 /// Whether the request can be made only for a known state of the table.
 pub(super) fn needs_base(updates: &[TableUpdate]) -> bool {
-    updates.iter().any(|update| {
-        matches!(update, TableUpdate::AddSpec { .. } | TableUpdate::RemoveSnapshots { .. })
-    })
+    updates
+        .iter()
+        .any(|update| reshapes(update) || matches!(update, TableUpdate::RemoveSnapshots { .. }))
+}
+
+fn reshapes(update: &TableUpdate) -> bool {
+    matches!(
+        update,
+        TableUpdate::AddSchema { .. }
+            | TableUpdate::AddSpec { .. }
+            | TableUpdate::AddSortOrder { .. }
+    )
 }
 
 /// The request's document, and of a new table what it will be.
@@ -37,14 +46,16 @@ pub(super) fn document(
     }
     let mut requirements = requirements.to_vec();
     requirements.extend(names_stay(base, &updates)?);
-    let specified = updates.iter().any(|update| matches!(update, TableUpdate::AddSpec { .. }));
-    let preview = if creates || specified {
+    let preview = if creates || updates.iter().any(reshapes) {
         Some(apply(base, updates.clone()).map_err(CommitFailure::Rejected)?)
     } else {
         None
     };
+    if let (Some(base), Some(preview)) = (base, &preview) {
+        updates = without_known_shapes(updates, &base.metadata, preview);
+    }
     let mut sent = values(&updates)?;
-    if let (true, Some(preview)) = (specified, &preview) {
+    if let Some(preview) = &preview {
         with_field_ids(&mut sent, preview.default_partition_spec());
     }
     let commit = Commit {
@@ -82,6 +93,49 @@ fn in_order(mut updates: Vec<TableUpdate>) -> Vec<TableUpdate> {
         TableUpdate::SetProperties { .. } => 9,
         _ => 10,
     });
+    updates
+}
+
+/// A schema, spec or sort order that the table has had is named by its id and not added again:
+/// Iceberg's own server does not take it for the one that was added last.
+fn without_known_shapes(
+    mut updates: Vec<TableUpdate>,
+    base: &TableMetadata,
+    preview: &TableMetadata,
+) -> Vec<TableUpdate> {
+    const LAST: i32 = -1;
+    let schema = preview.current_schema_id();
+    if base.schema_by_id(schema).is_some() {
+        updates.retain(|update| !matches!(update, TableUpdate::AddSchema { .. }));
+    }
+    let spec = preview.default_partition_spec_id();
+    if base.partition_spec_by_id(spec).is_some() {
+        updates.retain(|update| !matches!(update, TableUpdate::AddSpec { .. }));
+    }
+    let order = preview.default_sort_order_id();
+    if base.sort_order_by_id(order).is_some() {
+        updates.retain(|update| !matches!(update, TableUpdate::AddSortOrder { .. }));
+    }
+    let added = |what: fn(&TableUpdate) -> bool| updates.iter().any(what);
+    let new_schema = added(|update| matches!(update, TableUpdate::AddSchema { .. }));
+    let new_spec = added(|update| matches!(update, TableUpdate::AddSpec { .. }));
+    let new_order = added(|update| matches!(update, TableUpdate::AddSortOrder { .. }));
+    for update in &mut updates {
+        match update {
+            TableUpdate::SetCurrentSchema { schema_id } if *schema_id == LAST && !new_schema => {
+                *schema_id = schema;
+            }
+            TableUpdate::SetDefaultSpec { spec_id } if *spec_id == LAST && !new_spec => {
+                *spec_id = spec;
+            }
+            TableUpdate::SetDefaultSortOrder { sort_order_id }
+                if *sort_order_id == i64::from(LAST) && !new_order =>
+            {
+                *sort_order_id = order;
+            }
+            _ => {}
+        }
+    }
     updates
 }
 
@@ -123,6 +177,8 @@ pub(super) fn is_as_sent(made: &TableMetadata, sent: &TableMetadata) -> bool {
     made.uuid() == sent.uuid()
         && place(made) == place(sent)
         && made.format_version() == sent.format_version()
+        && made.current_schema_id() == sent.current_schema_id()
+        && made.default_partition_spec_id() == sent.default_partition_spec_id()
         && made.current_schema().as_struct() == sent.current_schema().as_struct()
         && made.default_partition_spec().fields() == sent.default_partition_spec().fields()
         && made.current_snapshot_id() == sent.current_snapshot_id()

@@ -82,6 +82,15 @@ pub(super) fn of_commit(answer: &Answer) -> CommitFailure {
     }
 }
 
+/// What a new table's commit is that was never sent, because the catalog could not be told of the
+/// table.
+pub(super) fn of_announcement(error: Error) -> CommitFailure {
+    match error.code() {
+        ErrorCode::LakeConflict => CommitFailure::Conflict(error),
+        _ => CommitFailure::Rejected(error),
+    }
+}
+
 /// What a commit without an answer was.
 pub(super) fn of_lost_commit(lost: Lost) -> CommitFailure {
     match lost {
