@@ -17,6 +17,7 @@ mod keys;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
@@ -33,6 +34,11 @@ use super::names::{namespace_levels, namespace_text};
 use super::{Catalog, CommitFailure, TableState};
 use crate::settings::RestSettings;
 use crate::storage::{Store, Vended};
+
+/// Times that a namespace is created anew after a failure of the server, and the pause in between,
+/// which grows.
+const CREATE_TRIES_MAX: u32 = 5;
+const CREATE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pages of a listing, of at least one name each. A server that sends more is broken.
 const PAGES_MAX: usize = 100_000;
@@ -123,7 +129,9 @@ impl RestCatalog {
         let what = "create a namespace in the catalog";
         let url = self.server.paths.namespaces()?;
         let mut new = Namespace { namespace: namespace.to_vec(), properties: properties.clone() };
+        let mut tries = 0;
         loop {
+            tries += 1;
             let request = Request::post(url.clone(), &new)?;
             // Sending it again does no harm.
             let answer = self.server.client.read(&request).await?;
@@ -132,6 +140,10 @@ impl RestCatalog {
                 status if status.is_success() => return Ok(()),
                 // Another Polder sets its properties itself, and takes none.
                 StatusCode::BAD_REQUEST if !new.properties.is_empty() => new.properties.clear(),
+                // SeaweedFS's answer while another client creates the same namespace.
+                StatusCode::INTERNAL_SERVER_ERROR if tries < CREATE_TRIES_MAX => {
+                    tokio::time::sleep(CREATE_PAUSE * tries).await;
+                }
                 _ => return Err(failure::error(what, &answer)),
             }
         }
@@ -229,7 +241,17 @@ impl Catalog for RestCatalog {
             self.create(&ident, properties).await?;
         }
         let gone = || Error::new(ErrorCode::LakeNotFound, format!("namespace {name:?} is gone"));
-        let there = self.properties(&ident).await?.ok_or_else(gone)?.properties;
+        let mut there = self.properties(&ident).await?;
+        for tries in 1..CREATE_TRIES_MAX {
+            if there.is_some() {
+                break;
+            }
+            // SeaweedFS refuses what another client creates, and shows it a moment later.
+            tokio::time::sleep(CREATE_PAUSE * tries).await;
+            self.create(&ident, properties).await?;
+            there = self.properties(&ident).await?;
+        }
+        let there = there.ok_or_else(gone)?.properties;
         let updates = lacking(&there);
         if updates.is_empty() {
             return Ok(());

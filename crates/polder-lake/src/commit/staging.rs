@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use iceberg::TableUpdate;
-use iceberg::spec::{Operation, SnapshotRetention, TableMetadata};
+use iceberg::spec::{Operation, PartitionSpec, Schema, SnapshotRetention, TableMetadata};
 use polder_core::{Checkpoint, Error, ErrorCode, Result};
 
 use super::publish::{STANDING_PROPERTIES, published};
@@ -123,21 +123,20 @@ impl<'a> StageSnapshot<'a> {
             let standing = TableUpdate::SetProperties { updates: standing.into() };
             return updates.iter().cloned().chain([standing]).collect();
         };
-        if self.stage.base.is_none() || updates.is_empty() {
-            return Vec::new();
+        let (metadata, Target { schema, spec, .. }) = (&present.metadata, &self.stage.target);
+        let mut adds = Vec::new();
+        if metadata.schema_by_id(schema.schema_id()).is_none() {
+            adds.push(TableUpdate::AddSchema { schema: Schema::clone(schema) });
         }
-        // A spec is bound to the current schema, so the schema is current for a moment.
-        let adds = |update: &&TableUpdate| {
-            matches!(
-                update,
-                TableUpdate::AddSchema { .. }
-                    | TableUpdate::SetCurrentSchema { .. }
-                    | TableUpdate::AddSpec { .. }
-            )
-        };
-        let schema_id = present.metadata.current_schema_id();
-        let back = TableUpdate::SetCurrentSchema { schema_id };
-        updates.iter().filter(adds).cloned().chain([back]).collect()
+        if metadata.partition_spec_by_id(spec.spec_id()).is_none() {
+            // A spec is bound to the current schema, so its schema is current for a moment.
+            let turn = |schema_id| TableUpdate::SetCurrentSchema { schema_id };
+            let spec = PartitionSpec::clone(spec).into_unbound();
+            adds.push(turn(schema.schema_id()));
+            adds.push(TableUpdate::AddSpec { spec });
+            adds.push(turn(metadata.current_schema_id()));
+        }
+        adds
     }
 }
 

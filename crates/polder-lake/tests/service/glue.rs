@@ -532,12 +532,15 @@ async fn what_other_engines_keep_with_a_table_stays() {
         (&after["Owner"], &after["TableType"]),
         (&json!("analysts"), &json!("EXTERNAL_TABLE"))
     );
-    let location = table(&lake, "t").await.metadata_location().to_owned();
+    let now = table(&lake, "t").await;
+    let location = now.metadata_location().to_owned();
+    let log = metadata(&now)["metadata-log"].take();
+    let previous = &log.as_array().and_then(|log| log.last()).expect("a log")["metadata-file"];
     let parameters = json!({
         "classification": "crm",
         "table_type": "ICEBERG",
         "metadata_location": location,
-        "previous_metadata_location": before["Parameters"]["metadata_location"],
+        "previous_metadata_location": previous,
     });
     assert_eq!(after["Parameters"], parameters);
     let columns = after["StorageDescriptor"]["Columns"].as_array().expect("columns");

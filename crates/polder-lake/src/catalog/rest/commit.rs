@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use iceberg::spec::{FormatVersion, PartitionSpec, TableMetadata};
+use iceberg::spec::{FormatVersion, PartitionSpec, Schema, TableMetadata, UnboundPartitionSpec};
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 use serde::Serialize;
@@ -51,8 +51,8 @@ pub(super) fn document(
     } else {
         None
     };
-    if let (Some(base), Some(preview)) = (base, &preview) {
-        updates = without_known_shapes(updates, &base.metadata, preview);
+    if let Some(base) = base {
+        updates = without_known_shapes(updates, &base.metadata);
     }
     let mut sent = values(&updates)?;
     if let Some(preview) = &preview {
@@ -98,45 +98,62 @@ fn in_order(mut updates: Vec<TableUpdate>) -> Vec<TableUpdate> {
 
 /// A schema, spec or sort order that the table has had is named by its id and not added again:
 /// Iceberg's own server does not take it for the one that was added last.
-fn without_known_shapes(
-    mut updates: Vec<TableUpdate>,
-    base: &TableMetadata,
-    preview: &TableMetadata,
-) -> Vec<TableUpdate> {
+fn without_known_shapes(updates: Vec<TableUpdate>, base: &TableMetadata) -> Vec<TableUpdate> {
     const LAST: i32 = -1;
-    let schema = preview.current_schema_id();
-    if base.schema_by_id(schema).is_some() {
-        updates.retain(|update| !matches!(update, TableUpdate::AddSchema { .. }));
-    }
-    let spec = preview.default_partition_spec_id();
-    if base.partition_spec_by_id(spec).is_some() {
-        updates.retain(|update| !matches!(update, TableUpdate::AddSpec { .. }));
-    }
-    let order = preview.default_sort_order_id();
-    if base.sort_order_by_id(order).is_some() {
-        updates.retain(|update| !matches!(update, TableUpdate::AddSortOrder { .. }));
-    }
-    let added = |what: fn(&TableUpdate) -> bool| updates.iter().any(what);
-    let new_schema = added(|update| matches!(update, TableUpdate::AddSchema { .. }));
-    let new_spec = added(|update| matches!(update, TableUpdate::AddSpec { .. }));
-    let new_order = added(|update| matches!(update, TableUpdate::AddSortOrder { .. }));
-    for update in &mut updates {
-        match update {
-            TableUpdate::SetCurrentSchema { schema_id } if *schema_id == LAST && !new_schema => {
+    let (mut schema, mut spec, mut order) = (LAST, LAST, i64::from(LAST));
+    let mut kept = Vec::with_capacity(updates.len());
+    for mut update in updates {
+        match &mut update {
+            TableUpdate::AddSchema { schema: added } => {
+                let mut known = base.schemas_iter().filter(|known| same_schema(known, added));
+                schema = known.next().map_or(LAST, |known| known.schema_id());
+                if schema != LAST {
+                    continue;
+                }
+            }
+            TableUpdate::AddSpec { spec: added } => {
+                let mut known = base.partition_specs_iter().filter(|known| same_spec(known, added));
+                spec = known.next().map_or(LAST, |known| known.spec_id());
+                if spec != LAST {
+                    continue;
+                }
+            }
+            TableUpdate::AddSortOrder { sort_order: added } => {
+                let mut known =
+                    base.sort_orders_iter().filter(|known| known.fields == added.fields);
+                order = known.next().map_or(order, |known| known.order_id);
+                if order != i64::from(LAST) {
+                    continue;
+                }
+            }
+            TableUpdate::SetCurrentSchema { schema_id } if *schema_id == LAST => {
                 *schema_id = schema;
             }
-            TableUpdate::SetDefaultSpec { spec_id } if *spec_id == LAST && !new_spec => {
-                *spec_id = spec;
-            }
+            TableUpdate::SetDefaultSpec { spec_id } if *spec_id == LAST => *spec_id = spec,
             TableUpdate::SetDefaultSortOrder { sort_order_id }
-                if *sort_order_id == i64::from(LAST) && !new_order =>
+                if *sort_order_id == i64::from(LAST) =>
             {
                 *sort_order_id = order;
             }
             _ => {}
         }
+        kept.push(update);
     }
-    updates
+    kept
+}
+
+fn same_schema(known: &Schema, added: &Schema) -> bool {
+    known.as_struct() == added.as_struct()
+        && known.identifier_field_ids().eq(added.identifier_field_ids())
+}
+
+fn same_spec(known: &PartitionSpec, added: &UnboundPartitionSpec) -> bool {
+    known.fields().len() == added.fields().len()
+        && known.fields().iter().zip(added.fields()).all(|(known, added)| {
+            known.source_id == added.source_id
+                && known.transform == added.transform
+                && known.name == added.name
+        })
 }
 
 /// Partition fields with the ids that the staged files have; otherwise each server would choose.
@@ -149,7 +166,9 @@ fn with_field_ids(updates: &mut [Value], spec: &PartitionSpec) {
         }
         let fields = sent["fields"].as_array_mut().into_iter().flatten();
         for (sent, known) in fields.zip(spec.fields()) {
-            sent["field-id"] = json!(known.field_id);
+            if sent["field-id"].is_null() {
+                sent["field-id"] = json!(known.field_id);
+            }
         }
     }
 }
