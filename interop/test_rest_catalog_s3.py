@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import boto3
 import duckdb
 import pytest
+from botocore.exceptions import ClientError
 from duckdb_extensions import import_extension
 from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.exceptions import ForbiddenError
@@ -138,3 +139,71 @@ def test_duckdb_writes_and_reads_with_the_keys_it_is_given(services, bucket, tmp
         assert (len(found["id"]), sum(found["id"])) == expected
         assert found["name"].count("changed") == 1
         db.execute("DROP TABLE lake.org_401.t")
+
+
+ROLE = """
+role_arn = "arn:aws:iam::000000000000:role/polder"
+sts_endpoint = "{endpoint}"
+"""
+
+
+def test_with_a_role_every_client_gets_keys_for_one_table_alone(services, bucket, tmp_path):
+    for extension in ("avro", "httpfs", "iceberg"):
+        import_extension(extension)
+    storage = (STORAGE + ROLE).format(endpoint=services.s3)
+    with server(services.polder, tmp_path, storage + CLIENTS, f"s3://{bucket}/lake") as uri:
+        operator = RestCatalog("polder", uri=uri, credential=f"operator:{SECRET}")
+        operator.create_namespace("org_401")
+        # A client of one org writes and reads with the keys of each table.
+        secret = SECRET[::-1]
+        client = RestCatalog("polder", uri=uri, credential=f"crm:{secret}")
+        for name in ["t", "u"]:
+            client.create_table(f"org_401.{name}", rows(0, 1).schema).append(rows(0, 5))
+        assert len(client.load_table("org_401.t").scan().to_arrow()) == 5
+        db = duckdb.connect(config={"autoinstall_known_extensions": "false"})
+        db.execute(
+            f"CREATE SECRET served (TYPE iceberg, CLIENT_ID 'crm', CLIENT_SECRET '{secret}',"
+            f" OAUTH2_SERVER_URI '{uri}/v1/oauth/tokens')"
+        )
+        db.execute(f"ATTACH 'lake' AS lake (TYPE iceberg, ENDPOINT '{uri}', SECRET served)")
+        db.execute("INSERT INTO lake.org_401.u SELECT * FROM lake.org_401.t")
+        assert db.execute("SELECT count(*) FROM lake.org_401.u").fetchone() == (10,)
+
+        crm = Client(uri, "crm", secret)
+        loaded, other = (crm.load("org_401", name, "vended-credentials") for name in "tu")
+        given = loaded["storage-credentials"]
+        assert [one["prefix"] for one in given] == [loaded["metadata"]["location"]]
+        assert services.secret_key not in json.dumps(loaded)
+        keys = given[0]["config"]
+        assert keys.items() <= loaded["config"].items()
+        refreshed = crm._send(
+            "GET", f"/{keys['client.refresh-credentials-endpoint']}", None, crm.headers
+        )
+        assert refreshed == (200, {"storage-credentials": given})
+        s3 = boto3.client(
+            "s3",
+            endpoint_url=services.s3,
+            region_name="us-east-1",
+            aws_access_key_id=keys["s3.access-key-id"],
+            aws_secret_access_key=keys["s3.secret-access-key"],
+            aws_session_token=keys["s3.session-token"],
+        )
+
+        def key(table: dict) -> str:
+            return table["metadata-location"].removeprefix(f"s3://{bucket}/")
+
+        assert s3.get_object(Bucket=bucket, Key=key(loaded))["Body"].read()
+        folder = key(loaded).rsplit("/", 1)[0] + "/"
+        assert s3.list_objects_v2(Bucket=bucket, Prefix=folder)["KeyCount"] > 0
+        refused = [
+            lambda: s3.get_object(Bucket=bucket, Key=key(other)),
+            lambda: s3.put_object(Bucket=bucket, Key=key(other) + ".mine", Body=b"x"),
+            lambda: s3.delete_object(Bucket=bucket, Key=key(other)),
+            lambda: s3.list_objects_v2(Bucket=bucket, Prefix="lake/"),
+        ]
+        for call in refused:
+            with pytest.raises(ClientError, match="AccessDenied"):
+                call()
+        signed = crm.load("org_401", "t", "remote-signing")
+        assert signed["config"]["s3.remote-signing-enabled"] == "true"
+        assert "storage-credentials" not in signed

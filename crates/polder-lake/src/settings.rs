@@ -63,4 +63,8 @@ pub struct S3Settings {
     pub secret_key: Option<SecretString>,
     /// `http://host/bucket/key` instead of `http://bucket.host/key`.
     pub path_style: bool,
+    /// The role that a served catalog takes on to hand out keys for single tables.
+    pub role_arn: Option<String>,
+    /// Where roles are taken on; AWS's own service of the region when absent.
+    pub sts_endpoint: Option<String>,
 }

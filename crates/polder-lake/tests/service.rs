@@ -34,6 +34,7 @@ fn s3() -> LakeSettings {
             access_key: Some(variable("S3_ACCESS_KEY").into()),
             secret_key: Some(variable("S3_SECRET_KEY").into()),
             path_style: true,
+            ..S3Settings::default()
         }),
     }
 }

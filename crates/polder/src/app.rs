@@ -124,6 +124,8 @@ impl App {
             access_key: self.optional_secret(s3.access_key.as_ref())?,
             secret_key: self.optional_secret(s3.secret_key.as_ref())?,
             path_style: s3.path_style,
+            role_arn: s3.role_arn.clone(),
+            sts_endpoint: s3.sts_endpoint.clone(),
         })
     }
 

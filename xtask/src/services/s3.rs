@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::state::Running;
 use super::{Instance, free_ports, python, spawn_logged};
@@ -13,6 +13,9 @@ use crate::{Result, places};
 /// The credentials of the one identity; the server listens on 127.0.0.1 alone.
 pub(crate) const ACCESS_KEY: &str = "testkey";
 pub(crate) const SECRET_KEY: &str = "testsecret";
+
+/// The role that sessions take on; interop/test_rest_catalog_s3.py names it too.
+const ROLE: &str = "arn:aws:iam::000000000000:role/polder";
 
 /// The bucket of tables of the Iceberg catalog.
 pub(crate) const TABLES: &str = "polder-tables";
@@ -58,6 +61,9 @@ pub(super) fn spawn(instance: &Instance) -> Result<Running> {
     let config = instance.dir.join("s3.json");
     fs::write(&config, json!({ "identities": [identity] }).to_string()).map_err(failed)?;
 
+    let iam = instance.dir.join("iam.json");
+    fs::write(&iam, roles().to_string()).map_err(failed)?;
+
     let ports: [u16; 9] = free_ports()?;
     let iceberg = instance.has_catalogs().then_some(ports[8]);
     let flags = ["master", "volume", "filer", "s3"];
@@ -72,7 +78,33 @@ pub(super) fn spawn(instance: &Instance) -> Result<Running> {
     server.args(["-filer", "-s3", "-s3.port.lance=0"]);
     server.arg(format!("-s3.port.iceberg={}", iceberg.unwrap_or(0)));
     server.arg(format!("-s3.config={}", config.display()));
+    server.arg(format!("-s3.iam.config={}", iam.display()));
     let log = instance.dir.join("s3.log");
     let process = spawn_logged(&mut server, &log)?;
     Ok(Running { process, port: ports[6], side_port: iceberg, log })
+}
+
+/// A role that whoever has the keys may take on, for everything; each session narrows it.
+fn roles() -> Value {
+    let statement = |what: Value| json!({ "Version": "2012-10-17", "Statement": [what] });
+    let trust =
+        json!({ "Effect": "Allow", "Principal": { "AWS": "*" }, "Action": "sts:AssumeRole" });
+    let all = json!({ "Effect": "Allow", "Action": ["s3:*"], "Resource": ["*"] });
+    json!({
+        "sts": {
+            "tokenDuration": "1h",
+            "maxSessionLength": "12h",
+            "issuer": "polder-tests",
+            "signingKey": "cG9sZGVyLXRlc3RzLXNpZ25pbmcta2V5LTMyLWJ5dGVz",
+        },
+        "policy": { "defaultEffect": "Deny", "storeType": "memory" },
+        "roleStore": { "storeType": "memory" },
+        "roles": [{
+            "roleName": "polder",
+            "roleArn": ROLE,
+            "trustPolicy": statement(trust),
+            "attachedPolicies": ["everything"],
+        }],
+        "policies": [{ "name": "everything", "document": statement(all) }],
+    })
 }

@@ -146,6 +146,12 @@ pub struct S3Config {
     /// `http://host/bucket/key` instead of `http://bucket.host/key`.
     #[serde(default)]
     pub path_style: bool,
+    /// The role that `polder serve` takes on to hand clients keys for one table each.
+    #[serde(default)]
+    pub role_arn: Option<String>,
+    /// The token service's address; AWS's own of the region when absent.
+    #[serde(default)]
+    pub sts_endpoint: Option<String>,
 }
 
 fn default_region() -> String {

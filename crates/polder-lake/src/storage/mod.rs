@@ -8,6 +8,7 @@
 mod file_io;
 mod local;
 mod output;
+mod token_service;
 mod vended;
 
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ use crate::error;
 use crate::settings::{CatalogSettings, LakeSettings, S3Settings};
 
 pub(crate) use output::Output;
+pub use token_service::TemporaryKeys;
+pub(crate) use token_service::TokenService;
 pub(crate) use vended::{KeySource, Vended, VendedKeys};
 
 /// The scheme of local locations.

@@ -191,6 +191,7 @@ impl Bucket {
             path_style: server.path_style,
             access_key: None,
             secret_key: None,
+            ..S3Settings::default()
         };
         let credentials: Arc<dyn CredentialProvider<Credential = AwsCredential>> = held.clone();
         let store = s3(&self.name, settings).with_credentials(credentials).build();

@@ -51,6 +51,7 @@ async fn seaweedfs_catalog_keeps_its_word() {
             access_key: Some(id.into()),
             secret_key: Some(secret.into()),
             path_style: true,
+            ..S3Settings::default()
         }),
     };
     let (lake, catalog) = opened(settings).await;

@@ -34,7 +34,7 @@ use super::names::namespace_text;
 use super::sql::{Entry, EntryKind};
 use crate::lake::org_folder;
 use crate::settings::{CatalogSettings, LakeSettings, S3Settings};
-use crate::storage::Store;
+use crate::storage::{Store, TokenService};
 
 /// The folder below the warehouse for tables of namespaces without an org.
 const SHARED_FOLDER: &str = "shared";
@@ -49,6 +49,7 @@ pub struct IcebergCatalog {
     catalog: SqlCatalog,
     store: Store,
     s3: Option<S3Settings>,
+    tokens: Option<TokenService>,
 }
 
 impl IcebergCatalog {
@@ -65,7 +66,8 @@ impl IcebergCatalog {
         };
         let store = Store::open(settings)?;
         let catalog = SqlCatalog::open(url, store.clone()).await?;
-        Ok(Self { catalog, store, s3: settings.s3.clone() })
+        let tokens = settings.s3.as_ref().map(TokenService::open).transpose()?.flatten();
+        Ok(Self { catalog, store, s3: settings.s3.clone(), tokens })
     }
 
     /// The namespace of these levels, if the principal may know of it.

@@ -1,12 +1,16 @@
 //! How clients reach the files: which objects belong to a table, and with which account.
 
+use std::sync::Arc;
+
 use polder_core::Principal;
 
 use super::IcebergCatalog;
+use super::documents::LoadedTable;
 use super::location::Fence;
 use super::refusal::{Answer, Refusal, RefusalKind, show};
 use crate::catalog::sql::EntryKind;
 use crate::settings::S3Settings;
+use crate::storage::TemporaryKeys;
 
 /// Where a table's files may be beside its location.
 const OTHER_PLACES: [&str; 2] = ["write.data.path", "write.metadata.path"];
@@ -16,6 +20,26 @@ impl IcebergCatalog {
     pub fn s3(&self) -> Option<(&S3Settings, &str)> {
         let bucket = self.store.url().strip_prefix("s3://")?;
         Some((self.s3.as_ref()?, bucket))
+    }
+
+    /// Whether clients are handed keys for single tables.
+    pub fn hands_out_keys(&self) -> bool {
+        self.tokens.is_some()
+    }
+
+    /// Keys that open a table's files alone; `None` where they are not handed out.
+    ///
+    /// # Errors
+    /// `ServiceUnavailable` and the like when the token service gives none.
+    pub async fn table_keys(&self, table: &LoadedTable) -> Answer<Option<Arc<TemporaryKeys>>> {
+        let Some(tokens) = &self.tokens else { return Ok(None) };
+        let others = OTHER_PLACES.iter().filter_map(|key| table.metadata.properties().get(*key));
+        let places = others.map(String::as_str).chain([table.location()]);
+        let mut places: Vec<String> = places.map(str::to_owned).collect();
+        places.sort_unstable();
+        places.dedup();
+        let session = format!("polder-{}", table.metadata.uuid());
+        Ok(tokens.keys(places, &session).await?)
     }
 
     /// Whether an object is the table's own. Of a table that is not there yet (a staged creation is

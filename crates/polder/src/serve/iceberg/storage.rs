@@ -1,12 +1,13 @@
 //! What a client needs to reach a table's files on S3.
 //!
-//! The account's keys open every org's files, so only the operator's clients are handed them. A
-//! client of one org gets its requests signed one by one instead (`sign.rs`), each after a look at
-//! the object it is for.
+//! With a role (`[storage.s3] role_arn`) every client is handed keys that open one table for an hour.
+//! Without, the account's own keys open every org's files, so only the operator's clients are handed
+//! them; a client of one org gets its requests signed one by one instead (`sign.rs`), each after a look
+//! at the object it is for.
 
 use axum::http::HeaderMap;
 use polder_core::Principal;
-use polder_lake::service::LoadedTable;
+use polder_lake::service::{LoadedTable, Refusal};
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
 
@@ -24,13 +25,13 @@ pub(super) struct Access {
 
 impl Access {
     /// For a lake on local disk there is nothing to say.
-    pub(super) fn of(
+    pub(super) async fn of(
         shared: &Shared,
         principal: &Principal,
         headers: &HeaderMap,
         target: &Target,
         table: &LoadedTable,
-    ) -> Self {
+    ) -> Result<Self, Refusal> {
         let mut config = Map::new();
         let mut credentials = Vec::new();
         if let Some((s3, _)) = shared.catalog.s3() {
@@ -45,20 +46,21 @@ impl Access {
             config.insert("s3.path-style-access".to_owned(), json!(path_style));
             let virtual_host = (!s3.path_style).to_string();
             config.insert("s3.force-virtual-addressing".to_owned(), json!(virtual_host));
-            let keys = keys(shared).filter(|_| *principal == Principal::Operator);
-            match wanted(headers) {
-                Some(Delegation::Vended) if keys.is_some() => {
-                    let keys = keys.unwrap_or_default();
-                    let prefix = table.location();
-                    credentials.push(json!({ "prefix": prefix, "config": keys }));
-                    config.extend(keys);
-                }
+            let wanted = wanted(headers);
+            let keys = match wanted {
+                Some(Delegation::Vended) => keys(shared, principal, target, table).await?,
+                _ => None,
+            };
+            if let Some(keys) = keys {
+                let prefix = table.location();
+                credentials.push(json!({ "prefix": prefix, "config": keys }));
+                config.extend(keys);
+            } else if wanted.is_some() {
                 // Also for whoever asked for keys and may not have them.
-                Some(_) => sign(&mut config, target),
-                None => {}
+                sign(&mut config, target);
             }
         }
-        Self { config: Value::Object(config), credentials }
+        Ok(Self { config: Value::Object(config), credentials })
     }
 }
 
@@ -78,14 +80,38 @@ fn wanted(headers: &HeaderMap) -> Option<Delegation> {
     })
 }
 
-/// The account's own keys, if it has been given any.
-pub(super) fn keys(shared: &Shared) -> Option<Map<String, Value>> {
-    let (s3, _) = shared.catalog.s3()?;
-    let (access, secret) = s3.access_key.as_ref().zip(s3.secret_key.as_ref())?;
-    Some(Map::from_iter([
-        ("s3.access-key-id".to_owned(), json!(access.expose_secret())),
-        ("s3.secret-access-key".to_owned(), json!(secret.expose_secret())),
-    ]))
+/// Keys for a table's files, if the client may have any.
+pub(super) async fn keys(
+    shared: &Shared,
+    principal: &Principal,
+    target: &Target,
+    table: &LoadedTable,
+) -> Result<Option<Map<String, Value>>, Refusal> {
+    if let Some(keys) = shared.catalog.table_keys(table).await? {
+        let expires = keys.expires_at.timestamp_millis().to_string();
+        let refresh = format!("{}/credentials", encode_path(target));
+        return Ok(Some(Map::from_iter([
+            ("s3.access-key-id".to_owned(), json!(keys.access_key)),
+            ("s3.secret-access-key".to_owned(), json!(keys.secret_key.expose_secret())),
+            ("s3.session-token".to_owned(), json!(keys.token.expose_secret())),
+            ("s3.session-token-expires-at-ms".to_owned(), json!(expires)),
+            ("client.refresh-credentials-endpoint".to_owned(), json!(refresh)),
+        ])));
+    }
+    // The account's own, if it has been given any.
+    let account = shared.catalog.s3().filter(|_| *principal == Principal::Operator);
+    let own = account.and_then(|(s3, _)| s3.access_key.as_ref().zip(s3.secret_key.as_ref()));
+    Ok(own.map(|(access, secret)| {
+        Map::from_iter([
+            ("s3.access-key-id".to_owned(), json!(access.expose_secret())),
+            ("s3.secret-access-key".to_owned(), json!(secret.expose_secret())),
+        ])
+    }))
+}
+
+/// Whether the client is to get keys that end, so that it needs an answer with new ones.
+pub(super) fn hands_out_keys(shared: &Shared, headers: &HeaderMap) -> bool {
+    shared.catalog.hands_out_keys() && wanted(headers) == Some(Delegation::Vended)
 }
 
 /// Tells the client to have its requests signed. The address is relative to the catalog's own, which

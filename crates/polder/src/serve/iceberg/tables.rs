@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::names::Target;
 use super::paging::Paging;
 use super::reply::{Failure, Reply, nothing, ok, parse};
-use super::storage::{Access, keys};
+use super::storage::{Access, hands_out_keys, keys};
 use super::{As, Shared, etag};
 
 #[derive(Debug, Deserialize)]
@@ -58,9 +58,9 @@ impl FromRequestParts<Shared> for Asked {
 }
 
 impl Asked {
-    fn answer(&self, table: &LoadedTable, mode: SnapshotMode) -> Reply {
+    async fn answer(&self, table: &LoadedTable, mode: SnapshotMode) -> Reply {
         let Self { shared, principal, headers, target } = self;
-        let access = Access::of(shared, principal, headers, target, table);
+        let access = Access::of(shared, principal, headers, target, table).await?;
         let mut document = table.document(mode, &access.config)?;
         if !access.credentials.is_empty() {
             document["storage-credentials"] = Value::from(access.credentials);
@@ -96,7 +96,7 @@ pub(super) async fn create(mut asked: Asked, body: Bytes) -> Reply {
     asked.target.name.clone_from(&request.name);
     let (catalog, namespace) = (&asked.shared.catalog, &asked.target.namespace);
     let made = catalog.create_table(&asked.principal, namespace, request).await?;
-    asked.answer(&made, SnapshotMode::All)
+    asked.answer(&made, SnapshotMode::All).await
 }
 
 pub(super) async fn register(mut asked: Asked, body: Bytes) -> Reply {
@@ -104,7 +104,7 @@ pub(super) async fn register(mut asked: Asked, body: Bytes) -> Reply {
     asked.target.name.clone_from(&request.name);
     let (catalog, namespace) = (&asked.shared.catalog, &asked.target.namespace);
     let made = catalog.register_table(&asked.principal, namespace, request).await?;
-    asked.answer(&made, SnapshotMode::All)
+    asked.answer(&made, SnapshotMode::All).await
 }
 
 pub(super) async fn load(asked: Asked, Query(snapshots): Query<Snapshots>) -> Reply {
@@ -113,11 +113,11 @@ pub(super) async fn load(asked: Asked, Query(snapshots): Query<Snapshots>) -> Re
     let (namespace, name) = (&target.namespace, &target.name);
     let pointer = shared.catalog.table_pointer(principal, namespace, name).await?;
     let tag = etag::of(&pointer, mode);
-    if etag::client_has(headers, &tag) {
+    if etag::client_has(headers, &tag) && !hands_out_keys(shared, headers) {
         return Ok(etag::tagged(StatusCode::NOT_MODIFIED.into_response(), &tag));
     }
     let found = shared.catalog.load_table(principal, namespace, name).await?;
-    asked.answer(&found, mode)
+    asked.answer(&found, mode).await
 }
 
 /// Keys for the table's files, for clients that may have them.
@@ -128,7 +128,7 @@ pub(super) async fn credentials(
 ) -> Reply {
     let (namespace, name) = (&target.namespace, &target.name);
     let found = shared.catalog.load_table(&principal, namespace, name).await?;
-    let keys = keys(&shared).filter(|_| principal == Principal::Operator);
+    let keys = keys(&shared, &principal, &target, &found).await?;
     let one = |keys| json!({ "prefix": found.location(), "config": Value::Object(keys) });
     Ok(ok(&json!({ "storage-credentials": keys.map(one).into_iter().collect::<Vec<_>>() })))
 }
@@ -147,7 +147,7 @@ pub(super) async fn commit(asked: Asked, body: Bytes) -> Reply {
     let Asked { shared, principal, target, .. } = &asked;
     let (namespace, name) = (&target.namespace, &target.name);
     let made = shared.catalog.commit_table(principal, namespace, name, request).await?;
-    asked.answer(&made, SnapshotMode::All)
+    asked.answer(&made, SnapshotMode::All).await
 }
 
 pub(super) async fn transaction(
