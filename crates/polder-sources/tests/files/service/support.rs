@@ -105,5 +105,7 @@ pub(super) fn settings() -> S3Config {
         access_key: Some(SecretRef::Env("S3_ACCESS_KEY".to_owned())),
         secret_key: Some(SecretRef::Env("S3_SECRET_KEY".to_owned())),
         path_style: true,
+        role_arn: None,
+        sts_endpoint: None,
     }
 }
