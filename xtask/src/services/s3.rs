@@ -17,6 +17,9 @@ pub(crate) const SECRET_KEY: &str = "testsecret";
 /// The bucket of tables of the Iceberg catalog.
 pub(crate) const TABLES: &str = "polder-tables";
 
+/// What the Iceberg catalog takes on to hand out keys for one table.
+const ROLE: &str = "arn:aws:iam::role/TableAccess";
+
 /// Writes and reads an object: the server lists buckets before it has a volume to write to.
 const ROUND_TRIP: &str = "
 import sys, boto3, botocore.config
@@ -71,8 +74,47 @@ pub(super) fn spawn(instance: &Instance) -> Result<Running> {
     }
     server.args(["-filer", "-s3", "-s3.port.lance=0"]);
     server.arg(format!("-s3.port.iceberg={}", iceberg.unwrap_or(0)));
+    if iceberg.is_some() {
+        let tokens = instance.dir.join("s3-tokens.json");
+        fs::write(&tokens, token_service().to_string()).map_err(failed)?;
+        server.arg(format!("-s3.iam.config={}", tokens.display()));
+        server.arg(format!("-s3.iceberg.credentialRole={ROLE}"));
+    }
     server.arg(format!("-s3.config={}", config.display()));
     let log = instance.dir.join("s3.log");
     let process = spawn_logged(&mut server, &log)?;
     Ok(Running { process, port: ports[6], side_port: iceberg, log })
+}
+
+/// The token service by which the Iceberg catalog hands out keys for single tables.
+fn token_service() -> serde_json::Value {
+    let by_the_catalog = json!({
+        "Effect": "Allow",
+        "Principal": { "Federated": "iceberg-catalog" },
+        "Action": ["sts:AssumeRole", "sts:AssumeRoleWithCredentials"],
+    });
+    let everything = json!({
+        "Effect": "Allow",
+        "Action": ["s3:*"],
+        "Resource": ["arn:aws:s3:::*", "arn:aws:s3:::*/*"],
+    });
+    let policy = |statement| json!({ "Version": "2012-10-17", "Statement": [statement] });
+    json!({
+        "sts": {
+            "tokenDuration": "1h",
+            "maxSessionLength": "12h",
+            "issuer": "polder-test",
+            // The server listens on 127.0.0.1 alone.
+            "signingKey": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
+        },
+        "providers": [],
+        "policy": { "defaultEffect": "Deny", "storeType": "memory" },
+        "roles": [{
+            "roleName": "TableAccess",
+            "roleArn": ROLE,
+            "trustPolicy": policy(by_the_catalog),
+            "attachedPolicies": ["Tables"],
+        }],
+        "policies": [{ "name": "Tables", "document": policy(everything) }],
+    })
 }
