@@ -61,9 +61,6 @@ pub(super) fn spawn(instance: &Instance) -> Result<Running> {
     let config = instance.dir.join("s3.json");
     fs::write(&config, json!({ "identities": [identity] }).to_string()).map_err(failed)?;
 
-    let iam = instance.dir.join("iam.json");
-    fs::write(&iam, roles().to_string()).map_err(failed)?;
-
     let ports: [u16; 9] = free_ports()?;
     let iceberg = instance.has_catalogs().then_some(ports[8]);
     let flags = ["master", "volume", "filer", "s3"];
@@ -77,34 +74,50 @@ pub(super) fn spawn(instance: &Instance) -> Result<Running> {
     }
     server.args(["-filer", "-s3", "-s3.port.lance=0"]);
     server.arg(format!("-s3.port.iceberg={}", iceberg.unwrap_or(0)));
+    if iceberg.is_some() {
+        let tokens = instance.dir.join("s3-tokens.json");
+        fs::write(&tokens, token_service().to_string()).map_err(failed)?;
+        server.arg(format!("-s3.iam.config={}", tokens.display()));
+        server.arg(format!("-s3.iceberg.credentialRole={ROLE}"));
+    }
     server.arg(format!("-s3.config={}", config.display()));
-    server.arg(format!("-s3.iam.config={}", iam.display()));
     let log = instance.dir.join("s3.log");
     let process = spawn_logged(&mut server, &log)?;
     Ok(Running { process, port: ports[6], side_port: iceberg, log })
 }
 
-/// A role that whoever has the keys may take on, for everything; each session narrows it.
-fn roles() -> Value {
-    let statement = |what: Value| json!({ "Version": "2012-10-17", "Statement": [what] });
-    let trust =
+/// The token service, by which `polder serve` and the Iceberg catalog hand out keys for single tables.
+fn token_service() -> Value {
+    let by_the_catalog = json!({
+        "Effect": "Allow",
+        "Principal": { "Federated": "iceberg-catalog" },
+        "Action": ["sts:AssumeRole", "sts:AssumeRoleWithCredentials"],
+    });
+    let by_the_account =
         json!({ "Effect": "Allow", "Principal": { "AWS": "*" }, "Action": "sts:AssumeRole" });
-    let all = json!({ "Effect": "Allow", "Action": ["s3:*"], "Resource": ["*"] });
+    let everything = json!({
+        "Effect": "Allow",
+        "Action": ["s3:*"],
+        "Resource": ["arn:aws:s3:::*", "arn:aws:s3:::*/*"],
+    });
+    let policy =
+        |statements: &[&Value]| json!({ "Version": "2012-10-17", "Statement": statements });
     json!({
         "sts": {
             "tokenDuration": "1h",
             "maxSessionLength": "12h",
-            "issuer": "polder-tests",
-            "signingKey": "cG9sZGVyLXRlc3RzLXNpZ25pbmcta2V5LTMyLWJ5dGVz",
+            "issuer": "polder-test",
+            // The server listens on 127.0.0.1 alone.
+            "signingKey": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
         },
+        "providers": [],
         "policy": { "defaultEffect": "Deny", "storeType": "memory" },
-        "roleStore": { "storeType": "memory" },
         "roles": [{
             "roleName": "polder",
             "roleArn": ROLE,
-            "trustPolicy": statement(trust),
-            "attachedPolicies": ["everything"],
+            "trustPolicy": policy(&[&by_the_catalog, &by_the_account]),
+            "attachedPolicies": ["Tables"],
         }],
-        "policies": [{ "name": "everything", "document": statement(all) }],
+        "policies": [{ "name": "Tables", "document": policy(&[&everything]) }],
     })
 }
