@@ -56,6 +56,11 @@ trait Action {
     /// Makes the change for a state, and writes the metadata files it needs.
     async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<Self::Done>>;
 
+    /// The branch that the change moves beside `main`, or instead of it.
+    fn branch(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The metadata files written so far.
     fn written(&self) -> Vec<String>;
 }
@@ -114,7 +119,7 @@ impl<A: Action> Attempts<'_, A> {
                     last = Some(error);
                 }
                 Err(CommitFailure::Unknown(error)) => {
-                    self.unclear = Some(requirements(present.as_ref()));
+                    self.unclear = Some(requirements(present.as_ref(), self.action.branch()));
                     last = Some(error);
                 }
             }
@@ -161,7 +166,7 @@ impl<A: Action> Attempts<'_, A> {
         self.action.validate(present).map_err(CommitFailure::Rejected)?;
         let prepared = self.action.prepare(present).await.map_err(CommitFailure::Rejected)?;
         self.sent = true;
-        let requirements = requirements(present);
+        let requirements = requirements(present, self.action.branch());
         self.lake.catalog().commit(self.ident, &requirements, prepared.updates).await?;
         Ok(prepared.done)
     }
@@ -183,10 +188,10 @@ impl<A: Action> Attempts<'_, A> {
 }
 
 /// What must still be so when the catalog takes the commit: the state the updates were made for.
-fn requirements(present: Option<&TableState>) -> Vec<TableRequirement> {
+fn requirements(present: Option<&TableState>, branch: Option<&str>) -> Vec<TableRequirement> {
     let Some(present) = present else { return vec![TableRequirement::NotExist] };
     let metadata = &present.metadata;
-    vec![
+    let mut requirements = vec![
         TableRequirement::UuidMatch { uuid: metadata.uuid() },
         TableRequirement::RefSnapshotIdMatch {
             r#ref: MAIN_BRANCH.to_owned(),
@@ -202,7 +207,12 @@ fn requirements(present: Option<&TableState>) -> Vec<TableRequirement> {
         TableRequirement::LastAssignedPartitionIdMatch {
             last_assigned_partition_id: metadata.last_partition_id(),
         },
-    ]
+    ];
+    requirements.extend(branch.map(|branch| TableRequirement::RefSnapshotIdMatch {
+        r#ref: branch.to_owned(),
+        snapshot_id: metadata.snapshot_for_ref(branch).map(|found| found.snapshot_id()),
+    }));
+    requirements
 }
 
 /// What points a branch or tag at a snapshot.

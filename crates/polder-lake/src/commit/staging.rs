@@ -193,6 +193,10 @@ impl Action for StageSnapshot<'_> {
         Ok(Prepared { updates, done: Staged::Snapshot(self.id()) })
     }
 
+    fn branch(&self) -> Option<&'static str> {
+        Some(STAGING)
+    }
+
     fn written(&self) -> Vec<String> {
         self.writer.written()
     }
