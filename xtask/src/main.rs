@@ -36,6 +36,8 @@ cargo xtask <command>
   rck [ARGS for mvn]      Iceberg's REST Compatibility Kit against `polder serve`
   bench ingest            PostgreSQL to Iceberg against a plain drain
            [--scale N] [--runs N] [--json]
+  bench catalog           `polder serve` against Iceberg's reference server, up to 100,000 tables
+           [--tables N]... [--seconds N] [--runs N] [--json]
 ";
 
 fn main() -> ExitCode {
@@ -61,6 +63,7 @@ fn dispatch(args: &[String]) -> Result {
         ["demo", "down"] => demo::down(),
         ["rck", rest @ ..] => rck::rck(rest),
         ["bench", "ingest", rest @ ..] => bench::ingest(rest),
+        ["bench", "catalog", rest @ ..] => bench::catalog(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())
