@@ -3,6 +3,7 @@
 //!
 //! A catalog knows nothing of runs and retries: [`crate::Stage::commit`] does.
 
+mod metadata_json;
 mod names;
 pub mod service;
 mod sql;

@@ -2,11 +2,13 @@
 //!
 //! The two tables are laid out exactly as Iceberg's JDBC catalog has them (schema version V1), so
 //! that Java's `JdbcCatalog` and PyIceberg's `SqlCatalog` open the same database under the catalog
-//! name `polder`. A commit is one `UPDATE … WHERE metadata_location = <what we saw>`.
+//! name `polder`. A commit is one `UPDATE … WHERE metadata_location = <what we saw>`; in SQLite those
+//! that come together are made in one transaction (`sql/writer.rs`).
 
 mod entries;
 mod metadata_cache;
 mod namespaces;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +20,8 @@ use iceberg::spec::TableMetadata;
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{PgPool, SqlitePool};
@@ -25,9 +29,10 @@ use uuid::Uuid;
 
 pub(super) use self::entries::{Entry, EntryKind, Swap};
 use self::metadata_cache::MetadataCache;
+use self::writer::Writer;
 use super::names::namespace_text;
-use super::{Catalog, CommitFailure, TableState};
-use crate::error::{self, StatementOutcome};
+use super::{Catalog, CommitFailure, TableState, metadata_json};
+use crate::error;
 use crate::storage::Store;
 
 /// The catalog's name inside the database, as other engines have to give it.
@@ -59,22 +64,69 @@ const SCHEMA: [&str; 2] = [
 /// Rows of other kinds (views) share the table.
 const IS_TABLE: &str = "(iceberg_type = 'TABLE' OR iceberg_type IS NULL)";
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Database {
-    Sqlite(SqlitePool),
+    Sqlite(SqlitePool, Writer),
     Postgres(PgPool),
+}
+
+impl Database {
+    /// Begins a transaction that is going to write.
+    const fn begin(&self) -> &'static str {
+        match self {
+            // A lock that is only wanted later is refused when somebody has written in between.
+            Self::Sqlite(..) => "BEGIN IMMEDIATE",
+            Self::Postgres(_) => "BEGIN",
+        }
+    }
+
+    /// Finds out whether a namespace is there, and keeps it from being dropped until the end of the
+    /// transaction. SQLite has one writer at a time anyway.
+    const fn hold(&self) -> &'static str {
+        match self {
+            Self::Sqlite(..) => {
+                "SELECT property_key FROM iceberg_namespace_properties
+                 WHERE catalog_name = $1 AND namespace = $2"
+            }
+            Self::Postgres(_) => {
+                "SELECT property_key FROM iceberg_namespace_properties
+                 WHERE catalog_name = $1 AND namespace = $2 FOR KEY SHARE"
+            }
+        }
+    }
+
+    /// Waits for everybody who holds a namespace, and lets nobody hold it until the end of the
+    /// transaction. What then is in it is seen by the next statement.
+    const fn claim(&self) -> &'static str {
+        match self {
+            Self::Sqlite(..) => self.hold(),
+            Self::Postgres(_) => {
+                "SELECT property_key FROM iceberg_namespace_properties
+                 WHERE catalog_name = $1 AND namespace = $2 FOR UPDATE"
+            }
+        }
+    }
 }
 
 /// Runs the same statement on whichever database it is. Both take `$1`.
 macro_rules! on {
     ($database:expr, $pool:ident => $body:expr) => {
         match $database {
-            Database::Sqlite($pool) => $body,
+            Database::Sqlite($pool, _) => $body,
             Database::Postgres($pool) => $body,
         }
     };
 }
 use on;
+
+/// Runs [`Database::hold`] or [`Database::claim`]; true if the namespace is there.
+macro_rules! held {
+    ($connection:expr, $statement:expr, $namespace:expr) => {{
+        let rows = sqlx::query($statement).bind(CATALOG).bind($namespace);
+        !rows.fetch_all($connection).await?.is_empty()
+    }};
+}
+use held;
 
 /// The embedded catalog.
 #[derive(Debug)]
@@ -130,55 +182,56 @@ impl SqlCatalog {
         ident: &TableIdent,
         location: String,
     ) -> Result<TableState> {
-        let metadata = if let Some(metadata) = self.cache.get(&location) {
+        let metadata = if let Some(metadata) = self.cache.parsed(&location) {
             metadata
         } else {
-            let bytes = self.store.read(&location).await.map_err(missing_metadata)?;
-            let metadata = parse_metadata(&bytes, &location)?;
-            self.cache.put(&location, Arc::new(metadata))
+            let text = self.text_at(&location).await?;
+            let parsed = serde_json::from_str(text.get());
+            let parsed = parsed.map_err(|cause| not_understood(&location).caused_by(cause))?;
+            let metadata = Arc::new(parsed);
+            self.cache.put_parsed(&location, &metadata, text.get().len());
+            metadata
         };
         Ok(TableState { ident: ident.clone(), metadata, metadata_location: location })
     }
 
-    /// What a swap that ended in an error was. The new metadata file goes unless it may be the
-    /// table's.
-    async fn not_swapped(&self, location: String, cause: sqlx::Error) -> CommitFailure {
-        let outcome = error::statement_outcome(&cause);
-        if outcome == StatementOutcome::Unknown {
-            // The statement may have been carried out before the connection broke.
-            let message = "the catalog's answer to the commit was lost";
-            let unknown = Error::new(ErrorCode::LakeUnknownOutcome, message);
-            return CommitFailure::Unknown(unknown.caused_by(cause));
+    /// The metadata as its file has it.
+    pub(super) async fn text_at(&self, location: &str) -> Result<Arc<RawValue>> {
+        if let Some(text) = self.cache.text(location) {
+            return Ok(text);
         }
-        let _ = self.store.delete(vec![location]).await;
-        CommitFailure::Rejected(error::database("commit to the catalog", cause))
+        let bytes = self.store.read_small(location).await.map_err(missing_metadata)?;
+        let text: Arc<RawValue> = parse_json::<Box<RawValue>>(&bytes, location)?.into();
+        self.cache.put_text(location, &text);
+        Ok(text)
     }
 
-    /// The swap itself: true when this call made it.
-    async fn swap(
+    /// The metadata of a file that is there. A copy may outlive its file, and a table whose file is
+    /// gone is not one to work with.
+    pub(super) async fn text_now(&self, location: &str) -> Result<Arc<RawValue>> {
+        match self.cache.text(location) {
+            Some(text) => {
+                self.store.check_there(location).await.map_err(missing_metadata)?;
+                Ok(text)
+            }
+            None => self.text_at(location).await,
+        }
+    }
+
+    /// Keeps metadata that was just committed, for whoever asks for it next.
+    pub(super) fn remember(
         &self,
-        ident: &TableIdent,
-        from: Option<&str>,
-        to: &str,
-    ) -> Result<bool, sqlx::Error> {
-        let namespace = namespace_text(&ident.namespace);
-        let Some(from) = from else {
-            let sql = "INSERT INTO iceberg_tables (catalog_name, table_namespace, table_name,
-                           metadata_location, previous_metadata_location, iceberg_type)
-                       VALUES ($1, $2, $3, $4, NULL, 'TABLE')
-                       ON CONFLICT DO NOTHING";
-            return on!(&self.database, pool => sqlx::query(sql)
-                .bind(CATALOG).bind(&namespace).bind(&ident.name).bind(to)
-                .execute(pool).await.map(|done| done.rows_affected() == 1));
-        };
-        let sql = format!(
-            "UPDATE iceberg_tables SET metadata_location = $4, previous_metadata_location = $5
-             WHERE catalog_name = $1 AND table_namespace = $2 AND table_name = $3
-               AND metadata_location = $5 AND {IS_TABLE}"
-        );
-        on!(&self.database, pool => sqlx::query(&sql)
-            .bind(CATALOG).bind(&namespace).bind(&ident.name).bind(to).bind(from)
-            .execute(pool).await.map(|done| done.rows_affected() == 1))
+        location: &str,
+        metadata: &Arc<TableMetadata>,
+        text: &Arc<RawValue>,
+    ) {
+        self.cache.put_parsed(location, metadata, text.get().len());
+        self.cache.put_text(location, text);
+    }
+
+    /// Writes a new metadata file. When this returns, it survives a power cut.
+    pub(super) async fn write_metadata(&self, location: &str, text: &RawValue) -> Result<()> {
+        self.store.put_new(location, Bytes::copy_from_slice(text.get().as_bytes())).await
     }
 }
 
@@ -215,12 +268,19 @@ impl Catalog for SqlCatalog {
                    VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
         // Iceberg's own marker of a namespace that may have no other property.
         let exists = ("exists".to_owned(), "true".to_owned());
-        for (key, value) in properties.iter().chain(Some((&exists.0, &exists.1))) {
-            on!(&self.database, pool => sqlx::query(sql)
-                .bind(CATALOG).bind(name).bind(key).bind(value).execute(pool).await.map(drop))
-            .map_err(|cause| error::database("create a namespace in the catalog", cause))?;
+        let begin = self.database.begin();
+        let done: Result<(), sqlx::Error> = async {
+            on!(&self.database, pool => {
+                let mut transaction = pool.begin_with(begin).await?;
+                for (key, value) in properties.iter().chain(Some((&exists.0, &exists.1))) {
+                    sqlx::query(sql).bind(CATALOG).bind(name).bind(key).bind(value)
+                        .execute(&mut *transaction).await?;
+                }
+                transaction.commit().await
+            })
         }
-        Ok(())
+        .await;
+        done.map_err(|cause| error::database("create a namespace in the catalog", cause))
     }
 
     async fn tables(&self, namespace: &str) -> Result<Vec<String>> {
@@ -254,26 +314,17 @@ impl Catalog for SqlCatalog {
         let metadata = super::apply(base.as_ref(), updates).map_err(CommitFailure::Rejected)?;
         let from = base.as_ref().map(|base| base.metadata_location.as_str());
         let location = next_metadata_file(from, &format!("{}/metadata", metadata.location()));
-        let bytes = serde_json::to_vec(&metadata).map_err(|cause| {
-            let error = Error::new(ErrorCode::Internal, "cannot serialise the table's metadata");
-            CommitFailure::Rejected(error.caused_by(cause))
-        })?;
+        let text: Arc<RawValue> =
+            metadata_json::text(&metadata).map_err(CommitFailure::Rejected)?.into();
         // Written and flushed before the swap: the pointer never leads to a file that is not there.
-        self.store.put_new(&location, Bytes::from(bytes)).await.map_err(CommitFailure::Rejected)?;
-        let swapped = match self.swap(ident, from, &location).await {
-            // A statement that the driver sent twice finds its own work done.
-            Ok(false) => self.pointer(ident).await.is_ok_and(|now| now.as_ref() == Some(&location)),
-            Ok(true) => true,
-            Err(cause) => return Err(self.not_swapped(location, cause).await),
-        };
-        if swapped {
-            let metadata = self.cache.put(&location, Arc::new(metadata));
-            return Ok(TableState { ident: ident.clone(), metadata, metadata_location: location });
-        }
-        // Nothing can lead to this file any more. If it stays, orphan removal finds it.
-        let _ = self.store.delete(vec![location]).await;
-        let conflict = "another writer changed the table first";
-        Err(CommitFailure::Conflict(Error::new(ErrorCode::LakeConflict, conflict)))
+        self.write_metadata(&location, &text).await.map_err(CommitFailure::Rejected)?;
+        let from = from.map(str::to_owned);
+        let kind = EntryKind::Table;
+        let swap = Swap { ident: ident.clone(), kind, from, to: location.clone() };
+        self.swap_new(&[swap]).await?;
+        let metadata = Arc::new(metadata);
+        self.remember(&location, &metadata, &text);
+        Ok(TableState { ident: ident.clone(), metadata, metadata_location: location })
     }
 }
 
@@ -287,8 +338,12 @@ async fn connect(url: &str) -> Result<Database> {
             // The pointer to the data must survive a power cut once the commit was acknowledged.
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT);
-        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS_MAX);
-        return Ok(Database::Sqlite(pool.connect_with(options).await.map_err(failed)?));
+        // Connections to a file are not lost: nothing to find out before each use.
+        let pool = || SqlitePoolOptions::new().test_before_acquire(false);
+        let writing = pool().max_connections(1).connect_with(options.clone()).await;
+        let reading = pool().max_connections(CONNECTIONS_MAX).connect_with(options).await;
+        let writer = Writer::start(writing.map_err(failed)?);
+        return Ok(Database::Sqlite(reading.map_err(failed)?, writer));
     }
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         let options: PgConnectOptions = url.parse().map_err(failed)?;
@@ -311,18 +366,18 @@ pub(super) fn next_metadata_file(base: Option<&str>, folder: &str) -> String {
 }
 
 /// Metadata files of other engines may be compressed (spec, *Appendix D*: `write.metadata.compression-codec`).
-pub(super) fn parse_metadata(bytes: &[u8], location: &str) -> Result<TableMetadata> {
+pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8], location: &str) -> Result<T> {
     const GZIP: [u8; 2] = [0x1F, 0x8B];
-    let not_understood = || {
-        Error::new(ErrorCode::LakeCorrupt, "the table's metadata cannot be understood")
-            .detail(location)
-    };
     let parsed = if bytes.starts_with(&GZIP) {
         serde_json::from_reader(flate2::read::GzDecoder::new(bytes))
     } else {
         serde_json::from_slice(bytes)
     };
-    parsed.map_err(|cause| not_understood().caused_by(cause))
+    parsed.map_err(|cause| not_understood(location).caused_by(cause))
+}
+
+fn not_understood(location: &str) -> Error {
+    Error::new(ErrorCode::LakeCorrupt, "the table's metadata cannot be understood").detail(location)
 }
 
 pub(super) fn missing_metadata(error: Error) -> Error {

@@ -6,7 +6,7 @@
 
 use axum::http::HeaderMap;
 use polder_core::Principal;
-use polder_lake::service::LoadedTable;
+use polder_lake::service::{Answer, LoadedTable};
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
 
@@ -30,7 +30,7 @@ impl Access {
         headers: &HeaderMap,
         target: &Target,
         table: &LoadedTable,
-    ) -> Self {
+    ) -> Answer<Self> {
         let mut config = Map::new();
         let mut credentials = Vec::new();
         if let Some((s3, _)) = shared.catalog.s3() {
@@ -49,7 +49,7 @@ impl Access {
             match wanted(headers) {
                 Some(Delegation::Vended) if keys.is_some() => {
                     let keys = keys.unwrap_or_default();
-                    let prefix = table.location();
+                    let prefix = table.location()?;
                     credentials.push(json!({ "prefix": prefix, "config": keys }));
                     config.extend(keys);
                 }
@@ -58,7 +58,7 @@ impl Access {
                 None => {}
             }
         }
-        Self { config: Value::Object(config), credentials }
+        Ok(Self { config: Value::Object(config), credentials })
     }
 }
 

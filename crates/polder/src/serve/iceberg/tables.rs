@@ -7,14 +7,14 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use polder_core::Principal;
 use polder_lake::service::{
-    CommitRequest, CreateTableRequest, LoadedTable, Refusal, RegisterRequest, SnapshotMode,
+    CommitRequest, CreateTableRequest, Loaded, LoadedTable, Refusal, RegisterRequest, SnapshotMode,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::names::Target;
 use super::paging::Paging;
-use super::reply::{Failure, Reply, nothing, ok, parse};
+use super::reply::{Failure, Reply, json_text, nothing, ok, parse};
 use super::storage::{Access, keys};
 use super::{As, Shared, etag};
 
@@ -60,12 +60,9 @@ impl FromRequestParts<Shared> for Asked {
 impl Asked {
     fn answer(&self, table: &LoadedTable, mode: SnapshotMode) -> Reply {
         let Self { shared, principal, headers, target } = self;
-        let access = Access::of(shared, principal, headers, target, table);
-        let mut document = table.document(mode, &access.config)?;
-        if !access.credentials.is_empty() {
-            document["storage-credentials"] = Value::from(access.credentials);
-        }
-        let response = ok(&document);
+        let access = Access::of(shared, principal, headers, target, table)?;
+        let document = table.document(mode, &access.config, &access.credentials)?;
+        let response = json_text(StatusCode::OK, document);
         Ok(match &table.metadata_location {
             Some(location) => etag::tagged(response, &etag::of(location, mode)),
             None => response,
@@ -111,13 +108,14 @@ pub(super) async fn load(asked: Asked, Query(snapshots): Query<Snapshots>) -> Re
     let mode = snapshots.mode()?;
     let Asked { shared, principal, headers, target } = &asked;
     let (namespace, name) = (&target.namespace, &target.name);
-    let pointer = shared.catalog.table_pointer(principal, namespace, name).await?;
-    let tag = etag::of(&pointer, mode);
-    if etag::client_has(headers, &tag) {
-        return Ok(etag::tagged(StatusCode::NOT_MODIFIED.into_response(), &tag));
+    let has = |location: &str| etag::client_has(headers, || etag::of(location, mode));
+    match shared.catalog.load_table(principal, namespace, name, has).await? {
+        Loaded::Table(table) => asked.answer(&table, mode),
+        Loaded::Unchanged { metadata_location } => {
+            let tag = etag::of(&metadata_location, mode);
+            Ok(etag::tagged(StatusCode::NOT_MODIFIED.into_response(), &tag))
+        }
     }
-    let found = shared.catalog.load_table(principal, namespace, name).await?;
-    asked.answer(&found, mode)
 }
 
 /// Keys for the table's files, for clients that may have them.
@@ -127,9 +125,9 @@ pub(super) async fn credentials(
     target: Target,
 ) -> Reply {
     let (namespace, name) = (&target.namespace, &target.name);
-    let found = shared.catalog.load_table(&principal, namespace, name).await?;
+    let location = shared.catalog.table_location(&principal, namespace, name).await?;
     let keys = keys(&shared).filter(|_| principal == Principal::Operator);
-    let one = |keys| json!({ "prefix": found.location(), "config": Value::Object(keys) });
+    let one = |keys| json!({ "prefix": location, "config": Value::Object(keys) });
     Ok(ok(&json!({ "storage-credentials": keys.map(one).into_iter().collect::<Vec<_>>() })))
 }
 
