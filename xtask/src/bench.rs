@@ -1,5 +1,5 @@
-//! Benchmarks against real servers: builds the binary as users get it, starts a PostgreSQL of its
-//! own and leaves the measuring to `xtask/bench/ingest.py`.
+//! Benchmarks against real servers: each builds the binary as users get it, gets ready what it is
+//! compared with and leaves the measuring to a program below `xtask/bench/`.
 
 use crate::command::{cargo, command, quiet_status, run};
 use crate::services::{self, Guard, Instance, Server};
@@ -8,7 +8,7 @@ use crate::{Result, places};
 /// `bench ingest [--scale N] [--runs N] [--json]`; loaded data stays for the next call.
 pub(crate) fn ingest(args: &[&str]) -> Result {
     services::install()?;
-    run("building polder (release)", &mut cargo(&["build", "--release", "--package", "polder"]))?;
+    build()?;
     let instance = Instance::named("bench")?;
     let guard = Guard::start(&instance, false)?;
     instance.up(&[Server::Postgres])?;
@@ -21,4 +21,27 @@ pub(crate) fn ingest(args: &[&str]) -> Result {
     python.env("PYTHONDONTWRITEBYTECODE", "1");
     let outcome = quiet_status("the benchmark", &mut python);
     outcome.and(guard.stop())
+}
+
+/// `bench catalog [--tables N]… [--seconds S] [--runs R] [--json]`: what `polder serve` offers at
+/// `/iceberg`, next to Iceberg's reference server.
+pub(crate) fn catalog(args: &[&str]) -> Result {
+    services::install()?;
+    services::install_wrk()?;
+    let reference = services::install_reference()?;
+    build()?;
+    let mut python = command(places::venv_bin("python"));
+    python.arg("xtask/bench/catalog.py").args(args);
+    python.arg("--polder").arg(places::polder("release"));
+    python.arg("--reference").arg(reference);
+    python.arg("--work").arg(places::target().join("bench-catalog"));
+    if let Some(java) = places::java_17() {
+        python.arg("--java").arg(java.join("bin/java"));
+    }
+    python.env("PYTHONDONTWRITEBYTECODE", "1");
+    quiet_status("the benchmark", &mut python)
+}
+
+fn build() -> Result {
+    run("building polder (release)", &mut cargo(&["build", "--release", "--package", "polder"]))
 }

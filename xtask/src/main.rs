@@ -34,8 +34,11 @@ cargo xtask <command>
            [--purge]      down: remove the instance's data too
   demo [up|down]          the whole story on generated data (see demo/)
   rck [ARGS for mvn]      Iceberg's REST Compatibility Kit against `polder serve`
+           [--catalog URL] first: its catalog in another database than a new SQLite one
   bench ingest            PostgreSQL to Iceberg against a plain drain
            [--scale N] [--runs N] [--json]
+  bench catalog           `polder serve` against Iceberg's reference server, up to 100,000 tables
+           [--tables N]... [--seconds N] [--runs N] [--json]
 ";
 
 fn main() -> ExitCode {
@@ -61,6 +64,7 @@ fn dispatch(args: &[String]) -> Result {
         ["demo", "down"] => demo::down(),
         ["rck", rest @ ..] => rck::rck(rest),
         ["bench", "ingest", rest @ ..] => bench::ingest(rest),
+        ["bench", "catalog", rest @ ..] => bench::catalog(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())

@@ -16,6 +16,8 @@ use crate::{Result, places};
 
 /// Where the kit puts tables.
 const WAREHOUSE: &str = "/tmp";
+/// Where the server under test keeps its catalog, beside its configuration.
+const CATALOG: &str = "sqlite://catalog.db";
 /// Folders the kit and the server make there.
 const LEFT_BEHIND: [&str; 3] = ["ns", "newdb", "shared"];
 /// The kit of Iceberg 1.11.0: what runs, and how much of it Apache's own server skips.
@@ -27,17 +29,17 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 const ADDRESS: &str = "Iceberg REST catalog: ";
 
 /// Builds the server, runs the whole kit against it, and holds the outcome to the numbers above.
-/// With arguments, which go to Maven, the numbers are only printed.
+/// `--catalog URL` names the database of the server's catalog, which has to be empty; without, it is
+/// a new one in SQLite. With more arguments, which go to Maven, the numbers are only printed.
 pub(crate) fn rck(args: &[&str]) -> Result {
     run("building polder", &mut cargo(&["build", "--package", "polder"]))?;
-    check(args)
-}
-
-/// As [`rck`], with the binary that is there.
-pub(crate) fn check(args: &[&str]) -> Result {
+    let (catalog, args) = match args {
+        ["--catalog", url, rest @ ..] => (*url, rest),
+        all => (CATALOG, all),
+    };
     let work = places::target().join("rck");
     let existing: Vec<PathBuf> = left_behind().filter(|path| path.exists()).collect();
-    let server = Server::start(&work)?;
+    let server = Server::start(&work, catalog)?;
     let outcome = maven(&work, &server.uri, args);
     let stopped = server.stop();
     for path in left_behind().filter(|path| !existing.contains(path) && path.exists()) {
@@ -75,14 +77,14 @@ struct Server {
 }
 
 impl Server {
-    fn start(work: &Path) -> Result<Self> {
+    fn start(work: &Path, catalog: &str) -> Result<Self> {
         let failed = |error| format!("cannot prepare {}: {error}", work.display());
         if work.exists() {
             fs::remove_dir_all(work).map_err(failed)?;
         }
         fs::create_dir_all(work).map_err(failed)?;
         let config = format!(
-            "[lake]\nwarehouse = \"{WAREHOUSE}\"\ncatalog = \"sqlite://catalog.db\"\n\n\
+            "[lake]\nwarehouse = \"{WAREHOUSE}\"\ncatalog = \"{catalog}\"\n\n\
              [store]\nurl = \"sqlite://store.db\"\n"
         );
         fs::write(work.join("polder.toml"), config).map_err(failed)?;

@@ -1,6 +1,8 @@
 //! The errors of the libraries below as [`polder_core::Error`]. One function per library; each says
 //! what was being done and keeps the library's error as the cause.
 
+use std::borrow::Borrow;
+
 use polder_core::{Error, ErrorCode};
 
 /// An error of the `iceberg` crate. Storage failures arrive here marked as retryable.
@@ -39,8 +41,12 @@ pub(crate) fn io(what: &str, error: std::io::Error) -> Error {
         .caused_by(error)
 }
 
-pub(crate) fn database(what: &str, error: sqlx::Error) -> Error {
-    let code = match statement_outcome(&error) {
+/// An error of the catalog's database, which several requests may have got together.
+pub(crate) fn database<E>(what: &str, error: E) -> Error
+where
+    E: Borrow<sqlx::Error> + Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let code = match statement_outcome(error.borrow()) {
         StatementOutcome::Refused => ErrorCode::LakeFailed,
         StatementOutcome::NotNow | StatementOutcome::Unknown => ErrorCode::LakeUnavailable,
     };
@@ -66,9 +72,10 @@ pub(crate) fn statement_outcome(error: &sqlx::Error) -> StatementOutcome {
     let error = match error {
         sqlx::Error::Database(error) => error,
         sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => return StatementOutcome::NotNow,
-        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => {
-            return StatementOutcome::Unknown;
-        }
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::WorkerCrashed => return StatementOutcome::Unknown,
         _ => return StatementOutcome::Refused,
     };
     let code = error.code().unwrap_or_default();
@@ -131,5 +138,6 @@ mod tests {
         assert_eq!(statement_outcome(&sqlx::Error::PoolTimedOut), NotNow);
         let lost = std::io::Error::other("reset");
         assert_eq!(statement_outcome(&sqlx::Error::Io(lost)), Unknown);
+        assert_eq!(statement_outcome(&sqlx::Error::WorkerCrashed), Unknown);
     }
 }

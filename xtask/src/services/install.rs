@@ -25,6 +25,14 @@ pub(crate) fn install() -> Result {
     python_environment()
 }
 
+/// The load generator of `bench catalog`; nothing else needs it.
+pub(crate) fn install_wrk() -> Result {
+    if command("wrk").arg("--version").output().is_ok() {
+        return Ok(());
+    }
+    apt_install("wrk", &["wrk"])
+}
+
 /// The folder of PostgreSQL's server programs: `pg_config`'s, else the newest of the distribution's.
 pub(crate) fn postgres_bin() -> Result<PathBuf> {
     let has_server = |bin: &Path| bin.join("initdb").exists();

@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 
 use self::client::{Client, Failure, Outcome};
 use self::documents::Entry;
-use super::metadata_files::MetadataFiles;
+use super::metadata_files::{MetadataFiles, Next};
 use super::names::namespace_text;
 use super::{Catalog, CommitFailure, TableState};
 use crate::settings::GlueSettings;
@@ -125,15 +125,15 @@ impl GlueCatalog {
     async fn unacknowledged(
         &self,
         is_new: bool,
-        next: TableState,
+        next: Next,
         failure: Failure,
     ) -> Result<TableState, CommitFailure> {
         let Failure { outcome, error } = failure;
         if matches!(outcome, Outcome::Exists | Outcome::Changed | Outcome::Unknown) {
-            let now = self.entry(&next.ident).await;
+            let now = self.entry(&next.state.ident).await;
             match &now {
                 // Carried out after all: its answer was lost, or it reached Glue twice.
-                Ok(Some(now)) if now.metadata_location == next.metadata_location => {
+                Ok(Some(now)) if now.metadata_location == next.state.metadata_location => {
                     return Ok(self.files.keep(next));
                 }
                 // It may yet be carried out, or was before the change that is there now.
@@ -146,7 +146,7 @@ impl GlueCatalog {
                 Err(_) => return Err(CommitFailure::Conflict(super::outrun().caused_by(error))),
             }
         }
-        self.files.discard(next).await;
+        self.files.discard(vec![next.state.metadata_location]).await;
         Err(match outcome {
             Outcome::Exists | Outcome::Changed => {
                 CommitFailure::Conflict(super::outrun().caused_by(error))
@@ -267,7 +267,7 @@ impl Catalog for GlueCatalog {
             None => None,
         };
         let next = self.files.write_next(ident, base.as_ref(), requirements, updates).await?;
-        match self.swap(ident, entry.as_ref(), &next).await {
+        match self.swap(ident, entry.as_ref(), &next.state).await {
             Ok(()) => Ok(self.files.keep(next)),
             Err(failure) => self.unacknowledged(entry.is_none(), next, failure).await,
         }

@@ -8,6 +8,7 @@
 mod glue;
 mod metadata_cache;
 mod metadata_files;
+mod metadata_json;
 mod names;
 mod rest;
 pub mod service;

@@ -2,10 +2,12 @@
 //!
 //! The two tables are laid out exactly as Iceberg's JDBC catalog has them (schema version V1), so
 //! that Java's `JdbcCatalog` and PyIceberg's `SqlCatalog` open the same database under the catalog
-//! name `polder`. A commit is one `UPDATE … WHERE metadata_location = <what we saw>`.
+//! name `polder`. A commit is one `UPDATE … WHERE metadata_location = <what we saw>`; in SQLite those
+//! that come together are made in one transaction (`sql/writer.rs`).
 
 mod entries;
 mod namespaces;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,10 +21,11 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{PgPool, SqlitePool};
 
 pub(super) use self::entries::{Entry, EntryKind, Swap};
+use self::writer::Writer;
 use super::metadata_files::MetadataFiles;
 use super::names::namespace_text;
 use super::{Catalog, CommitFailure, TableState};
-use crate::error::{self, StatementOutcome};
+use crate::error;
 use crate::storage::Store;
 
 /// The catalog's name inside the database, as other engines have to give it.
@@ -54,28 +57,75 @@ const SCHEMA: [&str; 2] = [
 /// Rows of other kinds (views) share the table.
 const IS_TABLE: &str = "(iceberg_type = 'TABLE' OR iceberg_type IS NULL)";
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Database {
-    Sqlite(SqlitePool),
+    Sqlite(SqlitePool, Writer),
     Postgres(PgPool),
+}
+
+impl Database {
+    /// Begins a transaction that is going to write.
+    const fn begin(&self) -> &'static str {
+        match self {
+            // A lock that is only wanted later is refused when somebody has written in between.
+            Self::Sqlite(..) => "BEGIN IMMEDIATE",
+            Self::Postgres(_) => "BEGIN",
+        }
+    }
+
+    /// Finds out whether a namespace is there, and keeps it from being dropped until the end of the
+    /// transaction. SQLite has one writer at a time anyway.
+    const fn hold(&self) -> &'static str {
+        match self {
+            Self::Sqlite(..) => {
+                "SELECT property_key FROM iceberg_namespace_properties
+                 WHERE catalog_name = $1 AND namespace = $2"
+            }
+            Self::Postgres(_) => {
+                "SELECT property_key FROM iceberg_namespace_properties
+                 WHERE catalog_name = $1 AND namespace = $2 FOR KEY SHARE"
+            }
+        }
+    }
+
+    /// Waits for everybody who holds a namespace, and lets nobody hold it until the end of the
+    /// transaction. What then is in it is seen by the next statement.
+    const fn claim(&self) -> &'static str {
+        match self {
+            Self::Sqlite(..) => self.hold(),
+            Self::Postgres(_) => {
+                "SELECT property_key FROM iceberg_namespace_properties
+                 WHERE catalog_name = $1 AND namespace = $2 FOR UPDATE"
+            }
+        }
+    }
 }
 
 /// Runs the same statement on whichever database it is. Both take `$1`.
 macro_rules! on {
     ($database:expr, $pool:ident => $body:expr) => {
         match $database {
-            Database::Sqlite($pool) => $body,
+            Database::Sqlite($pool, _) => $body,
             Database::Postgres($pool) => $body,
         }
     };
 }
 use on;
 
+/// Runs [`Database::hold`] or [`Database::claim`]; true if the namespace is there.
+macro_rules! held {
+    ($connection:expr, $statement:expr, $namespace:expr) => {{
+        let rows = sqlx::query($statement).bind(CATALOG).bind($namespace);
+        !rows.fetch_all($connection).await?.is_empty()
+    }};
+}
+use held;
+
 /// The embedded catalog.
 #[derive(Debug)]
 pub struct SqlCatalog {
     database: Database,
-    files: MetadataFiles,
+    pub(super) files: MetadataFiles,
 }
 
 impl SqlCatalog {
@@ -118,55 +168,6 @@ impl SqlCatalog {
         .map_err(|cause| error::database("look a table up in the catalog", cause))?;
         Ok(found.and_then(|(location,)| location))
     }
-
-    pub(super) async fn state_at(
-        &self,
-        ident: &TableIdent,
-        location: String,
-    ) -> Result<TableState> {
-        self.files.state_at(ident, location).await
-    }
-
-    /// What a swap that ended in an error was. The new metadata file goes unless it may be the
-    /// table's.
-    async fn not_swapped(&self, next: TableState, cause: sqlx::Error) -> CommitFailure {
-        let outcome = error::statement_outcome(&cause);
-        if outcome == StatementOutcome::Unknown {
-            // The statement may have been carried out before the connection broke.
-            let message = "the catalog's answer to the commit was lost";
-            let unknown = Error::new(ErrorCode::LakeUnknownOutcome, message);
-            return CommitFailure::Unknown(unknown.caused_by(cause));
-        }
-        self.files.discard(next).await;
-        CommitFailure::Rejected(error::database("commit to the catalog", cause))
-    }
-
-    /// The swap itself: true when this call made it.
-    async fn swap(
-        &self,
-        ident: &TableIdent,
-        from: Option<&str>,
-        to: &str,
-    ) -> Result<bool, sqlx::Error> {
-        let namespace = namespace_text(&ident.namespace);
-        let Some(from) = from else {
-            let sql = "INSERT INTO iceberg_tables (catalog_name, table_namespace, table_name,
-                           metadata_location, previous_metadata_location, iceberg_type)
-                       VALUES ($1, $2, $3, $4, NULL, 'TABLE')
-                       ON CONFLICT DO NOTHING";
-            return on!(&self.database, pool => sqlx::query(sql)
-                .bind(CATALOG).bind(&namespace).bind(&ident.name).bind(to)
-                .execute(pool).await.map(|done| done.rows_affected() == 1));
-        };
-        let sql = format!(
-            "UPDATE iceberg_tables SET metadata_location = $4, previous_metadata_location = $5
-             WHERE catalog_name = $1 AND table_namespace = $2 AND table_name = $3
-               AND metadata_location = $5 AND {IS_TABLE}"
-        );
-        on!(&self.database, pool => sqlx::query(&sql)
-            .bind(CATALOG).bind(&namespace).bind(&ident.name).bind(to).bind(from)
-            .execute(pool).await.map(|done| done.rows_affected() == 1))
-    }
 }
 
 #[async_trait]
@@ -204,9 +205,10 @@ impl Catalog for SqlCatalog {
         let exists = ("exists".to_owned(), "true".to_owned());
         // One transaction: of two callers at the same time, the properties of one are there, and none
         // of the other's.
+        let begin = self.database.begin();
         let done: Result<(), sqlx::Error> = async {
             on!(&self.database, pool => {
-                let mut transaction = pool.begin().await?;
+                let mut transaction = pool.begin_with(begin).await?;
                 for (key, value) in properties.iter().chain(Some((&exists.0, &exists.1))) {
                     sqlx::query(sql).bind(CATALOG).bind(name).bind(key).bind(value)
                         .execute(&mut *transaction).await?;
@@ -232,7 +234,7 @@ impl Catalog for SqlCatalog {
 
     async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>> {
         match self.pointer(ident).await? {
-            Some(location) => self.state_at(ident, location).await.map(Some),
+            Some(location) => self.files.state_at(ident, location).await.map(Some),
             None => Ok(None),
         }
     }
@@ -245,19 +247,10 @@ impl Catalog for SqlCatalog {
     ) -> Result<TableState, CommitFailure> {
         let base = self.load(ident).await.map_err(CommitFailure::Rejected)?;
         let next = self.files.write_next(ident, base.as_ref(), requirements, updates).await?;
-        let from = base.as_ref().map(|base| base.metadata_location.as_str());
-        let to = next.metadata_location.as_str();
-        let swapped = match self.swap(ident, from, to).await {
-            // A statement that the driver sent twice finds its own work done.
-            Ok(false) => self.pointer(ident).await.is_ok_and(|now| now.as_deref() == Some(to)),
-            Ok(true) => true,
-            Err(cause) => return Err(self.not_swapped(next, cause).await),
-        };
-        if swapped {
-            return Ok(self.files.keep(next));
-        }
-        self.files.discard(next).await;
-        Err(CommitFailure::Conflict(super::outrun()))
+        let from = base.map(|base| base.metadata_location);
+        let (kind, to) = (EntryKind::Table, next.state.metadata_location.clone());
+        self.swap_new(&[Swap { ident: ident.clone(), kind, from, to }]).await?;
+        Ok(self.files.keep(next))
     }
 }
 
@@ -271,8 +264,12 @@ async fn connect(url: &str) -> Result<Database> {
             // The pointer to the data must survive a power cut once the commit was acknowledged.
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT);
-        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS_MAX);
-        return Ok(Database::Sqlite(pool.connect_with(options).await.map_err(failed)?));
+        // Connections to a file are not lost: nothing to find out before each use.
+        let pool = || SqlitePoolOptions::new().test_before_acquire(false);
+        let writing = pool().max_connections(1).connect_with(options.clone()).await;
+        let reading = pool().max_connections(CONNECTIONS_MAX).connect_with(options).await;
+        let writer = Writer::start(writing.map_err(failed)?);
+        return Ok(Database::Sqlite(reading.map_err(failed)?, writer));
     }
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         let options: PgConnectOptions = url.parse().map_err(failed)?;

@@ -33,6 +33,8 @@ pub(crate) use vended::{KeySource, Vended, VendedKeys};
 
 /// The scheme of local locations.
 const FILE_SCHEME: &str = "file://";
+/// Files below this are small.
+const SMALL_BYTES: u64 = 32 * 1024;
 /// Files removed at the same time.
 const DELETES_MAX: usize = 16;
 
@@ -174,10 +176,43 @@ impl Store {
         found.map_err(|error| error::storage("look at a file of the lake", error).detail(location))
     }
 
+    /// # Errors
+    /// `lake.not_found` if there is no such file.
+    pub(crate) async fn check_there(&self, location: &str) -> Result<()> {
+        if matches!(self.inner.kind, Kind::Local) {
+            // Asking the kernel takes less than handing the question to another thread would.
+            return match std::fs::metadata(local_path(location)) {
+                Ok(_) => Ok(()),
+                Err(cause) => {
+                    let gone = cause.kind() == std::io::ErrorKind::NotFound;
+                    let code = if gone { ErrorCode::LakeNotFound } else { ErrorCode::LakeFailed };
+                    let message = "cannot look at a file of the lake";
+                    Err(Error::new(code, message).detail(location).caused_by(cause))
+                }
+            };
+        }
+        self.head(location).await.map(drop)
+    }
+
     pub(crate) async fn read(&self, location: &str) -> Result<Bytes> {
         let failed = |error| error::storage("read a file of the lake", error).detail(location);
         let found = self.inner.objects.get(&self.path(location)?).await.map_err(failed)?;
         found.bytes().await.map_err(failed)
+    }
+
+    /// Reads a whole file that is likely to be small, as a table's metadata: on local disk another
+    /// thread is asked once and not twice.
+    pub(crate) async fn read_small(&self, location: &str) -> Result<Bytes> {
+        if matches!(self.inner.kind, Kind::Local) {
+            let (path, range) = (self.path(location)?, 0..SMALL_BYTES);
+            let found = self.inner.objects.get_ranges(&path, &[range]).await;
+            let found = found.ok().and_then(|mut found| found.pop());
+            // As much as was asked for may not be all. What went wrong comes again below.
+            if let Some(bytes) = found.filter(|bytes| (bytes.len() as u64) < SMALL_BYTES) {
+                return Ok(bytes);
+            }
+        }
+        self.read(location).await
     }
 
     pub(crate) async fn read_range(
@@ -315,6 +350,24 @@ mod tests {
             assert_eq!(local.path(same).expect("path").as_ref(), "a/b c");
         }
         assert!(local.path("file:a").is_err());
+    }
+
+    #[tokio::test]
+    async fn small_and_large_files_are_read_whole() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = Store::open(&settings(folder.path().to_str().expect("utf-8"))).expect("local");
+        for length in [0, 1, SMALL_BYTES - 1, SMALL_BYTES, SMALL_BYTES + 1, 3 * SMALL_BYTES] {
+            let location = format!("{}/{length}", store.root());
+            let bytes = Bytes::from(vec![7; length as usize]);
+            store.put_new(&location, bytes.clone()).await.expect("write");
+            assert_eq!(store.read_small(&location).await.expect("read"), bytes, "{length} bytes");
+            store.check_there(&location).await.expect("there");
+        }
+        let nowhere = format!("{}/nowhere", store.root());
+        let error = store.read_small(&nowhere).await.expect_err("nothing");
+        assert_eq!(error.code(), ErrorCode::LakeNotFound);
+        let error = store.check_there(&nowhere).await.expect_err("nothing");
+        assert_eq!(error.code(), ErrorCode::LakeNotFound);
     }
 
     #[test]

@@ -6,22 +6,22 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use iceberg::spec::{FormatVersion, SortOrder, TableMetadata, UnboundPartitionSpec};
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::Principal;
 use rand::Rng;
-use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::documents::{CommitRequest, LoadedTable, to_value};
+use super::documents::{CommitRequest, LoadedTable};
 use super::refusal::{Answer, Refusal, RefusalKind, show};
 use super::requirements;
+use super::tables::missing;
 use super::{ATTEMPTS_MAX, IcebergCatalog};
-use crate::catalog::CommitFailure;
 use crate::catalog::metadata_files::next_metadata_file;
 use crate::catalog::sql::{EntryKind, Swap};
+use crate::catalog::{CommitFailure, metadata_json};
 
 /// The pause before another attempt; a random part is left off.
 const PAUSE: Duration = Duration::from_millis(40);
@@ -40,12 +40,31 @@ pub(super) struct Change {
 
 /// A commit that only the swap is missing of.
 #[derive(Debug)]
-pub(super) struct Prepared {
-    /// `None` if the updates change nothing.
-    pub(super) swap: Option<Swap>,
-    pub(super) after: LoadedTable,
-    /// Metadata files that the table's log no longer names and the table wants removed.
-    pub(super) expired: Vec<String>,
+enum Prepared {
+    /// The updates change nothing.
+    Nothing(LoadedTable),
+    Change {
+        written: Written,
+        /// Metadata files that the table's log no longer names and the table wants removed.
+        expired: Vec<String>,
+    },
+}
+
+/// A table's next state in its file, and the swap that leads to it.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) swap: Swap,
+    metadata: Arc<TableMetadata>,
+    text: Arc<RawValue>,
+}
+
+impl Prepared {
+    fn swap(&self) -> Option<&Swap> {
+        match self {
+            Self::Nothing(_) => None,
+            Self::Change { written, .. } => Some(&written.swap),
+        }
+    }
 }
 
 impl Change {
@@ -85,9 +104,9 @@ impl IcebergCatalog {
                 tokio::time::sleep(PAUSE.mul_f64(part)).await;
             }
             let prepared = self.prepare_all(changes).await?;
-            let swaps: Vec<Swap> = prepared.iter().filter_map(|one| one.swap.clone()).collect();
-            match self.swap(&swaps).await {
-                Ok(()) => return Ok(self.committed(prepared).await),
+            let swaps: Vec<Swap> = prepared.iter().filter_map(Prepared::swap).cloned().collect();
+            match self.catalog.swap_new(&swaps).await {
+                Ok(()) => return Ok(self.all_committed(prepared).await),
                 Err(CommitFailure::Conflict(cause)) => last = Some(cause),
                 Err(failure) => return Err(failure.into()),
             }
@@ -104,8 +123,8 @@ impl IcebergCatalog {
             match self.prepare(change).await {
                 Ok(one) => prepared.push(one),
                 Err(refusal) => {
-                    let swaps = prepared.into_iter().filter_map(|one: Prepared| one.swap);
-                    self.discard(&swaps.collect::<Vec<_>>()).await;
+                    let swaps = prepared.iter().filter_map(Prepared::swap).cloned();
+                    self.catalog.discard(&swaps.collect::<Vec<_>>()).await;
                     return Err(refusal);
                 }
             }
@@ -113,32 +132,26 @@ impl IcebergCatalog {
         Ok(prepared)
     }
 
-    /// Swaps; what was certainly not swapped is removed again.
-    pub(super) async fn swap(&self, swaps: &[Swap]) -> Result<(), CommitFailure> {
-        if swaps.is_empty() {
-            return Ok(());
-        }
-        let done = self.catalog.swap_all(swaps).await;
-        if let Err(CommitFailure::Conflict(_) | CommitFailure::Rejected(_)) = done {
-            self.discard(swaps).await;
-        }
-        done
-    }
-
-    /// Removes metadata files that nothing names. One that stays is found by orphan removal.
-    async fn discard(&self, swaps: &[Swap]) {
-        let files = swaps.iter().map(|swap| swap.to.clone()).collect();
-        let _ = self.store.delete(files).await;
-    }
-
-    async fn committed(&self, prepared: Vec<Prepared>) -> Vec<LoadedTable> {
+    async fn all_committed(&self, prepared: Vec<Prepared>) -> Vec<LoadedTable> {
         let mut tables = Vec::with_capacity(prepared.len());
         for one in prepared {
-            // The commit is made; old files that stay are found by orphan removal.
-            let _ = self.store.delete(one.expired).await;
-            tables.push(one.after);
+            tables.push(match one {
+                Prepared::Nothing(table) => table,
+                Prepared::Change { written, expired } => {
+                    // The commit is made; old files that stay are found by orphan removal.
+                    let _ = self.store.delete(expired).await;
+                    self.committed(written)
+                }
+            });
         }
         tables
+    }
+
+    /// The table whose pointer was swapped.
+    pub(super) fn committed(&self, written: Written) -> LoadedTable {
+        let Written { swap, metadata, text } = written;
+        self.catalog.files.remember(&swap.to, &metadata, &text);
+        LoadedTable { metadata_location: Some(swap.to), metadata: text }
     }
 
     async fn prepare(&self, change: &Change) -> Answer<Prepared> {
@@ -160,11 +173,14 @@ impl IcebergCatalog {
             return Err(Refusal::absent(EntryKind::Table, &show(ident)));
         };
         requirements::check(&base.metadata, &change.requirements)?;
-        let from = base.metadata_location.clone();
-        let builder = TableMetadata::clone(&base.metadata).into_builder(from.clone());
+        let from = base.metadata_location;
+        let builder = TableMetadata::clone(&base.metadata).into_builder(Some(from.clone()));
         let built = apply(builder, change.updates.clone())?;
         if built.changes.is_empty() {
-            return Ok(Prepared { swap: None, after: base, expired: Vec::new() });
+            let text =
+                self.catalog.files.text_at(&from).await.map_err(|error| missing(error, &from))?;
+            let table = LoadedTable { metadata_location: Some(from), metadata: text };
+            return Ok(Prepared::Nothing(table));
         }
         let fence = self.fence(&ident.namespace).await?;
         fence.check_table(&built.metadata)?;
@@ -175,7 +191,8 @@ impl IcebergCatalog {
         } else {
             Vec::new()
         };
-        self.write_table(ident, from, built.metadata, expired).await
+        let written = self.write_table(ident, Some(from), built.metadata).await?;
+        Ok(Prepared::Change { written, expired })
     }
 
     async fn prepare_new(&self, change: &Change) -> Answer<Prepared> {
@@ -184,7 +201,8 @@ impl IcebergCatalog {
         let first = first_state(&change.updates)?;
         let built = apply(first.into_builder(None), change.updates.clone())?;
         self.fence(&ident.namespace).await?.check_table(&built.metadata)?;
-        self.write_table(ident, None, built.metadata, Vec::new()).await
+        let written = self.write_table(ident, None, built.metadata).await?;
+        Ok(Prepared::Change { written, expired: Vec::new() })
     }
 
     /// Writes the metadata file of a table's next state.
@@ -193,19 +211,13 @@ impl IcebergCatalog {
         ident: &TableIdent,
         from: Option<String>,
         metadata: TableMetadata,
-        expired: Vec<String>,
-    ) -> Answer<Prepared> {
+    ) -> Answer<Written> {
         let to = metadata_file(from.as_deref(), metadata.location(), metadata.properties());
-        self.write_json(&to, &metadata).await?;
-        let swap = Swap { ident: ident.clone(), kind: EntryKind::Table, from, to: to.clone() };
-        let after = LoadedTable { metadata_location: Some(to), metadata: Arc::new(metadata) };
-        Ok(Prepared { swap: Some(swap), after, expired })
-    }
-
-    /// Writes a metadata file, durably, before anything leads to it.
-    pub(super) async fn write_json(&self, location: &str, content: &impl Serialize) -> Answer<()> {
-        let bytes = to_value(content)?.to_string();
-        Ok(self.store.put_new(location, Bytes::from(bytes)).await?)
+        let text: Arc<RawValue> = metadata_json::text(&metadata)?.into();
+        // Durably, before anything leads to it.
+        self.catalog.files.write(&to, &text).await?;
+        let swap = Swap { ident: ident.clone(), kind: EntryKind::Table, from, to };
+        Ok(Written { swap, metadata: Arc::new(metadata), text })
     }
 }
 

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use iceberg::spec::{
-    Schema, SortOrder, TableMetadata, UnboundPartitionSpec, ViewMetadata, ViewVersion,
-};
+use iceberg::spec::{Schema, SortOrder, UnboundPartitionSpec, ViewMetadata, ViewVersion};
 use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::refusal::{Answer, Refusal};
+use crate::catalog::metadata_json;
 
 /// `{"namespace": […], "name": …}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,27 +118,86 @@ pub enum SnapshotMode {
 pub struct LoadedTable {
     /// Absent for a staged creation, which no file holds yet.
     pub metadata_location: Option<String>,
-    pub(super) metadata: Arc<TableMetadata>,
+    /// As its file has it.
+    pub(super) metadata: Arc<RawValue>,
+}
+
+/// What becomes of a request for a table.
+#[derive(Clone, Debug)]
+pub enum Loaded {
+    /// The client has the state of this metadata file already.
+    Unchanged {
+        metadata_location: String,
+    },
+    Table(LoadedTable),
+}
+
+/// The part of a table's metadata that says where its files are.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct Places {
+    pub(super) table_uuid: Uuid,
+    pub(super) location: String,
+    #[serde(default)]
+    pub(super) properties: HashMap<String, String>,
+}
+
+/// `LoadTableResult` of the specification.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct LoadTableResult<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata_location: Option<&'a str>,
+    metadata: &'a RawValue,
+    config: &'a Value,
+    #[serde(skip_serializing_if = "<[Value]>::is_empty")]
+    storage_credentials: &'a [Value],
 }
 
 impl LoadedTable {
     /// The place all the table's files lie below, unless its properties say otherwise.
-    pub fn location(&self) -> &str {
-        self.metadata.location()
+    pub fn location(&self) -> Answer<String> {
+        Ok(self.places()?.location)
     }
 
-    /// `LoadTableResult` of the specification; `config` tells the client how to reach the files.
-    pub fn document(&self, mode: SnapshotMode, config: &Value) -> Answer<Value> {
-        let mut metadata = to_value(&*self.metadata)?;
-        if mode == SnapshotMode::Refs {
-            keep_referenced(&mut metadata);
-        }
-        let mut document = json!({ "metadata": metadata, "config": config });
-        if let Some(location) = &self.metadata_location {
-            document["metadata-location"] = Value::from(location.as_str());
-        }
-        Ok(document)
+    /// Where the table's files are, by its metadata.
+    pub(super) fn places(&self) -> Answer<Places> {
+        serde_json::from_str(self.metadata.get()).map_err(not_metadata)
     }
+
+    /// The answer's document as JSON text; `config` tells the client how to reach the files, with the
+    /// credentials beside it.
+    pub fn document(
+        &self,
+        mode: SnapshotMode,
+        config: &Value,
+        credentials: &[Value],
+    ) -> Answer<Vec<u8>> {
+        let referenced;
+        let metadata = match mode {
+            SnapshotMode::All => &*self.metadata,
+            SnapshotMode::Refs => {
+                let mut metadata =
+                    serde_json::from_str(self.metadata.get()).map_err(not_metadata)?;
+                keep_referenced(&mut metadata);
+                referenced = to_raw_value(&metadata).map_err(not_metadata)?;
+                &*referenced
+            }
+        };
+        let document = LoadTableResult {
+            metadata_location: self.metadata_location.as_deref(),
+            metadata,
+            config,
+            storage_credentials: credentials,
+        };
+        serde_json::to_vec(&document).map_err(not_metadata)
+    }
+}
+
+fn not_metadata(cause: serde_json::Error) -> Refusal {
+    let message = "the table's metadata cannot be understood";
+    let error = polder_core::Error::new(polder_core::ErrorCode::LakeCorrupt, message);
+    error.caused_by(cause).into()
 }
 
 /// Takes out the snapshots that no branch or tag names. The log stays, as in Iceberg's own catalogs.
@@ -167,44 +227,10 @@ impl LoadedView {
     pub fn document(&self) -> Answer<Value> {
         Ok(json!({
             "metadata-location": self.metadata_location,
-            "metadata": to_value(&*self.metadata)?,
+            "metadata": metadata_json::ordered(&*self.metadata)?,
             "config": {},
         }))
     }
-}
-
-/// Lists in metadata, and the field by which they grow. The crate keeps them in hash maps; clients
-/// compare them as lists, oldest first.
-const ORDERED: [(&str, &str); 6] = [
-    ("schemas", "schema-id"),
-    ("partition-specs", "spec-id"),
-    ("sort-orders", "order-id"),
-    ("statistics", "snapshot-id"),
-    ("partition-statistics", "snapshot-id"),
-    ("versions", "version-id"),
-];
-
-/// Metadata as JSON, its lists in their order.
-pub(super) fn to_value(metadata: &impl Serialize) -> Answer<Value> {
-    let mut value = serde_json::to_value(metadata).map_err(|cause| {
-        let error = polder_core::Error::new(
-            polder_core::ErrorCode::Internal,
-            "the metadata cannot be written as JSON",
-        );
-        Refusal::from(error.caused_by(cause))
-    })?;
-    for (list, field) in ORDERED {
-        if let Some(items) = value.get_mut(list).and_then(Value::as_array_mut) {
-            items.sort_by_key(|item| item[field].as_i64());
-        }
-    }
-    if let Some(snapshots) = value.get_mut("snapshots").and_then(Value::as_array_mut) {
-        // Format 1 has no sequence numbers.
-        snapshots.sort_by_key(|found| {
-            (found["sequence-number"].as_i64(), found["timestamp-ms"].as_i64())
-        });
-    }
-    Ok(value)
 }
 
 /// One page of a listing.

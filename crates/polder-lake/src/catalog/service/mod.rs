@@ -23,8 +23,8 @@ use uuid::Uuid;
 
 pub use documents::{
     CommitRequest, CreateNamespaceRequest, CreateTableRequest, CreateViewRequest, Identifier,
-    LoadedTable, LoadedView, NamespaceDocument, Page, RegisterRequest, RenameRequest, SnapshotMode,
-    TransactionRequest, UpdatePropertiesRequest, UpdatePropertiesResponse,
+    Loaded, LoadedTable, LoadedView, NamespaceDocument, Page, RegisterRequest, RenameRequest,
+    SnapshotMode, TransactionRequest, UpdatePropertiesRequest, UpdatePropertiesResponse,
 };
 pub use refusal::{Answer, Refusal, RefusalKind};
 

@@ -72,14 +72,20 @@ impl IcebergCatalog {
             other => other?,
         };
         let levels: &[String] = &namespace;
-        if let [above @ .., _] = levels
-            && !above.is_empty()
-        {
-            self.require_namespace(&Self::namespace(principal, above)?).await?;
+        let above = match levels {
+            [above @ .., _] if !above.is_empty() => Some(Self::namespace(principal, above)?),
+            _ => None,
+        };
+        if let Some(above) = &above {
+            self.require_namespace(above).await?;
         }
         self.check_settable(&namespace, request.properties.iter()).await?;
-        let name = namespace_text(&namespace);
-        if !self.catalog.create_namespace(&name, &request.properties).await? {
+        let (name, above_name) = (namespace_text(&namespace), above.as_ref().map(namespace_text));
+        let (above_name, properties) = (above_name.as_deref(), &request.properties);
+        if !self.catalog.create_namespace(&name, above_name, properties).await? {
+            if let Some(above) = &above {
+                self.require_namespace(above).await?;
+            }
             let shown = show_namespace(&namespace);
             return Err(Refusal::exists(format!("Namespace already exists: {shown}")));
         }

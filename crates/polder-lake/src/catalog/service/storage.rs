@@ -5,7 +5,7 @@ use std::sync::Arc;
 use polder_core::Principal;
 
 use super::IcebergCatalog;
-use super::documents::LoadedTable;
+use super::documents::{LoadedTable, Places};
 use super::location::Fence;
 use super::refusal::{Answer, Refusal, RefusalKind, show};
 use crate::catalog::sql::EntryKind;
@@ -33,13 +33,12 @@ impl IcebergCatalog {
     /// `ServiceUnavailable` and the like when the token service gives none.
     pub async fn table_keys(&self, table: &LoadedTable) -> Answer<Option<Arc<TemporaryKeys>>> {
         let Some(tokens) = &self.tokens else { return Ok(None) };
-        let others = OTHER_PLACES.iter().filter_map(|key| table.metadata.properties().get(*key));
-        let places = others.map(String::as_str).chain([table.location()]);
-        let mut places: Vec<String> = places.map(str::to_owned).collect();
+        let Places { table_uuid, location, mut properties } = table.places()?;
+        let others = OTHER_PLACES.iter().filter_map(|key| properties.remove(*key));
+        let mut places: Vec<String> = others.chain([location]).collect();
         places.sort_unstable();
         places.dedup();
-        let session = format!("polder-{}", table.metadata.uuid());
-        Ok(tokens.keys(places, &session).await?)
+        Ok(tokens.keys(places, &format!("polder-{table_uuid}")).await?)
     }
 
     /// Whether an object is the table's own. Of a table that is not there yet (a staged creation is

@@ -1,18 +1,18 @@
 //! Tables: created, staged, registered, loaded, renamed, dropped.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use iceberg::spec::{FormatVersion, TableMetadata, TableMetadataBuilder, TableProperties};
 use iceberg::{TableCreation, TableIdent};
 use polder_core::{ErrorCode, Principal};
+use serde_json::value::RawValue;
 
-use super::documents::{CreateTableRequest, LoadedTable, RegisterRequest, RenameRequest};
+use super::documents::{CreateTableRequest, Loaded, LoadedTable, RegisterRequest, RenameRequest};
 use super::refusal::{Answer, Refusal, RefusalKind, show};
 use super::{IcebergCatalog, may_see};
-use crate::catalog::CommitFailure;
-use crate::catalog::metadata_files::parse_metadata;
+use crate::catalog::metadata_files::parse_json;
 use crate::catalog::sql::{EntryKind, Swap};
+use crate::catalog::{CommitFailure, TableState, metadata_json};
 
 impl IcebergCatalog {
     /// The names of the namespace's tables, in order.
@@ -35,6 +35,8 @@ impl IcebergCatalog {
         Ok(self.present(&ident, EntryKind::Table).await?.metadata_location)
     }
 
+    /// The table, unless its metadata file is one whose state the client `has`.
+    ///
     /// # Errors
     /// `NoSuchTable`; `NotFound` when its metadata file is gone.
     pub async fn load_table(
@@ -42,22 +44,37 @@ impl IcebergCatalog {
         principal: &Principal,
         namespace: &[String],
         name: &str,
-    ) -> Answer<LoadedTable> {
+        has: impl Fn(&str) -> bool,
+    ) -> Answer<Loaded> {
         let ident = Self::ident(principal, namespace, name, EntryKind::Table)?;
-        let location = self.present(&ident, EntryKind::Table).await?.metadata_location;
-        // A parsed copy may outlive its file; a table whose file is gone is not one to work with.
-        self.store.head(&location).await.map_err(|error| missing(error, &location))?;
-        self.table_at(&ident, location).await
+        let mut metadata_location = self.present(&ident, EntryKind::Table).await?.metadata_location;
+        loop {
+            if has(&metadata_location) {
+                return Ok(Loaded::Unchanged { metadata_location });
+            }
+            let error = match self.catalog.files.text_now(&metadata_location).await {
+                Ok(metadata) => {
+                    let metadata_location = Some(metadata_location);
+                    return Ok(Loaded::Table(LoadedTable { metadata_location, metadata }));
+                }
+                Err(error) => error,
+            };
+            // A commit in between may have removed the file of the state before it.
+            let now = self.present(&ident, EntryKind::Table).await?.metadata_location;
+            if now == metadata_location {
+                return Err(missing(error, &now));
+            }
+            metadata_location = now;
+        }
     }
 
     pub(super) async fn table_at(
         &self,
         ident: &TableIdent,
         location: String,
-    ) -> Answer<LoadedTable> {
-        let state = self.catalog.state_at(ident, location.clone()).await;
-        let metadata = state.map_err(|error| missing(error, &location))?.metadata;
-        Ok(LoadedTable { metadata_location: Some(location), metadata })
+    ) -> Answer<TableState> {
+        let state = self.catalog.files.state_at(ident, location.clone()).await;
+        state.map_err(|error| missing(error, &location))
     }
 
     /// Creates a table, or says what its first state would be (`stage-create`).
@@ -82,12 +99,12 @@ impl IcebergCatalog {
         let metadata = new_metadata(request, location)?;
         self.fence(&ident.namespace).await?.check_table(&metadata)?;
         if staged {
-            return Ok(LoadedTable { metadata_location: None, metadata: Arc::new(metadata) });
+            let metadata = metadata_json::text(&metadata)?.into();
+            return Ok(LoadedTable { metadata_location: None, metadata });
         }
-        let prepared = self.write_table(&ident, None, metadata, Vec::new()).await?;
-        let swaps: Vec<Swap> = prepared.swap.into_iter().collect();
-        self.put_new_entry(&ident, EntryKind::Table, &swaps).await?;
-        Ok(prepared.after)
+        let written = self.write_table(&ident, None, metadata).await?;
+        self.put_new_entry(&ident, EntryKind::Table, &written.swap).await?;
+        Ok(self.committed(written))
     }
 
     /// Swaps in a new name. A conflict is explained: the name was taken, or the namespace dropped.
@@ -95,9 +112,9 @@ impl IcebergCatalog {
         &self,
         ident: &TableIdent,
         kind: EntryKind,
-        swaps: &[Swap],
+        swap: &Swap,
     ) -> Answer<()> {
-        match self.swap(swaps).await {
+        match self.catalog.swap_new(std::slice::from_ref(swap)).await {
             Err(failure @ CommitFailure::Conflict(_)) => {
                 self.require_namespace(&ident.namespace).await?;
                 self.require_free(ident, kind).await?;
@@ -132,15 +149,16 @@ impl IcebergCatalog {
         let fence = self.fence(&ident.namespace).await?;
         fence.check(&location)?;
         let bytes = self.store.read(&location).await.map_err(|error| missing(error, &location))?;
-        let metadata: TableMetadata = parse_metadata(&bytes, &location).map_err(|error| {
+        let unfit = |error: polder_core::Error| {
             Refusal::invalid(format!("Cannot register {location}: {}", error.message()))
-        })?;
+        };
+        let metadata: TableMetadata = parse_json(&bytes, &location).map_err(unfit)?;
         fence.check_table(&metadata)?;
-        let metadata = Arc::new(metadata);
+        let text: Box<RawValue> = parse_json(&bytes, &location).map_err(unfit)?;
         if before.as_deref() != Some(location.as_str()) {
             let (kind, to) = (EntryKind::Table, location.clone());
             let swap = Swap { ident: ident.clone(), kind, from: before, to };
-            // Not through `swap`, which removes a file that was not swapped in: this one is theirs.
+            // Not through `swap_new`, which removes a file that was not swapped in: this one is theirs.
             match self.catalog.swap_all(&[swap]).await {
                 Err(CommitFailure::Conflict(_)) => {
                     return Err(self.taken(&ident, EntryKind::Table).await);
@@ -148,7 +166,7 @@ impl IcebergCatalog {
                 other => other?,
             }
         }
-        Ok(LoadedTable { metadata_location: Some(location), metadata })
+        Ok(LoadedTable { metadata_location: Some(location), metadata: text.into() })
     }
 
     /// Why a name cannot be had.

@@ -17,8 +17,8 @@ use super::documents::{
 use super::refusal::{Answer, Refusal, show};
 use super::tables::missing;
 use super::{ATTEMPTS_MAX, location::Fence, requirements};
-use crate::catalog::CommitFailure;
 use crate::catalog::sql::{EntryKind, Swap};
+use crate::catalog::{CommitFailure, metadata_json};
 
 impl IcebergCatalog {
     /// The names of the namespace's views, in order.
@@ -91,7 +91,7 @@ impl IcebergCatalog {
         .map_err(|cause| Refusal::validation(&cause))?;
         check_fence(&self.fence(&ident.namespace).await?, &built.metadata)?;
         let (swap, view) = self.write_view(&ident, None, built.metadata).await?;
-        self.put_new_entry(&ident, EntryKind::View, &[swap]).await?;
+        self.put_new_entry(&ident, EntryKind::View, &swap).await?;
         Ok(view)
     }
 
@@ -102,7 +102,7 @@ impl IcebergCatalog {
         metadata: ViewMetadata,
     ) -> Answer<(Swap, LoadedView)> {
         let to = metadata_file(from.as_deref(), metadata.location(), metadata.properties());
-        self.write_json(&to, &metadata).await?;
+        self.catalog.files.write(&to, &*metadata_json::text(&metadata)?).await?;
         let swap = Swap { ident: ident.clone(), kind: EntryKind::View, from, to: to.clone() };
         Ok((swap, LoadedView { metadata_location: to, metadata: Arc::new(metadata) }))
     }
@@ -162,7 +162,7 @@ impl IcebergCatalog {
             check_fence(&fence, &metadata)?;
             let (swap, view) =
                 self.write_view(&ident, Some(base.metadata_location), metadata).await?;
-            match self.swap(&[swap]).await {
+            match self.catalog.swap_new(&[swap]).await {
                 Ok(()) => return Ok(view),
                 Err(CommitFailure::Conflict(cause)) => last = Some(cause),
                 Err(failure) => return Err(failure.into()),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use polder_core::Result;
 
-use super::{CATALOG, Database, SqlCatalog, on};
+use super::{CATALOG, Database, SqlCatalog, held, on};
 use crate::error;
 
 const PUT: &str = "INSERT INTO iceberg_namespace_properties
@@ -14,10 +14,12 @@ const PUT: &str = "INSERT INTO iceberg_namespace_properties
     DO UPDATE SET property_value = excluded.property_value";
 
 impl SqlCatalog {
-    /// Creates a namespace with its properties; false if it is there already.
+    /// Creates a namespace with its properties; false if it is there already, or what should be
+    /// above it is not.
     pub(crate) async fn create_namespace(
         &self,
         name: &str,
+        above: Option<&str>,
         properties: &BTreeMap<String, String>,
     ) -> Result<bool> {
         let sql = "INSERT INTO iceberg_namespace_properties
@@ -26,9 +28,13 @@ impl SqlCatalog {
                    WHERE NOT EXISTS (SELECT 1 FROM iceberg_namespace_properties
                                      WHERE catalog_name = $1 AND namespace = $2)
                    ON CONFLICT DO NOTHING";
+        let (begin, hold) = (self.database.begin(), self.database.hold());
         let made: Result<bool, sqlx::Error> = async {
             on!(&self.database, pool => {
-                let mut transaction = pool.begin().await?;
+                let mut transaction = pool.begin_with(begin).await?;
+                if let Some(above) = above && !held!(&mut *transaction, hold, above) {
+                    return Ok(false);
+                }
                 let done = sqlx::query(sql).bind(CATALOG).bind(name)
                     .execute(&mut *transaction).await?;
                 if done.rows_affected() == 0 {
@@ -58,9 +64,10 @@ impl SqlCatalog {
                     WHERE catalog_name = $1 AND namespace = $2";
         let delete = "DELETE FROM iceberg_namespace_properties
                       WHERE catalog_name = $1 AND namespace = $2 AND property_key = $3";
+        let begin = self.database.begin();
         let done: Result<bool, sqlx::Error> = async {
             on!(&self.database, pool => {
-                let mut transaction = pool.begin().await?;
+                let mut transaction = pool.begin_with(begin).await?;
                 let there = sqlx::query(hold).bind(CATALOG).bind(name)
                     .execute(&mut *transaction).await?;
                 if there.rows_affected() == 0 {
@@ -93,10 +100,20 @@ impl SqlCatalog {
                                      WHERE below.catalog_name = $1
                                        AND substr(below.namespace, 1, length($3)) = $3)";
         let below = format!("{name}.");
-        on!(&self.database, pool => {
-            sqlx::query(sql).bind(CATALOG).bind(name).bind(&below).execute(pool).await
-                .map(|done| done.rows_affected() > 0)
-        })
-        .map_err(|cause| error::database("drop a namespace of the catalog", cause))
+        let (begin, claim) = (self.database.begin(), self.database.claim());
+        let done: Result<bool, sqlx::Error> = async {
+            on!(&self.database, pool => {
+                let mut transaction = pool.begin_with(begin).await?;
+                if !held!(&mut *transaction, claim, name) {
+                    return Ok(false);
+                }
+                let done = sqlx::query(sql).bind(CATALOG).bind(name).bind(&below)
+                    .execute(&mut *transaction).await?;
+                transaction.commit().await?;
+                Ok(done.rows_affected() > 0)
+            })
+        }
+        .await;
+        done.map_err(|cause| error::database("drop a namespace of the catalog", cause))
     }
 }

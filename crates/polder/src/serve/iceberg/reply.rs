@@ -42,10 +42,15 @@ impl IntoResponse for Failure {
     }
 }
 
+/// A JSON document that is text already.
+pub(super) fn json_text(status: StatusCode, text: Vec<u8>) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
 /// A JSON document.
 pub(super) fn json_response(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
-        Ok(bytes) => (status, [(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
+        Ok(text) => json_text(status, text),
         Err(error) => {
             tracing::error!(%error, "an answer cannot be written as JSON");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()

@@ -7,7 +7,7 @@
 
 use axum::http::HeaderMap;
 use polder_core::Principal;
-use polder_lake::service::{LoadedTable, Refusal};
+use polder_lake::service::{Answer, LoadedTable};
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
 
@@ -31,7 +31,7 @@ impl Access {
         headers: &HeaderMap,
         target: &Target,
         table: &LoadedTable,
-    ) -> Result<Self, Refusal> {
+    ) -> Answer<Self> {
         let mut config = Map::new();
         let mut credentials = Vec::new();
         if let Some((s3, _)) = shared.catalog.s3() {
@@ -52,7 +52,7 @@ impl Access {
                 _ => None,
             };
             if let Some(keys) = keys {
-                let prefix = table.location();
+                let prefix = table.location()?;
                 credentials.push(json!({ "prefix": prefix, "config": keys }));
                 config.extend(keys);
             } else if wanted.is_some() {
@@ -86,7 +86,7 @@ pub(super) async fn keys(
     principal: &Principal,
     target: &Target,
     table: &LoadedTable,
-) -> Result<Option<Map<String, Value>>, Refusal> {
+) -> Answer<Option<Map<String, Value>>> {
     if let Some(keys) = shared.catalog.table_keys(table).await? {
         let expires = keys.expires_at.timestamp_millis().to_string();
         let refresh = format!("{}/credentials", encode_path(target));

@@ -7,14 +7,14 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use polder_core::Principal;
 use polder_lake::service::{
-    CommitRequest, CreateTableRequest, LoadedTable, Refusal, RegisterRequest, SnapshotMode,
+    CommitRequest, CreateTableRequest, Loaded, LoadedTable, Refusal, RegisterRequest, SnapshotMode,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::names::Target;
 use super::paging::Paging;
-use super::reply::{Failure, Reply, nothing, ok, parse};
+use super::reply::{Failure, Reply, json_text, nothing, ok, parse};
 use super::storage::{Access, hands_out_keys, keys};
 use super::{As, Shared, etag};
 
@@ -61,11 +61,8 @@ impl Asked {
     async fn answer(&self, table: &LoadedTable, mode: SnapshotMode) -> Reply {
         let Self { shared, principal, headers, target } = self;
         let access = Access::of(shared, principal, headers, target, table).await?;
-        let mut document = table.document(mode, &access.config)?;
-        if !access.credentials.is_empty() {
-            document["storage-credentials"] = Value::from(access.credentials);
-        }
-        let response = ok(&document);
+        let document = table.document(mode, &access.config, &access.credentials)?;
+        let response = json_text(StatusCode::OK, document);
         Ok(match &table.metadata_location {
             Some(location) => etag::tagged(response, &etag::of(location, mode)),
             None => response,
@@ -111,13 +108,16 @@ pub(super) async fn load(asked: Asked, Query(snapshots): Query<Snapshots>) -> Re
     let mode = snapshots.mode()?;
     let Asked { shared, principal, headers, target } = &asked;
     let (namespace, name) = (&target.namespace, &target.name);
-    let pointer = shared.catalog.table_pointer(principal, namespace, name).await?;
-    let tag = etag::of(&pointer, mode);
-    if etag::client_has(headers, &tag) && !hands_out_keys(shared, headers) {
-        return Ok(etag::tagged(StatusCode::NOT_MODIFIED.into_response(), &tag));
+    let has = |location: &str| {
+        !hands_out_keys(shared, headers) && etag::client_has(headers, || etag::of(location, mode))
+    };
+    match shared.catalog.load_table(principal, namespace, name, has).await? {
+        Loaded::Table(table) => asked.answer(&table, mode).await,
+        Loaded::Unchanged { metadata_location } => {
+            let tag = etag::of(&metadata_location, mode);
+            Ok(etag::tagged(StatusCode::NOT_MODIFIED.into_response(), &tag))
+        }
     }
-    let found = shared.catalog.load_table(principal, namespace, name).await?;
-    asked.answer(&found, mode).await
 }
 
 /// Keys for the table's files, for clients that may have them.
@@ -127,10 +127,14 @@ pub(super) async fn credentials(
     target: Target,
 ) -> Reply {
     let (namespace, name) = (&target.namespace, &target.name);
-    let found = shared.catalog.load_table(&principal, namespace, name).await?;
-    let keys = keys(&shared, &principal, &target, &found).await?;
-    let one = |keys| json!({ "prefix": found.location(), "config": Value::Object(keys) });
-    Ok(ok(&json!({ "storage-credentials": keys.map(one).into_iter().collect::<Vec<_>>() })))
+    let found = shared.catalog.load_table(&principal, namespace, name, |_| false).await?;
+    let mut given = Vec::new();
+    if let Loaded::Table(table) = found
+        && let Some(keys) = keys(&shared, &principal, &target, &table).await?
+    {
+        given.push(json!({ "prefix": table.location()?, "config": keys }));
+    }
+    Ok(ok(&json!({ "storage-credentials": given })))
 }
 
 pub(super) async fn exists(

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -16,12 +17,35 @@ use tower::ServiceExt;
 use super::{Settings, routes};
 use crate::serve::Clients;
 
+mod databases;
+mod races;
+
+use databases::{Database, PostgresDatabase, on_each};
+
 const SECRET: &str = "0123456789abcdef";
+
+on_each!(
+    what_names_a_location_outside_is_refused_whichever_field_has_it,
+    locations_inside_are_taken_and_names_never_become_paths,
+    a_client_of_an_org_knows_of_nothing_else,
+    not_even_the_operator_moves_a_table_out_of_its_orgs_files,
+    without_a_good_token_there_is_nothing,
+    a_client_that_has_the_state_gets_no_body,
+    what_another_server_commits_is_seen_at_once,
+    listings_come_in_pages,
+    a_request_with_a_key_is_carried_out_once,
+    a_transaction_changes_all_tables_or_none,
+    concurrent_commits_all_land,
+    purging_removes_files_and_dropping_does_not,
+    what_is_not_understood_is_refused_in_icebergs_error_model,
+);
 
 /// A catalog over a lake of its own.
 struct Catalog {
     routes: Router,
-    folder: TempDir,
+    settings: LakeSettings,
+    folder: Arc<TempDir>,
+    postgres: Option<Arc<PostgresDatabase>>,
 }
 
 struct Answer {
@@ -41,30 +65,42 @@ impl Answer {
 }
 
 impl Catalog {
-    async fn open() -> Self {
-        Self::with(Clients::default()).await
+    async fn open(database: Database) -> Self {
+        Self::with(Clients::default(), database).await
     }
 
     /// With an operator `op` and a client `c1` of org 1.
-    async fn with_clients() -> Self {
+    async fn with_clients(database: Database) -> Self {
         let mut clients = Clients::default();
         clients.add("op", &SecretString::from(SECRET), None).unwrap();
         let org = Some("1".parse().unwrap());
         clients.add("c1", &SecretString::from(SECRET.to_uppercase()), org).unwrap();
-        Self::with(clients).await
+        Self::with(clients, database).await
     }
 
-    async fn with(clients: Clients) -> Self {
+    async fn with(clients: Clients, database: Database) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let postgres = (database == Database::Postgres).then(PostgresDatabase::new);
+        let url = match &postgres {
+            Some(postgres) => postgres.url(),
+            None => format!("sqlite://{}", folder.path().join("c.db").display()),
+        };
         let settings = LakeSettings {
             warehouse: folder.path().join("lake").display().to_string(),
-            catalog: CatalogSettings::Sql(
-                format!("sqlite://{}", folder.path().join("c.db").display()).into(),
-            ),
+            catalog: CatalogSettings::Sql(url.into()),
             s3: None,
         };
         let catalog = IcebergCatalog::open(&settings).await.unwrap();
-        Self { routes: routes(Settings { catalog, clients }), folder }
+        let routes = routes(Settings { catalog, clients });
+        Self { routes, settings, folder: Arc::new(folder), postgres: postgres.map(Arc::new) }
+    }
+
+    /// Another server over the same lake.
+    async fn another(&self) -> Self {
+        let catalog = IcebergCatalog::open(&self.settings).await.unwrap();
+        let routes = routes(Settings { catalog, clients: Clients::default() });
+        let (settings, folder) = (self.settings.clone(), Arc::clone(&self.folder));
+        Self { routes, settings, folder, postgres: self.postgres.clone() }
     }
 
     fn warehouse(&self) -> PathBuf {
@@ -162,9 +198,8 @@ fn set(key: &str, value: &str) -> Value {
     ] })
 }
 
-#[tokio::test]
-async fn what_names_a_location_outside_is_refused_whichever_field_has_it() {
-    let catalog = Catalog::open().await;
+async fn what_names_a_location_outside_is_refused_whichever_field_has_it(database: Database) {
+    let catalog = Catalog::open(database).await;
     for name in ["org_1", "org_2", "free"] {
         catalog.namespace(name).await;
         catalog.table(name, "t").await;
@@ -253,9 +288,8 @@ fn requests(namespace: &str, location: &str, metadata: &str) -> Vec<(String, Val
     requests
 }
 
-#[tokio::test]
-async fn locations_inside_are_taken_and_names_never_become_paths() {
-    let catalog = Catalog::open().await;
+async fn locations_inside_are_taken_and_names_never_become_paths(database: Database) {
+    let catalog = Catalog::open(database).await;
     catalog.namespace("org_1").await;
     let own = catalog.get("/v1/namespaces/org_1").await.body["properties"]["location"].clone();
     let own = own.as_str().unwrap();
@@ -277,9 +311,8 @@ async fn locations_inside_are_taken_and_names_never_become_paths() {
     assert_eq!(found.status, StatusCode::OK);
 }
 
-#[tokio::test]
-async fn a_client_of_an_org_knows_of_nothing_else() {
-    let catalog = Catalog::with_clients().await;
+async fn a_client_of_an_org_knows_of_nothing_else(database: Database) {
+    let catalog = Catalog::with_clients(database).await;
     let operator = catalog.bearer("op", SECRET).await;
     let client = catalog.bearer("c1", &SECRET.to_uppercase()).await;
     let as_operator = [("authorization", operator.as_str())];
@@ -333,9 +366,8 @@ async fn a_client_of_an_org_knows_of_nothing_else() {
     assert_eq!(made.status, StatusCode::OK);
 }
 
-#[tokio::test]
-async fn not_even_the_operator_moves_a_table_out_of_its_orgs_files() {
-    let catalog = Catalog::open().await;
+async fn not_even_the_operator_moves_a_table_out_of_its_orgs_files(database: Database) {
+    let catalog = Catalog::open(database).await;
     for name in ["org_1", "org_2", "free"] {
         catalog.namespace(name).await;
     }
@@ -360,9 +392,8 @@ async fn not_even_the_operator_moves_a_table_out_of_its_orgs_files() {
     }
 }
 
-#[tokio::test]
-async fn without_a_good_token_there_is_nothing() {
-    let catalog = Catalog::with_clients().await;
+async fn without_a_good_token_there_is_nothing(database: Database) {
+    let catalog = Catalog::with_clients(database).await;
     for path in ["/v1/config", "/v1/namespaces", "/v1/namespaces/a/tables/t"] {
         let answer = catalog.get(path).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path}");
@@ -389,9 +420,8 @@ async fn without_a_good_token_there_is_nothing() {
     assert_eq!(refused.body["error"], "unsupported_grant_type");
 }
 
-#[tokio::test]
-async fn a_client_that_has_the_state_gets_no_body() {
-    let catalog = Catalog::open().await;
+async fn a_client_that_has_the_state_gets_no_body(database: Database) {
+    let catalog = Catalog::open(database).await;
     catalog.namespace("a").await;
     let made = catalog.table("a", "t").await;
     let path = "/v1/namespaces/a/tables/t";
@@ -407,9 +437,42 @@ async fn a_client_that_has_the_state_gets_no_body() {
     assert_eq!(fresh.body["metadata"]["properties"]["a"], "b");
 }
 
-#[tokio::test]
-async fn listings_come_in_pages() {
-    let catalog = Catalog::open().await;
+async fn what_another_server_commits_is_seen_at_once(database: Database) {
+    let one = Catalog::open(database).await;
+    let other = one.another().await;
+    one.namespace("a").await;
+    one.table("a", "t").await;
+    let path = "/v1/namespaces/a/tables/t";
+    let mut tag = String::new();
+    for round in 0..40 {
+        let (writes, reads) = if round % 3 == 0 { (&one, &other) } else { (&other, &one) };
+        let value = round.to_string();
+        let made = writes.post(path, &set("round", &value)).await;
+        assert_eq!(made.status, StatusCode::OK, "{}", made.body);
+        for server in [reads, writes] {
+            let has = [("if-none-match", tag.as_str())];
+            let found = server.send("GET", path, &has, &Value::Null).await;
+            assert_eq!(found.body["metadata"]["properties"]["round"], value);
+            assert_eq!(found.body, made.body);
+        }
+        tag = made.headers["etag"].to_str().unwrap().to_owned();
+    }
+    for server in [&one, &other] {
+        let has = [("if-none-match", tag.as_str())];
+        let found = server.send("GET", path, &has, &Value::Null).await;
+        assert_eq!(found.status, StatusCode::NOT_MODIFIED);
+    }
+    // A text that is kept in memory may not outlive its file.
+    let location = one.get(path).await.body["metadata-location"].as_str().unwrap().to_owned();
+    std::fs::remove_file(location.strip_prefix("file://").unwrap()).unwrap();
+    for server in [&one, &other] {
+        let gone = server.get(path).await;
+        assert_eq!((gone.status.as_u16(), gone.error_type()), (404, "NotFoundException"));
+    }
+}
+
+async fn listings_come_in_pages(database: Database) {
+    let catalog = Catalog::open(database).await;
     for name in ["a", "b", "c"] {
         catalog.namespace(name).await;
         catalog.table("a", name).await;
@@ -432,9 +495,8 @@ async fn listings_come_in_pages() {
     }
 }
 
-#[tokio::test]
-async fn a_request_with_a_key_is_carried_out_once() {
-    let catalog = Catalog::open().await;
+async fn a_request_with_a_key_is_carried_out_once(database: Database) {
+    let catalog = Catalog::open(database).await;
     catalog.namespace("a").await;
     let key = [("idempotency-key", "01977c2e-0000-7000-8000-000000000001")];
     let path = "/v1/namespaces/a/tables";
@@ -458,9 +520,8 @@ async fn a_request_with_a_key_is_carried_out_once() {
     }
 }
 
-#[tokio::test]
-async fn a_transaction_changes_all_tables_or_none() {
-    let catalog = Catalog::open().await;
+async fn a_transaction_changes_all_tables_or_none(database: Database) {
+    let catalog = Catalog::open(database).await;
     catalog.namespace("a").await;
     for name in ["t", "u"] {
         catalog.table("a", name).await;
@@ -489,9 +550,8 @@ async fn a_transaction_changes_all_tables_or_none() {
     }
 }
 
-#[tokio::test]
-async fn concurrent_commits_all_land() {
-    let catalog = Catalog::open().await;
+async fn concurrent_commits_all_land(database: Database) {
+    let catalog = Catalog::open(database).await;
     catalog.namespace("a").await;
     catalog.table("a", "t").await;
     let commits = (0..6).map(|n| {
@@ -505,9 +565,8 @@ async fn concurrent_commits_all_land() {
     assert_eq!(found.body["metadata"]["properties"].as_object().unwrap().len(), 6);
 }
 
-#[tokio::test]
-async fn purging_removes_files_and_dropping_does_not() {
-    let catalog = Catalog::open().await;
+async fn purging_removes_files_and_dropping_does_not(database: Database) {
+    let catalog = Catalog::open(database).await;
     catalog.namespace("a").await;
     let made = catalog.table("a", "t").await;
     let path = "/v1/namespaces/a/tables/t";
@@ -523,9 +582,8 @@ async fn purging_removes_files_and_dropping_does_not() {
     assert_eq!(gone.message(), "Table does not exist: a.t");
 }
 
-#[tokio::test]
-async fn what_is_not_understood_is_refused_in_icebergs_error_model() {
-    let catalog = Catalog::open().await;
+async fn what_is_not_understood_is_refused_in_icebergs_error_model(database: Database) {
+    let catalog = Catalog::open(database).await;
     catalog.namespace("a").await;
     catalog.table("a", "t").await;
     let unknown = json!({ "requirements": [], "updates": [{ "action": "explode" }] });
