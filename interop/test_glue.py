@@ -193,7 +193,7 @@ def test_pyiceberg_reads_and_changes_a_table_in_glue(glue_lake: GlueLake):
 
 def test_commands_say_what_glue_does_not_do(glue_lake: GlueLake):
     served = glue_lake.lake.run("serve", "--listen", "127.0.0.1:0")
-    assert served.returncode == 2 and "point other engines at Glue itself" in served.stderr
+    assert served.returncode == 2 and "point other engines at the external catalog itself" in served.stderr
     pipeline = glue_lake.lake.work / "pipelines/glue.yaml"
     pipeline.write_text(PIPELINE.replace("name: event", "name: Event"))
     refused = glue_lake.lake.run("run")

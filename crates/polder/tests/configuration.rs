@@ -72,7 +72,7 @@ fn a_lake_in_glue_is_configured_as_a_whole() {
     // Nobody is asked: other engines reach Glue by themselves.
     lake("glue://eu-west-1", "");
     let errors = project.fails(&["serve"], 2);
-    assert!(errors.contains("point other engines at Glue itself"), "{errors}");
+    assert!(errors.contains("point other engines at the external catalog itself"), "{errors}");
 }
 
 /// The configuration's shape is public: a change of it shows in a diff of these files.

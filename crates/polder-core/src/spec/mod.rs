@@ -13,6 +13,6 @@ pub use pipeline::{
     OnSchemaChange, OnUnrepresentable, OrgSpec, PipelineFile, TablePatch, TableSpec, TemplateSpec,
 };
 pub use process::{
-    FilesSource, LakeConfig, Limits, MongodbSource, PostgresSource, ProcessConfig, S3Config,
-    SourceSpec, StorageConfig, StoreConfig,
+    CatalogConfig, FilesSource, GlueConfig, LakeConfig, Limits, MongodbSource, PostgresSource,
+    ProcessConfig, S3Config, SourceSpec, StorageConfig, StoreConfig,
 };

@@ -242,7 +242,7 @@ async fn the_catalog_may_be_in_glue() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_catalog_in_glue_keeps_its_word() {
     let glue = Glue::new();
-    let limits = conformance::Limits { plain_names: true };
+    let limits = conformance::Limits { plain_names: true, ..conformance::Limits::default() };
     let catalog = Arc::new(glue.catalog().await);
     conformance::keeps_its_word_within(&glue.lake().await, catalog, limits).await;
 }

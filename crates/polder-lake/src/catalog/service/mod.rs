@@ -55,15 +55,13 @@ impl IcebergCatalog {
     /// Opens the same catalog and store as [`crate::Lake::open`].
     ///
     /// # Errors
-    /// `spec.invalid` for a lake whose catalog other engines reach by themselves.
+    /// `spec.invalid` for a catalog that is served by others.
     pub async fn open(settings: &LakeSettings) -> polder_core::Result<Self> {
-        let url = match &settings.catalog {
-            CatalogSettings::Sql(url) => url,
-            CatalogSettings::Glue(_) => {
-                let message = "`polder serve` does not serve a lake whose catalog is AWS Glue";
-                return Err(Error::new(ErrorCode::SpecInvalid, message)
-                    .hint("point other engines at Glue itself: the tables are there"));
-            }
+        let CatalogSettings::Sql(url) = &settings.catalog else {
+            let message =
+                "[lake] catalog is served elsewhere: `polder serve` offers the embedded one";
+            return Err(Error::new(ErrorCode::SpecInvalid, message)
+                .hint("point other engines at the external catalog itself"));
         };
         let store = Store::open(settings)?;
         let catalog = SqlCatalog::open(url, store.clone()).await?;
