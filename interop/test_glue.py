@@ -124,7 +124,7 @@ class GlueLake:
 def glue_lake(services, bucket, tmp_path) -> GlueLake:  # noqa: F811
     lake = GlueLake(services, bucket, tmp_path)
     report = lake.run()
-    assert (report["outcome"], report["rows_written"]) == ("append", 300)
+    assert (report["outcome"], report["rows_written"]) == ("full_refresh", 300)
     return lake
 
 
