@@ -35,7 +35,7 @@ PIPELINE = """
 orgs:
   - id: glue
     tables:
-      - { name: event, source: pg, from: public.event, mode: append, cursor: seen_at, key: [id] }
+      - { name: event, source: pg, from: public.event, mode: append, cursor: seen_at, key: [id], on_schema_change: evolve }
 """
 EVENTS = """
 CREATE TABLE event (id bigint PRIMARY KEY, note text, amount numeric(12, 2), seen_at timestamptz);
