@@ -35,7 +35,7 @@ PIPELINE = """
 orgs:
   - id: glue
     tables:
-      - { name: event, source: pg, from: public.event, mode: append, cursor: seen_at, key: [id] }
+      - { name: event, source: pg, from: public.event, mode: append, cursor: seen_at, key: [id], on_schema_change: evolve }
 """
 EVENTS = """
 CREATE TABLE event (id bigint PRIMARY KEY, note text, amount numeric(12, 2), seen_at timestamptz);
@@ -124,7 +124,7 @@ class GlueLake:
 def glue_lake(services, bucket, tmp_path) -> GlueLake:  # noqa: F811
     lake = GlueLake(services, bucket, tmp_path)
     report = lake.run()
-    assert (report["outcome"], report["rows_written"]) == ("append", 300)
+    assert (report["outcome"], report["rows_written"]) == ("full_refresh", 300)
     return lake
 
 
@@ -193,7 +193,7 @@ def test_pyiceberg_reads_and_changes_a_table_in_glue(glue_lake: GlueLake):
 
 def test_commands_say_what_glue_does_not_do(glue_lake: GlueLake):
     served = glue_lake.lake.run("serve", "--listen", "127.0.0.1:0")
-    assert served.returncode == 2 and "point other engines at Glue itself" in served.stderr
+    assert served.returncode == 2 and "point other engines at the external catalog itself" in served.stderr
     pipeline = glue_lake.lake.work / "pipelines/glue.yaml"
     pipeline.write_text(PIPELINE.replace("name: event", "name: Event"))
     refused = glue_lake.lake.run("run")
