@@ -108,16 +108,16 @@ impl Vended {
     ///
     /// # Errors
     /// `lake.failed` if no store can be opened with them.
-    pub(crate) fn take(&self, keys: Vec<VendedKeys>, source: Arc<dyn KeySource>) -> Result<()> {
+    pub(crate) fn take(&self, keys: Vec<VendedKeys>, source: &Arc<dyn KeySource>) -> Result<()> {
         for keys in keys {
             let Some(prefix) = self.bucket.key_prefix(&keys.prefix) else { continue };
             let server = self.bucket.server(&keys);
             let known = self.place(|place| place.prefix == prefix && place.server == server);
             if let Some(known) = known {
-                known.held.replace(&keys, Some(Arc::clone(&source)));
+                known.held.replace(&keys, Some(Arc::clone(source)));
                 continue;
             }
-            let place = self.bucket.open(prefix, server, &keys, Arc::clone(&source))?;
+            let place = self.bucket.open(prefix, server, &keys, Arc::clone(source))?;
             let mut places = self.bucket.places.write().unwrap_or_else(PoisonError::into_inner);
             places.retain(|other| other.prefix != place.prefix);
             if places.len() >= PLACES_MAX {
@@ -391,6 +391,11 @@ mod tests {
         Vended::new("b", &S3Settings::default(), Arc::new(InMemory::new()))
     }
 
+    fn take(vended: &Vended, keys: Vec<VendedKeys>, source: &Arc<Source>) {
+        let source: Arc<dyn KeySource> = source.clone();
+        vended.take(keys, &source).expect("taken");
+    }
+
     async fn used(vended: &Vended, path: &str) -> Option<String> {
         let path = Path::from(path);
         let place = vended.place(|place| path.as_ref().starts_with(&place.prefix))?;
@@ -405,13 +410,13 @@ mod tests {
             keys("s3a://b/a/deep/", "deep", None),
             keys("s3://other/x", "other", None),
         ];
-        vended.take(all, source.clone()).expect("taken");
+        take(&vended, all, &source);
         assert_eq!(used(&vended, "a/1").await.as_deref(), Some("a"));
         assert_eq!(used(&vended, "a/deep/1").await.as_deref(), Some("deep"));
         assert_eq!(used(&vended, "x/1").await, None);
-        vended.take(vec![keys("s3", "whole", None)], source.clone()).expect("taken");
+        take(&vended, vec![keys("s3", "whole", None)], &source);
         assert_eq!(used(&vended, "x/1").await.as_deref(), Some("whole"));
-        vended.take(vec![keys("s3://b/a", "newer", None)], source.clone()).expect("taken");
+        take(&vended, vec![keys("s3://b/a", "newer", None)], &source);
         assert_eq!(used(&vended, "a/1").await.as_deref(), Some("newer"));
         assert_eq!(source.asked.load(Ordering::Relaxed), 0);
         assert!(!format!("{vended:?}").contains("secret\""));
@@ -420,11 +425,11 @@ mod tests {
     #[tokio::test]
     async fn keys_are_renewed_before_they_expire_and_only_then() {
         let (vended, source) = (vended(), Arc::new(Source::default()));
-        vended.take(vec![keys("s3://b/a", "one", Some(3_600_000))], source.clone()).expect("taken");
+        take(&vended, vec![keys("s3://b/a", "one", Some(3_600_000))], &source);
         assert_eq!(used(&vended, "a/1").await.as_deref(), Some("one"));
         assert_eq!(source.asked.load(Ordering::Relaxed), 0);
         // Over at once: renewal is due, and fails as long as there are no keys.
-        vended.take(vec![keys("s3://b/a", "two", Some(-1))], source.clone()).expect("taken");
+        take(&vended, vec![keys("s3://b/a", "two", Some(-1))], &source);
         let path = Path::from("a/1");
         let place = vended.place(|place| path.as_ref().starts_with(&place.prefix)).expect("place");
         place.held.get_credential().await.expect_err("over");
@@ -439,7 +444,7 @@ mod tests {
         let (vended, source) = (vended(), Arc::new(Source::default()));
         for number in 0..PLACES_MAX + 3 {
             let one = vec![keys(&format!("s3://b/{number}/"), "k", None)];
-            vended.take(one, source.clone()).expect("taken");
+            take(&vended, one, &source);
             assert!(used(&vended, "0/1").await.is_some(), "it is in use");
         }
         assert_eq!(vended.bucket.places.read().expect("places").len(), PLACES_MAX);

@@ -15,7 +15,7 @@ use crate::settings::RestSettings;
 
 const SCOPE: &str = "catalog";
 /// A token is renewed this long before its end, or after four fifths of a short life.
-const MARGIN: Duration = Duration::from_secs(60);
+const MARGIN: Duration = Duration::from_mins(1);
 /// Tries to get a token while its server does not answer.
 const TRIES_MAX: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(300);

@@ -16,9 +16,9 @@ use super::failure;
 
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// The longest silence within an answer.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+const SILENCE_MAX: Duration = Duration::from_mins(1);
 /// The longest request, its answer included.
-const REQUEST_MAX: Duration = Duration::from_secs(180);
+const REQUEST_MAX: Duration = Duration::from_mins(3);
 /// The largest answer: metadata of a table with very many snapshots.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// Tries of a request that changes nothing.

@@ -76,8 +76,7 @@ pub(super) fn of_commit(answer: &Answer) -> CommitFailure {
     let error = error("commit to the catalog", answer);
     match answer.status.as_u16() {
         409 => CommitFailure::Conflict(error),
-        501 => CommitFailure::Rejected(error),
-        408 | 500..=599 => unknown(error),
+        408 | 500 | 502..=599 => unknown(error),
         _ => CommitFailure::Rejected(error),
     }
 }

@@ -59,7 +59,7 @@ impl KeySource for TableKeys {
             let request = Request::get(server.paths.credentials(&self.ident)?).with_keys(true);
             let found: Option<Credentials> = server.client.find(what, &request).await?;
             if let Some(found) = found {
-                return Ok(listed(found.storage_credentials));
+                return Ok(listed(&found.storage_credentials));
             }
         }
         let request = Request::get(server.paths.table(&self.ident)?).with_keys(true);
@@ -71,7 +71,8 @@ impl KeySource for TableKeys {
 /// Takes over the keys that came with a table. They replace older ones for the same place.
 pub(super) fn take(vended: &Vended, access: &Access, source: TableKeys) -> Result<()> {
     let keys = all(access, &source.location);
-    vended.take(keys, Arc::new(source))
+    let source: Arc<dyn KeySource> = Arc::new(source);
+    vended.take(keys, &source)
 }
 
 /// What an answer has: for certain places, or else for the table.
@@ -89,7 +90,7 @@ fn all(access: &Access, location: &str) -> Vec<VendedKeys> {
     keys(location, &access.config, &access.config).into_iter().collect()
 }
 
-fn listed(credentials: Vec<StorageCredential>) -> Vec<VendedKeys> {
+fn listed(credentials: &[StorageCredential]) -> Vec<VendedKeys> {
     let none = Properties::new();
     credentials.iter().filter_map(|found| keys(&found.prefix, &found.config, &none)).collect()
 }
