@@ -10,16 +10,17 @@ mod local;
 mod output;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use polder_core::{Error, ErrorCode, Result};
 use secrecy::ExposeSecret;
+use tokio::task::JoinSet;
 
 use crate::error;
 use crate::settings::{LakeSettings, S3Settings};
@@ -45,6 +46,8 @@ struct Inner {
     root: String,
     /// What locations of this store begin with, for engines that register stores by it.
     url: String,
+    /// What destructors could not wait for.
+    cleaning: Mutex<JoinSet<()>>,
 }
 
 #[derive(Debug)]
@@ -79,14 +82,8 @@ impl Store {
         }
         local::ensure_folder(std::path::Path::new(folder))
             .map_err(|error| error::io("create the warehouse folder", error))?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                objects: Arc::new(LocalFileSystem::new()),
-                kind: Kind::Local,
-                root: format!("{FILE_SCHEME}{folder}"),
-                url: "file:///".to_owned(),
-            }),
-        })
+        let (root, url) = (format!("{FILE_SCHEME}{folder}"), "file:///".to_owned());
+        Ok(Self::new(Arc::new(LocalFileSystem::new()), Kind::Local, root, url))
     }
 
     fn open_s3(address: &str, settings: Option<&S3Settings>) -> Result<Self> {
@@ -118,7 +115,12 @@ impl Store {
         })?;
         let root = if prefix.is_empty() { url.clone() } else { format!("{url}/{prefix}") };
         let kind = Kind::S3 { bucket: bucket.to_owned() };
-        Ok(Self { inner: Arc::new(Inner { objects: Arc::new(objects), kind, root, url }) })
+        Ok(Self::new(Arc::new(objects), kind, root, url))
+    }
+
+    fn new(objects: Arc<dyn ObjectStore>, kind: Kind, root: String, url: String) -> Self {
+        let cleaning = Mutex::default();
+        Self { inner: Arc::new(Inner { objects, kind, root, url, cleaning }) }
     }
 
     /// The same files through another object store: how tests put faults under a lake.
@@ -129,8 +131,7 @@ impl Store {
             Kind::Local => Kind::Local,
             Kind::S3 { bucket } => Kind::S3 { bucket: bucket.clone() },
         };
-        let (root, url) = (root.clone(), url.clone());
-        Self { inner: Arc::new(Inner { objects, kind, root, url }) }
+        Self::new(objects, kind, root.clone(), url.clone())
     }
 
     pub(crate) fn objects(&self) -> Arc<dyn ObjectStore> {
@@ -185,7 +186,8 @@ impl Store {
         found.map_err(|error| error::storage("read a file of the lake", error).detail(location))
     }
 
-    /// Writes a whole new file. When this returns, the file is there and survives a power cut.
+    /// Writes a whole new file. When this returns, the file is there and survives a power cut. What a
+    /// write that failed has left is removed, as far as that works.
     ///
     /// # Errors
     /// `lake.failed` if another file with this name exists. The same content under the same name is
@@ -213,7 +215,13 @@ impl Store {
                 let put = self.inner.objects.put(&path, bytes.into()).await;
                 put.map(drop).map_err(|error| error::storage("write a file of the lake", error))
             }
-            Err(error) => Err(error::storage("write a file of the lake", error).detail(location)),
+            Err(error) => {
+                if !matches!(error, object_store::Error::AlreadyExists { .. }) {
+                    // The answer alone may have been lost, or a part be there.
+                    let _ = self.inner.objects.delete(&path).await;
+                }
+                Err(error::storage("write a file of the lake", error).detail(location))
+            }
         }
     }
 
@@ -221,31 +229,59 @@ impl Store {
     pub(crate) fn create(&self, location: &str) -> Result<Output> {
         Ok(match self.inner.kind {
             Kind::Local => Output::local(local_path(location)),
-            Kind::S3 { .. } => Output::remote(self.objects(), self.path(location)?),
+            Kind::S3 { .. } => Output::remote(self.clone(), self.path(location)?),
         })
     }
 
     /// Removes files, several at a time. A file that is not there counts as removed.
+    ///
+    /// # Errors
+    /// The first of those that could not be removed; the others are gone.
     pub(crate) async fn delete(&self, locations: Vec<String>) -> Result<()> {
-        futures::stream::iter(locations)
-            .map(|location| async move {
-                let path = self.path(&location)?;
-                match self.inner.objects.delete(&path).await {
-                    Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-                    Err(error) => Err(error::storage("remove a file of the lake", error)),
-                }
-            })
-            .buffer_unordered(DELETES_MAX)
-            .try_collect()
-            .await
+        let removed = futures::stream::iter(locations).map(|location| async move {
+            let path = self.path(&location)?;
+            match self.inner.objects.delete(&path).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+                Err(error) => Err(error::storage("remove a file of the lake", error)),
+            }
+        });
+        let removed: Vec<Result<()>> = removed.buffer_unordered(DELETES_MAX).collect().await;
+        removed.into_iter().collect()
     }
 
-    /// Removes a file without waiting, where that is possible: for destructors.
-    pub(crate) fn delete_now(&self, location: &str) {
+    /// Removes files without waiting: for destructors. What stays is found by orphan removal.
+    pub(crate) fn delete_soon(&self, locations: Vec<String>) {
         if matches!(self.inner.kind, Kind::Local) {
-            // A file that stays is found by orphan removal.
-            let _ = std::fs::remove_file(local_path(location));
+            for location in locations {
+                let _ = std::fs::remove_file(local_path(&location));
+            }
+        } else if !locations.is_empty() {
+            let store = self.clone();
+            self.clean_up(async move {
+                if let Err(error) = store.delete(locations).await {
+                    tracing::warn!("files of a dropped writer stay until orphan removal: {error}");
+                }
+            });
         }
+    }
+
+    /// Cleans up in the background, where that is possible: for destructors.
+    pub(crate) fn clean_up(&self, work: impl Future<Output = ()> + Send + 'static) {
+        // Without a runtime, the process is about to end.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let mut cleaning = self.inner.cleaning.lock().unwrap_or_else(PoisonError::into_inner);
+        while cleaning.try_join_next().is_some() {}
+        cleaning.spawn_on(work, &runtime);
+    }
+
+    /// Waits for what destructors have left to be cleaned up.
+    pub(crate) async fn cleaned_up(&self) {
+        let taken = || {
+            let mut cleaning = self.inner.cleaning.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *cleaning)
+        };
+        let mut cleaning = taken();
+        while cleaning.join_next().await.is_some() {}
     }
 }
 
