@@ -17,6 +17,7 @@ use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 
 pub use sql::SqlCatalog;
+pub(crate) use sql::parse_metadata;
 
 use crate::error;
 use crate::settings::{CatalogSettings, LakeSettings};

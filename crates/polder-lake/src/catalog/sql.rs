@@ -262,7 +262,10 @@ impl Catalog for SqlCatalog {
         self.store.put_new(&location, Bytes::from(bytes)).await.map_err(CommitFailure::Rejected)?;
         let swapped = match self.swap(ident, from, &location).await {
             // A statement that the driver sent twice finds its own work done.
-            Ok(false) => self.pointer(ident).await.is_ok_and(|now| now.as_ref() == Some(&location)),
+            Ok(false) => match self.pointer(ident).await {
+                Ok(now) => now.as_ref() == Some(&location),
+                Err(error) => return Err(CommitFailure::Unknown(error)),
+            },
             Ok(true) => true,
             Err(cause) => return Err(self.not_swapped(location, cause).await),
         };
@@ -311,7 +314,7 @@ pub(super) fn next_metadata_file(base: Option<&str>, folder: &str) -> String {
 }
 
 /// Metadata files of other engines may be compressed (spec, *Appendix D*: `write.metadata.compression-codec`).
-pub(super) fn parse_metadata(bytes: &[u8], location: &str) -> Result<TableMetadata> {
+pub(crate) fn parse_metadata(bytes: &[u8], location: &str) -> Result<TableMetadata> {
     const GZIP: [u8; 2] = [0x1F, 0x8B];
     let not_understood = || {
         Error::new(ErrorCode::LakeCorrupt, "the table's metadata cannot be understood")

@@ -48,7 +48,7 @@ impl Stage {
         let writer = SnapshotWriter::new(self.lake.store(), &target.location, &target.schema);
         let mut publish = Publish { stage: &self, files: &files, checkpoint, writer };
         match super::commit(&self.lake, &self.ident, &mut publish).await {
-            Ok(done) => {
+            Ok((done, _)) => {
                 if done.already {
                     // Names are unique to a stage: the commit that landed cannot name these files.
                     self.remove(&files).await;
@@ -56,9 +56,9 @@ impl Stage {
                 Ok(done)
             }
             Err(Failure { error, leftovers }) => {
-                if let Some(locations) = leftovers {
+                if let Some(metadata) = leftovers {
                     self.remove(&files).await;
-                    let _ = self.lake.store().delete(locations).await;
+                    self.discard(metadata).await;
                 }
                 Err(error)
             }
@@ -201,5 +201,9 @@ impl Action for Publish<'_> {
 
     fn written(&self) -> Vec<String> {
         self.writer.written()
+    }
+
+    async fn superseded(&self, landed: &TableState, done: &Committed) -> Vec<String> {
+        self.writer.superseded(landed, done.already).await
     }
 }
