@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::support::*;
+use crate::{faults, faulty, stress};
 
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
@@ -154,5 +155,14 @@ async fn the_catalog_may_be_in_postgresql() {
     runs.join_all().await;
     assert_eq!(ids(&table(&lakes[0], "race").await).await, (0..8).collect::<Vec<i64>>());
     drop(lakes);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_through_postgresql_are_exact() {
+    let database = Database::new().await;
+    let connect = faulty::sql(database.url.clone());
+    faults::hold_all(&connect).await;
+    stress::hold_all(&connect, true).await;
     database.drop().await;
 }

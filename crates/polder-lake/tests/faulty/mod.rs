@@ -1,0 +1,127 @@
+//! Lakes over catalogs and stores that fail on purpose, and what must be true of their tables.
+
+pub(crate) mod catalog;
+pub(crate) mod changes;
+pub(crate) mod check;
+pub(crate) mod objects;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use futures::future::BoxFuture;
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use polder_lake::{Catalog, CatalogSettings, Lake, LakeSettings, S3Settings, SqlCatalog, Store};
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use self::catalog::FaultyCatalog;
+use self::check::Checked;
+use self::objects::FaultyObjects;
+use crate::support::*;
+
+/// Cases under way at the same time; most of their time goes by in pauses.
+const CASES_MAX: usize = 16;
+const WAREHOUSE: &str = "s3://memory/lake";
+
+/// Opens a client of one catalog, as each process has its own. What a new kind of catalog has to give
+/// to be held to all that is in here.
+pub(crate) type Connect = Arc<dyn Fn(Store) -> BoxFuture<'static, Arc<dyn Catalog>> + Send + Sync>;
+
+/// The embedded catalog at this address.
+pub(crate) fn sql(url: String) -> Connect {
+    Arc::new(move |store| {
+        let url = url.clone();
+        Box::pin(async move {
+            let catalog = SqlCatalog::open(&url.into(), store).await.expect("catalog");
+            Arc::new(catalog) as Arc<dyn Catalog>
+        })
+    })
+}
+
+pub(crate) fn sqlite(folder: &TempDir) -> Connect {
+    sql(format!("sqlite://{}/catalog.db", folder.path().display()))
+}
+
+/// An S3 store whose bucket is in memory: what is written there goes through `object_store`.
+pub(crate) fn in_memory(objects: Arc<dyn ObjectStore>) -> Store {
+    let settings = LakeSettings {
+        warehouse: WAREHOUSE.to_owned(),
+        catalog: CatalogSettings::Sql(String::new().into()),
+        s3: Some(S3Settings { region: "r".to_owned(), ..S3Settings::default() }),
+    };
+    Store::open(&settings).expect("store").with_objects(objects)
+}
+
+/// A table in a store of its own, seen through faults and without.
+pub(crate) struct Ground {
+    /// Through the faults.
+    pub(crate) lake: Lake,
+    /// As another process has it, and without faults.
+    pub(crate) clean: Lake,
+    pub(crate) catalog: Arc<FaultyCatalog>,
+    pub(crate) objects: Arc<FaultyObjects>,
+    pub(crate) table: String,
+}
+
+impl Ground {
+    pub(crate) async fn new(connect: &Connect) -> Self {
+        let plain: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let objects = Arc::new(FaultyObjects::new(Arc::clone(&plain)));
+        let faulty = in_memory(Arc::clone(&objects) as Arc<dyn ObjectStore>);
+        let catalog = Arc::new(FaultyCatalog::new(connect(faulty.clone()).await));
+        let lake = Lake::new(faulty, Arc::clone(&catalog) as Arc<dyn Catalog>);
+        let store = in_memory(plain);
+        let clean = Lake::new(store.clone(), connect(store).await);
+        Self { lake, clean, catalog, objects, table: format!("t{}", Uuid::new_v4().simple()) }
+    }
+
+    /// The table's ids, as another process reads them.
+    pub(crate) async fn ids(&self) -> Vec<i64> {
+        ids(&table(&self.clean, &self.table).await).await
+    }
+
+    pub(crate) async fn check(&self) -> Checked {
+        check::check(&self.clean, &self.table).await
+    }
+
+    /// Every file of the lake.
+    pub(crate) async fn files(&self) -> BTreeSet<String> {
+        files(&self.clean, WAREHOUSE).await
+    }
+
+    /// The files that no state of the table reaches.
+    pub(crate) async fn orphans(&self) -> BTreeSet<String> {
+        let reached = self.check().await.files;
+        self.files().await.difference(&reached).cloned().collect()
+    }
+}
+
+/// Every file below an address.
+pub(crate) async fn files(lake: &Lake, below: &str) -> BTreeSet<String> {
+    let prefix = lake.object_path(below).expect("path");
+    let url = lake.store_url().trim_end_matches('/');
+    let found: Vec<_> = lake.object_store().list(Some(&prefix)).try_collect().await.expect("list");
+    found.into_iter().map(|file| format!("{url}/{}", file.location)).collect()
+}
+
+/// Runs the cases side by side; the first that fails fails all.
+pub(crate) async fn side_by_side<F>(cases: impl IntoIterator<Item = F>)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(CASES_MAX));
+    let mut tasks = JoinSet::new();
+    for case in cases {
+        let places = Arc::clone(&places);
+        tasks.spawn(async move {
+            let _place = places.acquire().await.expect("open");
+            case.await;
+        });
+    }
+    tasks.join_all().await;
+}
