@@ -235,6 +235,13 @@ impl Stage {
         ))
     }
 
+    /// Whether the table would have the shape that the files were written in, if they were staged now.
+    pub(crate) fn has_shape_of(&self, present: &TableState) -> bool {
+        target_of(present, &self.request).is_ok_and(|target| {
+            target.schema == self.target.schema && target.spec == self.target.spec
+        })
+    }
+
     pub(crate) async fn remove(&self, files: &[StagedFile]) {
         self.discard(files.iter().map(|file| file.location().to_owned()).collect()).await;
     }
@@ -273,7 +280,7 @@ fn new_target((uuid, location): (Uuid, String), request: &StageRequest) -> Resul
 }
 
 /// The table's shape after the request, following on `base`.
-pub(crate) fn target_of(base: &TableState, request: &StageRequest) -> Result<Target> {
+fn target_of(base: &TableState, request: &StageRequest) -> Result<Target> {
     let metadata = &base.metadata;
     let present = metadata.current_schema();
     let marks = Properties(metadata.properties()).schema(present)?;

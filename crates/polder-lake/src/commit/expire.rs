@@ -3,14 +3,14 @@
 //! says which state it was made for, so that the next expiry can tell by the lists that are still
 //! there whether this one was cut off, and ends it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use chrono::Utc;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use iceberg::TableUpdate;
 use iceberg::spec::{
-    MAIN_BRANCH, Manifest, ManifestFile, Snapshot, SnapshotRef, SnapshotReference,
-    SnapshotRetention, TableMetadata,
+    MAIN_BRANCH, Manifest, Snapshot, SnapshotRef, SnapshotReference, SnapshotRetention,
+    TableMetadata,
 };
 use polder_core::retention::{Expiry, Named, NamedKind, Retention, SnapshotAge, expiry};
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
@@ -22,10 +22,12 @@ use crate::catalog::service::Fence;
 use crate::catalog::{TableState, keeps_files, parse_metadata};
 use crate::error;
 use crate::lake::{Lake, ident};
-use crate::table::{Properties, references, version_number};
+use crate::table::{Properties, json, references, version_number};
 
 /// Files looked at at the same time.
 const READS_MAX: usize = 16;
+/// Expiries remembered that may not have ended: several may be under way at once.
+const EXPIRED_FROM_MAX: usize = 5;
 
 /// What an expiry removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,60 +77,70 @@ impl Lake {
         let stays = |error: &Error| {
             tracing::warn!(table = %ident, "files stay until the next expiry: {error}");
         };
-        let mut files = match self.left_by_the_last(&present.metadata).await {
-            // Nothing is committed yet, and this commit would forget what the last one left.
-            Err(error) if error.retryable() => return Err(error),
-            left => left.inspect_err(stays).unwrap_or_default(),
-        };
+        let (mut files, mut ended) = (0, Vec::new());
+        for from in expired_from(&present.metadata) {
+            match self.left_since(&from, &present.metadata).await {
+                Ok(removed) => {
+                    files += removed;
+                    ended.push(from);
+                }
+                Err(error) if error.retryable() => return Err(error),
+                Err(error) => stays(&error),
+            }
+        }
         if expiring(&present.metadata, retention)? == Expiry::default() {
             return Ok(Expired { files, ..Expired::default() });
         }
-        let mut action = Expire { table, retention, id, made_for: None };
+        let mut action = Expire { table, retention, id, ended, made_for: None };
         let done = super::commit(self, &ident, &mut action).await;
         let (expiry, after) = done.map_err(|Failure { error, .. }| error)?;
         let gone: HashSet<i64> = expiry.snapshots.iter().copied().collect();
         if let Some((before, _)) = action.made_for {
-            let removed = self.remove(&before.metadata, &gone, &after.metadata).await;
+            let removed = self.remove(&before.metadata, &gone, &after.metadata, false).await;
             files += removed.inspect_err(stays).unwrap_or_default();
         }
         Ok(Expired { names: expiry.names, snapshots: gone.len(), files })
     }
 
-    /// Ends the last expiry, if it was cut off after its commit. Returns how many files it removed.
-    async fn left_by_the_last(&self, present: &TableMetadata) -> Result<usize> {
-        let Some(location) = present.properties().get(Properties::EXPIRED_FROM) else {
-            return Ok(0);
-        };
-        let before = match self.store().read(location).await {
-            Ok(bytes) => parse_metadata(&bytes, location)?,
+    /// Ends an earlier expiry, if it was cut off after its commit. Returns how many files it removed.
+    async fn left_since(&self, from: &str, present: &TableMetadata) -> Result<usize> {
+        let before = match self.store().read(from).await {
+            Ok(bytes) => parse_metadata(&bytes, from)?,
             // Another engine has removed it.
             Err(error) if error.code() == ErrorCode::LakeNotFound => return Ok(0),
             Err(error) => return Err(error),
         };
+        if before.uuid() != present.uuid() {
+            // The property came here with a copy of another table's properties.
+            return Ok(0);
+        }
         let is_gone = |old: &&SnapshotRef| present.snapshot_by_id(old.snapshot_id()).is_none();
         let gone = before.snapshots().filter(is_gone);
         let lists: Vec<(i64, String)> =
             gone.map(|gone| (gone.snapshot_id(), gone.manifest_list().to_owned())).collect();
-        let lists = futures::stream::iter(lists)
-            .map(|(id, list)| async move { self.store().head(&list).await.is_ok().then_some(id) });
-        let left = lists.buffer_unordered(READS_MAX).filter_map(std::future::ready);
-        let left: HashSet<i64> = left.collect().await;
-        self.remove(&before, &left, present).await
+        let lists = futures::stream::iter(lists).map(|(id, list)| async move {
+            let found = self.store().head(&list).await.map(|_| Some(id));
+            if_there(found)
+        });
+        let left: Vec<Option<i64>> = lists.buffer_unordered(READS_MAX).try_collect().await?;
+        self.remove(&before, &left.into_iter().flatten().collect(), present, true).await
     }
 
-    /// Removes the files that the snapshots gone reached and none in `after` does.
+    /// Removes the files that the snapshots gone reached and none in `after` does; `again`: some may be
+    /// removed already.
     async fn remove(
         &self,
         before: &TableMetadata,
         gone: &HashSet<i64>,
         after: &TableMetadata,
+        again: bool,
     ) -> Result<usize> {
         let Ok(own) = Fence::org(before.location()) else { return Ok(0) };
         if gone.is_empty() || keeps_files(after) {
             return Ok(0);
         }
         let mut removed = 0;
-        for mut files in self.unreachable(before, gone, after).await? {
+        for mut files in self.unreachable(before, gone, after, again).await? {
             files.retain(|file| own.check(file).is_ok());
             removed += files.len();
             self.store().delete(files.into_iter().collect()).await?;
@@ -137,40 +149,42 @@ impl Lake {
     }
 
     /// The files that the snapshots gone reached and none in `after` does: data, deletes and
-    /// statistics, then manifests, then manifest lists. Those that are removed already may be missing.
+    /// statistics, then manifests, then manifest lists.
     async fn unreachable(
         &self,
         before: &TableMetadata,
         gone: &HashSet<i64>,
         after: &TableMetadata,
+        again: bool,
     ) -> Result<[HashSet<String>; 3]> {
+        let read = |found| if again { if_there(found) } else { found };
         let (mut files, mut lists) = (statistics(before, gone), HashSet::new());
-        let mut old = BTreeMap::new();
+        let mut old = HashSet::new();
         for snapshot in before.snapshots().filter(|found| gone.contains(&found.snapshot_id())) {
             lists.insert(snapshot.manifest_list().to_owned());
-            old.extend(if_there(self.manifests(snapshot).await)?);
+            old.extend(read(self.manifests(snapshot).await)?);
         }
-        let mut kept = BTreeMap::new();
+        let mut kept = HashSet::new();
         for snapshot in after.snapshots() {
             kept.extend(self.manifests(snapshot).await?);
         }
-        old.retain(|path, _| !kept.contains_key(path));
-        for manifest in old.keys() {
-            files.extend(if_there(self.files_of(manifest, false).await)?);
+        old.retain(|path| !kept.contains(path));
+        for manifest in &old {
+            files.extend(read(self.files_of(manifest, false).await)?);
         }
         if !old.is_empty() {
-            for manifest in kept.keys() {
+            for manifest in &kept {
                 for live in self.files_of(manifest, true).await? {
                     files.remove(&live);
                 }
             }
         }
-        Ok([files, old.into_keys().collect(), lists])
+        Ok([files, old, lists])
     }
 
-    async fn manifests(&self, snapshot: &Snapshot) -> Result<Vec<(String, ManifestFile)>> {
+    async fn manifests(&self, snapshot: &Snapshot) -> Result<Vec<String>> {
         let list = read_list(self.store(), snapshot).await?;
-        Ok(list.into_iter().map(|manifest| (manifest.manifest_path.clone(), manifest)).collect())
+        Ok(list.into_iter().map(|manifest| manifest.manifest_path).collect())
     }
 
     /// The files that a manifest names; those that are in the table by it only, if `live`.
@@ -198,6 +212,12 @@ fn if_there<T: Default>(read: Result<T>) -> Result<T> {
         Err(error) if error.code() == ErrorCode::LakeNotFound => Ok(T::default()),
         other => other,
     }
+}
+
+/// The metadata files of the states that expiries were made for which may not have ended.
+fn expired_from(metadata: &TableMetadata) -> Vec<String> {
+    let text = metadata.properties().get(Properties::EXPIRED_FROM);
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// What goes of a table now.
@@ -246,6 +266,8 @@ struct Expire<'a> {
     table: &'a str,
     retention: &'a Retention,
     id: Uuid,
+    /// What earlier expiries were made for that have removed all their files.
+    ended: Vec<String>,
     /// The state that the last attempt was made for, and what went.
     made_for: Option<(TableState, Expiry)>,
 }
@@ -288,7 +310,11 @@ impl Action for Expire<'_> {
             let snapshot_ids = expiry.snapshots.clone();
             updates.push(TableUpdate::RemoveSnapshots { snapshot_ids });
         }
-        let from = (Properties::EXPIRED_FROM.to_owned(), present.metadata_location.clone());
+        let mut from = expired_from(&present.metadata);
+        from.retain(|earlier| !self.ended.contains(earlier));
+        from.push(present.metadata_location.clone());
+        from.drain(..from.len().saturating_sub(EXPIRED_FROM_MAX));
+        let from = (Properties::EXPIRED_FROM.to_owned(), json(&from)?);
         let set = [Properties(present.metadata.properties()).with_commit(self.id), from];
         updates.push(TableUpdate::SetProperties { updates: set.into() });
         self.made_for = Some((present.clone(), expiry.clone()));

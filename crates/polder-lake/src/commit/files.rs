@@ -17,7 +17,7 @@ use crate::catalog::TableState;
 use crate::error;
 use crate::predicate::Predicate;
 use crate::scan::ScanRequest;
-use crate::stage::{Stage, target_of};
+use crate::stage::Stage;
 use crate::table::{LakeTable, Properties, commit_of, descends, references};
 use crate::write::{StagedDeletes, StagedFile};
 
@@ -262,10 +262,8 @@ impl Action for FilesAction<'_> {
         if base.metadata_location == present.metadata_location {
             return Ok(());
         }
-        let (target, staged) = (target_of(present, &self.stage.request)?, &self.stage.target);
-        let same_shape = target.schema == staged.schema && target.spec == staged.spec;
         let descends = descends(&present.metadata, &base.metadata);
-        if same_shape && descends { Ok(()) } else { Err(conflict()) }
+        if descends && self.stage.has_shape_of(present) { Ok(()) } else { Err(conflict()) }
     }
 
     async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<FilesCommitted>> {

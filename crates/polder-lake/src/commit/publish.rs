@@ -9,7 +9,7 @@ use polder_core::{Checkpoint, Error, ErrorCode, Result};
 use super::snapshot::{Change, NewFile, SnapshotWriter};
 use super::{Action, Failure, Prepared, conflict, main_to, point};
 use crate::catalog::TableState;
-use crate::stage::{Committed, RunSummary, Stage, StageKind, target_of};
+use crate::stage::{Committed, RunSummary, Stage, StageKind};
 use crate::table::{At, Properties, follows, references, run_of, version_number};
 use crate::write::StagedFile;
 
@@ -163,10 +163,8 @@ impl Action for Publish<'_> {
         if base.metadata_location == present.metadata_location {
             return Ok(());
         }
-        let (target, staged) = (target_of(present, &self.stage.request)?, &self.stage.target);
-        let same_shape = target.schema == staged.schema && target.spec == staged.spec;
         let follows = follows(&present.metadata, &base.metadata);
-        if follows && same_shape { Ok(()) } else { Err(conflict()) }
+        if follows && self.stage.has_shape_of(present) { Ok(()) } else { Err(conflict()) }
     }
 
     async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<Committed>> {
