@@ -1,11 +1,12 @@
 //! Every change a commit can make, with the store failing at every one of its operations in turn.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use object_store::ObjectStore;
 use polder_core::ErrorCode;
 use polder_lake::StageKind;
-use std::sync::Arc;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -30,6 +31,15 @@ const FAULTS: [(Op, Fault, usize); 9] = [
     (Op::Delete, Fault::Before, 1),
 ];
 
+/// What the process is doing when it dies.
+const DEATHS: [(Op, Fault); 5] = [
+    (Op::Put, Fault::DiesBefore),
+    (Op::Put, Fault::DiesAfter),
+    (Op::Get, Fault::DiesBefore),
+    (Op::Delete, Fault::DiesBefore),
+    (Op::Delete, Fault::DiesAfter),
+];
+
 /// How often the change does each thing when nothing fails.
 async fn operations(connect: &Connect, change: Change) -> [usize; 4] {
     let ground = Ground::new(connect).await;
@@ -39,11 +49,23 @@ async fn operations(connect: &Connect, change: Change) -> [usize; 4] {
     [Op::Put, Op::Part, Op::Get, Op::Delete].map(|op| ground.objects.calls(op))
 }
 
+/// Each change with each fault at each of its operations.
+async fn everywhere(connect: &Connect, faults: &[(Op, Fault, usize)]) -> Vec<(Change, Plan)> {
+    let mut cases = Vec::new();
+    for change in CHANGES {
+        let operations = operations(connect, change).await;
+        for (op, fault, times) in faults.iter().copied() {
+            let plan = |after| Plan { op, after, times, fault };
+            cases.extend((0..operations[op as usize]).map(|after| (change, plan(after))));
+        }
+    }
+    cases
+}
+
 /// One change with one fault, and the same again without.
-async fn hold(connect: Connect, change: Change, plan: Plan) {
+async fn hold(ground: &Ground, change: Change, plan: Plan) {
     let case = format!("{change:?} {plan:?}");
-    let ground = Ground::new(&connect).await;
-    let before = Before::make(&ground).await;
+    let before = Before::make(ground).await;
     let files = ground.files().await;
     let id = Uuid::new_v4();
     ground.objects.plan(Some(plan));
@@ -80,28 +102,72 @@ async fn hold(connect: Connect, change: Change, plan: Plan) {
     assert_eq!(ground.orphans().await, [].into(), "{case}: all is cleaned up in the end");
 }
 
+/// The process dies in the middle of a change. Another one finds all of it or nothing, and makes it
+/// once.
+async fn die(connect: Connect, change: Change, plan: Plan) {
+    let case = format!("{change:?} {plan:?}");
+    let ground = Ground::new(&connect).await;
+    let before = Before::make(&ground).await;
+    let id = Uuid::new_v4();
+    ground.objects.plan(Some(plan));
+    tokio::select! {
+        done = change.make(&ground.lake, &before, id) => panic!("{case}: {done:?}"),
+        () = ground.objects.died() => {}
+    }
+    let ids = ground.ids().await;
+    assert!(ids == IDS || ids == change.expected(), "{case}: {ids:?}");
+    ground.check().await;
+    change.make(&ground.clean, &before, id).await.expect(&case);
+    assert_eq!(ground.ids().await, change.expected(), "{case}");
+    let checked = ground.check().await;
+    assert_eq!(checked.metadata.snapshots().len(), change.snapshots(), "{case}");
+    let expires = change == Change::ExpireSnapshots;
+    assert!(
+        !expires || ground.orphans().await.iter().all(|file| file.contains(".metadata.")),
+        "{case}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_is_whole_or_not_there_wherever_the_store_fails() {
     let folder = TempDir::new().expect("folder");
     let connect = sqlite(&folder);
-    let mut cases = Vec::new();
-    for change in CHANGES {
-        let operations = operations(&connect, change).await;
-        for (op, fault, times) in FAULTS {
-            for after in 0..operations[op as usize] {
-                cases.push((change, Plan { op, after, times, fault }));
-            }
-        }
-    }
+    let cases = everywhere(&connect, &FAULTS).await;
     assert!(cases.len() > 200, "{} cases", cases.len());
-    side_by_side(cases.into_iter().map(|(change, plan)| hold(connect.clone(), change, plan))).await;
+    let cases = cases.into_iter().map(|(change, plan)| {
+        let connect = connect.clone();
+        async move { hold(&Ground::new(&connect).await, change, plan).await }
+    });
+    side_by_side(cases).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_is_whole_or_not_there_wherever_the_process_dies() {
+    let folder = TempDir::new().expect("folder");
+    let connect = sqlite(&folder);
+    let cases = everywhere(&connect, &DEATHS.map(|(op, fault)| (op, fault, 1))).await;
+    assert!(cases.len() > 100, "{} cases", cases.len());
+    side_by_side(cases.into_iter().map(|(change, plan)| die(connect.clone(), change, plan))).await;
+}
+
+/// A sample of all that, on whichever store.
+pub(crate) async fn hold_on(connect: &Connect, objects: impl Fn() -> Arc<dyn ObjectStore>) {
+    let faults =
+        [(Op::Put, Fault::After, 1), (Op::Put, Fault::Half, 1), (Op::Get, Fault::Before, 1)];
+    let mut cases = everywhere(connect, &faults).await;
+    cases.retain(|(change, _)| matches!(change, Change::RowDelta | Change::RewriteFiles));
+    let cases = cases.into_iter().map(|(change, plan)| {
+        let (connect, objects) = (connect.clone(), objects());
+        async move { hold(&Ground::over(&connect, objects).await, change, plan).await }
+    });
+    side_by_side(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_what_is_to_be_removed_only_what_cannot_be_stays() {
     let folder = TempDir::new().expect("folder");
     let connect = sqlite(&folder);
-    let cases = CHANGES.map(|change| {
+    let cases = CHANGES.into_iter().map(|change| {
         let connect = connect.clone();
         async move {
             let ground = Ground::new(&connect).await;
@@ -156,8 +222,8 @@ async fn an_expiry_that_was_cut_off_is_ended_by_the_next() {
     side_by_side(cases).await;
 }
 
-/// Some 40 MB that do not compress: more than a row group, which is more than a part of an upload.
-fn large() -> Vec<RecordBatch> {
+/// Text that compresses by half, 2.5 MB a batch.
+fn large(batches: i64) -> Vec<RecordBatch> {
     let text = |_| (0..4).map(|_| Uuid::new_v4().simple().to_string()).collect::<String>();
     let part = |part: i64| {
         let ids = part * 20_000..(part + 1) * 20_000;
@@ -165,7 +231,7 @@ fn large() -> Vec<RecordBatch> {
         let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(ids));
         batch(&id_and_text(), vec![ids, Arc::new(StringArray::from(text))])
     };
-    (0..16).map(part).collect()
+    (0..batches).map(part).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,7 +241,8 @@ async fn an_upload_of_parts_that_fails_or_is_dropped_is_taken_back() {
     let name = ground.table.as_str();
     let request = || request(StageKind::Replace, &id_and_text());
     run(&ground.lake, name, request(), &[]).await.expect("create");
-    let batches = large();
+    // One row group, which is more than a part of an upload.
+    let batches = large(10);
     let faults = [(Op::Part, Fault::Before), (Op::Put, Fault::Before), (Op::Put, Fault::After)];
     for (op, fault) in faults {
         let files = ground.files().await;
@@ -190,8 +257,8 @@ async fn an_upload_of_parts_that_fails_or_is_dropped_is_taken_back() {
     let files = ground.files().await;
     let stage = ground.lake.stage(&org("401"), name, request()).await.expect("stage");
     let mut writer = stage.writer();
-    for batch in &batches {
-        writer.write(batch.clone()).await.expect("write");
+    for batch in large(32) {
+        writer.write(batch).await.expect("write");
     }
     // A run's first split may be done when another one fails.
     assert_eq!(ground.objects.uploads(), 1);

@@ -14,7 +14,7 @@ use polder_lake::{Catalog, CommitFailure, TableState};
 /// What happens to one attempt to commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    NoFault,
+    Nothing,
     /// The catalog cannot be reached: nothing is sent.
     BeforeSend,
     /// It is sent, never carried out, and no answer comes.
@@ -160,12 +160,12 @@ impl Catalog for FaultyCatalog {
     ) -> Result<TableState, CommitFailure> {
         self.attempts.fetch_add(1, Ordering::SeqCst);
         self.arrive(&self.late).await;
-        let fault = self.faults.lock().expect("faults").pop_front().unwrap_or(Fault::NoFault);
+        let fault = self.faults.lock().expect("faults").pop_front().unwrap_or(Fault::Nothing);
         let request = (ident.clone(), requirements.to_vec(), updates.clone());
         let send = || self.inner.commit(ident, requirements, updates);
         let dark = |loads: usize| self.dark.store(loads, Ordering::SeqCst);
         match fault {
-            Fault::NoFault => send().await,
+            Fault::Nothing => send().await,
             Fault::Slow => {
                 tokio::time::sleep(SLOW).await;
                 send().await

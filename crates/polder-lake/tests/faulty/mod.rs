@@ -59,6 +59,7 @@ pub(crate) fn in_memory(objects: Arc<dyn ObjectStore>) -> Store {
 
 /// A table in a store of its own, seen through faults and without.
 pub(crate) struct Ground {
+    root: String,
     /// Through the faults.
     pub(crate) lake: Lake,
     /// As another process has it, and without faults.
@@ -69,15 +70,40 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
+    /// On S3, in memory.
     pub(crate) async fn new(connect: &Connect) -> Self {
-        let plain: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        Self::over(connect, Arc::new(InMemory::new())).await
+    }
+
+    /// On S3, whatever it is made of.
+    pub(crate) async fn over(connect: &Connect, plain: Arc<dyn ObjectStore>) -> Self {
         let objects = Arc::new(FaultyObjects::new(Arc::clone(&plain)));
         let faulty = in_memory(Arc::clone(&objects) as Arc<dyn ObjectStore>);
+        Self::with(connect, WAREHOUSE.to_owned(), faulty, in_memory(plain), objects).await
+    }
+
+    /// On local disk, where writing bypasses the store that fails.
+    pub(crate) async fn local(connect: &Connect) -> (Self, TempDir) {
+        let folder = TempDir::new().expect("folder");
+        let settings = Scratch::settings(&folder);
+        let store = Store::open(&settings).expect("store");
+        let objects = Arc::new(FaultyObjects::new(Arc::new(InMemory::new())));
+        let root = format!("file://{}", settings.warehouse);
+        (Self::with(connect, root, store.clone(), store, objects).await, folder)
+    }
+
+    async fn with(
+        connect: &Connect,
+        root: String,
+        faulty: Store,
+        store: Store,
+        objects: Arc<FaultyObjects>,
+    ) -> Self {
         let catalog = Arc::new(FaultyCatalog::new(connect(faulty.clone()).await));
         let lake = Lake::new(faulty, Arc::clone(&catalog) as Arc<dyn Catalog>);
-        let store = in_memory(plain);
         let clean = Lake::new(store.clone(), connect(store).await);
-        Self { lake, clean, catalog, objects, table: format!("t{}", Uuid::new_v4().simple()) }
+        let table = format!("t{}", Uuid::new_v4().simple());
+        Self { root, lake, clean, catalog, objects, table }
     }
 
     /// The table's ids, as another process reads them.
@@ -91,7 +117,7 @@ impl Ground {
 
     /// Every file of the lake.
     pub(crate) async fn files(&self) -> BTreeSet<String> {
-        files(&self.clean, WAREHOUSE).await
+        files(&self.clean, &self.root).await
     }
 
     /// The files that no state of the table reaches.
@@ -104,7 +130,8 @@ impl Ground {
 /// Every file below an address.
 pub(crate) async fn files(lake: &Lake, below: &str) -> BTreeSet<String> {
     let prefix = lake.object_path(below).expect("path");
-    let url = lake.store_url().trim_end_matches('/');
+    let url = lake.store_url();
+    let url = url.strip_suffix('/').unwrap_or(url);
     let found: Vec<_> = lake.object_store().list(Some(&prefix)).try_collect().await.expect("list");
     found.into_iter().map(|file| format!("{url}/{}", file.location)).collect()
 }

@@ -17,6 +17,7 @@ use object_store::{
     ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
     UploadPart,
 };
+use tokio::sync::Notify;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
@@ -38,6 +39,10 @@ pub(crate) enum Fault {
     /// 404, of an object that is there.
     Missing,
     Slow,
+    /// Nothing was done, and the process dies: [`FaultyObjects::died`].
+    DiesBefore,
+    /// It was done, and the process dies.
+    DiesAfter,
 }
 
 /// Which calls fail, and how.
@@ -66,6 +71,7 @@ struct State {
     met: Mutex<Vec<Path>>,
     /// Uploads of parts neither completed nor given up.
     uploads: AtomicUsize,
+    death: Notify,
 }
 
 impl FaultyObjects {
@@ -88,6 +94,11 @@ impl FaultyObjects {
         self.state.met.lock().expect("met").clone()
     }
 
+    /// Ends when a call has met its death. It never ends itself, and has to be dropped.
+    pub(crate) async fn died(&self) {
+        self.state.death.notified().await;
+    }
+
     pub(crate) fn uploads(&self) -> usize {
         self.state.uploads.load(Ordering::SeqCst)
     }
@@ -106,11 +117,19 @@ impl State {
             return None;
         }
         self.met.lock().expect("met").push(path.clone());
-        if plan.fault == Fault::Slow {
-            tokio::time::sleep(SLOW).await;
-            return None;
+        match plan.fault {
+            Fault::Slow => {
+                tokio::time::sleep(SLOW).await;
+                None
+            }
+            Fault::DiesBefore => self.die().await,
+            fault => Some(fault),
         }
-        Some(plan.fault)
+    }
+
+    async fn die<T>(&self) -> T {
+        self.death.notify_one();
+        std::future::pending().await
     }
 }
 
@@ -142,6 +161,10 @@ impl ObjectStore for FaultyObjects {
             None => self.inner.put_opts(path, payload, options).await,
             Some(Fault::After) => {
                 self.inner.put_opts(path, payload, options).await.and(Err(failed()))
+            }
+            Some(Fault::DiesAfter) => {
+                self.inner.put_opts(path, payload, options).await?;
+                self.state.die().await
             }
             Some(Fault::Half) => {
                 self.inner.put_opts(path, half(payload), options).await.and(Err(failed()))
@@ -190,6 +213,10 @@ impl ObjectStore for FaultyObjects {
                 match state.meet(Op::Delete, &path).await {
                     None => inner.delete(&path).await.map(|()| path),
                     Some(Fault::After) => inner.delete(&path).await.and(Err(failed())),
+                    Some(Fault::DiesAfter) => {
+                        inner.delete(&path).await?;
+                        state.die().await
+                    }
                     Some(_) => Err(failed()),
                 }
             }

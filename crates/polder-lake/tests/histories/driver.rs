@@ -208,8 +208,7 @@ impl History {
             assert_eq!(done.expect_err("refused").code(), ErrorCode::LakeFailed);
             return;
         }
-        let (snapshot, version) = done.expect("made");
-        self.made(run, request, &rows, snapshot, version);
+        self.made(run, request, &rows, done.expect("made"));
     }
 
     /// Takes a run that was made over into the model.
@@ -218,8 +217,7 @@ impl History {
         run: Run,
         request: StageRequest,
         rows: &[i64],
-        snapshot: i64,
-        version: Option<String>,
+        (snapshot, version): (i64, Option<String>),
     ) {
         let by = |column: &&Column| run.partition.iter().any(|field| field.column == column.name);
         self.partitioned_by.extend(run.columns.iter().filter(by).map(|column| column.id));
@@ -240,8 +238,8 @@ impl History {
         columns: &[Column],
         rows: &[i64],
     ) -> Result<(i64, Option<String>)> {
-        let state = State::new(columns.to_vec()).with(rows.iter().copied());
-        let files = staged(&stage, batches_of(&state)).await?;
+        let new = State::new(columns.to_vec()).with(rows.iter().copied());
+        let files = staged(&stage, batches_of(&new)).await?;
         let summary = summary(&files);
         let done = stage.commit(files, &checkpoint(self.next_row), summary).await?;
         assert!(!done.already);
@@ -280,11 +278,11 @@ impl History {
         );
         self.ground.catalog.next(&[]);
         match self.commit_run(stage, &columns, &rows).await {
-            Ok((snapshot, version)) => {
+            Ok(done) => {
                 assert!(!moved || files, "{by:?} has changed the rows it was told apart from");
                 let partition = self.partition.clone();
                 let run = Run { kind: StageKind::Append, columns, rows: 2, partition };
-                self.made(run, request, &rows, snapshot, version);
+                self.made(run, request, &rows, done);
             }
             Err(error) => {
                 assert_eq!(error.code(), ErrorCode::LakeConflict, "{error:?}");
@@ -318,20 +316,20 @@ impl History {
         let (now, stage, files) = self.files().await;
         let whole: Vec<ScanFile> = files.into_iter().filter(|file| !file.has_deletes).collect();
         let rows = self.fresh(rows);
-        let mut state = self.model.now();
+        let mut wanted = self.model.now();
         let mut deletes = Vec::new();
         if let Some(file) = pick(&whole, file) {
-            let ids = ids_in(&now, &[file.path.clone()]).await.1;
+            let ids = ids_in(&now, std::slice::from_ref(&file.path)).await.1;
             let gone = ids.iter().enumerate().filter(|(at, _)| at % 2 == 0);
             let (positions, gone): (Vec<u64>, Vec<i64>) =
                 gone.map(|(at, id)| (at as u64, *id)).unzip();
             deletes = stage.write_deletes(&[(file.clone(), positions)]).await.expect("deletes");
-            state = state.without(&gone);
+            wanted = wanted.without(&gone);
         }
-        let new = State::new(state.columns.clone()).with(rows.iter().copied());
+        let new = State::new(wanted.columns.clone()).with(rows.iter().copied());
         let added = staged(&stage, batches_of(&new)).await.expect("staged");
         let done = stage.row_delta(deletes, added).await;
-        self.changed(done, refused, state.with(rows));
+        self.changed(done, refused, wanted.with(rows));
     }
 
     async fn overwrite(&mut self, file: u8, rows: usize, refused: bool) {
@@ -347,20 +345,20 @@ impl History {
         let filter =
             bound(CmpOp::GtEq, gone.iter().min()).and(bound(CmpOp::LtEq, gone.iter().max()));
         let rows = self.fresh(rows);
-        let state = self.model.now().without(&gone);
-        let new = State::new(state.columns.clone()).with(rows.iter().copied());
+        let wanted = self.model.now().without(&gone);
+        let new = State::new(wanted.columns.clone()).with(rows.iter().copied());
         let added = staged(&stage, batches_of(&new)).await.expect("staged");
         let done = stage.overwrite_files(filter, old, added).await;
-        self.changed(done, refused, state.with(rows));
+        self.changed(done, refused, wanted.with(rows));
     }
 
     async fn delete_file(&mut self, file: u8, refused: bool) {
         let (now, stage, files) = self.files().await;
         let Some(file) = pick(&files, file) else { return };
-        let gone = ids_in(&now, &[file.path.clone()]).await.1;
+        let gone = ids_in(&now, std::slice::from_ref(&file.path)).await.1;
         let done = stage.delete_files(vec![file.path.clone()]).await;
-        let state = self.model.now().without(&gone);
-        self.changed(done, refused, state);
+        let wanted = self.model.now().without(&gone);
+        self.changed(done, refused, wanted);
     }
 
     async fn rewrite(&mut self, chosen: u8, refused: bool) {
@@ -370,8 +368,8 @@ impl History {
         let batches = ids_in(&now, &old).await.0;
         let new = staged(&stage, batches).await.expect("staged");
         let done = stage.rewrite_files(old.clone(), new).await;
-        let state = self.model.now();
-        self.changed(done, refused, state);
+        let wanted = self.model.now();
+        self.changed(done, refused, wanted);
         if !refused {
             let left = self.ground.check().await;
             assert!(

@@ -200,14 +200,13 @@ impl Model {
 
     pub(super) fn roll_back(&mut self, to: i64, kept_as: &str) {
         let from = self.main.replace(to).expect("a state");
-        match self.tags.get(kept_as) {
-            Some(named) => assert_eq!(*named, from, "{kept_as} is the state before"),
-            None => {
-                let named = self.tags.values().any(|snapshot| *snapshot == from);
-                assert!(!named && kept_as.starts_with("before-rollback-"), "{kept_as}");
-                self.tags.insert(kept_as.to_owned(), from);
-            }
+        if let Some(named) = self.tags.get(kept_as) {
+            assert_eq!(*named, from, "{kept_as} is the state before");
+            return;
         }
+        let named = self.tags.values().any(|snapshot| *snapshot == from);
+        assert!(!named && kept_as.starts_with("before-rollback-"), "{kept_as}");
+        self.tags.insert(kept_as.to_owned(), from);
     }
 
     /// Nothing is kept for its age. Returns the names that went.

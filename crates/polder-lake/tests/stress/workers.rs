@@ -26,13 +26,14 @@ use crate::support::*;
 const RANGE: i64 = 1_000_000;
 /// One commit in so many meets a fault.
 const FAULT_EVERY: u32 = 6;
-const FAULTS: [Fault; 7] = [
+const FAULTS: [Fault; 8] = [
     Fault::AfterSend,
     Fault::AnswerLost,
     Fault::ConflictAfterLanding,
     Fault::Error500Landed,
     Fault::Busy503,
     Fault::LateBeforeTheNext,
+    Fault::LateAtTheEnd,
     Fault::Slow,
 ];
 /// Columns beside `id` and `text`.
