@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 pub struct Retention {
     /// The latest versions; the current one is kept beside them.
     pub versions: usize,
-    /// How long a state that nothing names stays, in milliseconds: `main`'s history, and the states
+    /// How long a state that nothing names stays, in milliseconds: `main`'s history, and what it was
     /// before a rollback. Queries that opened it have as long.
     pub history_ms: i64,
     /// States of `main`'s history kept whatever their age, the present one included.
@@ -95,8 +95,10 @@ pub fn expiry(
                 let ms = history_ms.unwrap_or(retention.history_ms);
                 (history_min.unwrap_or(retention.history_min).max(1), ms)
             }
-            // A tag names a state and no history.
-            _ => (1, -1),
+            // Queries may have opened what `main`'s history was before the rollback.
+            NamedKind::BeforeRollback(_) => (1, retention.history_ms),
+            // Other tags name a state and no history.
+            NamedKind::Version(_) | NamedKind::Tag => (1, -1),
         };
         let history = lineage(name.snapshot).enumerate();
         // Ages only grow along a lineage.
@@ -191,6 +193,8 @@ mod tests {
             named("before-rollback-1", 6, NamedKind::BeforeRollback(7 * DAY)),
         ];
         assert_eq!(gone(&snapshots, &names, 9), (vec![], vec![1, 3, 5]), "v1 is the current one");
+        // On the day of the rollback queries may still read what was `main`'s history until then.
+        assert_eq!(gone(&snapshots, &names, 7), (vec![], vec![1, 3]));
         let later = gone(&snapshots, &names, 11);
         assert_eq!(later, (vec!["before-rollback-1".into()], vec![1, 3, 5]));
     }

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::catalog::{self, TableState};
 use crate::commit::read_list;
 use crate::lake::Lake;
-use crate::scan::{self, ScanFile};
+use crate::scan::{self, FilePartition, ScanFile};
 use crate::schema::{self, Base};
 use crate::table::{Properties, follows};
 use crate::write::{self, Budget, Layout, StagedDeletes, StagedFile, TableWriter};
@@ -146,22 +146,40 @@ impl Stage {
     ) -> Result<Vec<StagedDeletes>> {
         let Some(base) = &self.base else { return Ok(Vec::new()) };
         let places = scan::places(base, self.lake.store()).await?;
-        let mut staged = Vec::with_capacity(deletes.len());
+        let mut staged: Vec<StagedDeletes> = Vec::with_capacity(deletes.len());
         for (file, positions) in deletes {
-            let place = places.get(&file.path).ok_or_else(|| {
-                Error::new(ErrorCode::LakeConflict, "a file to delete rows of is gone")
-                    .detail(self.ident.to_string())
-            })?;
-            let location = &self.target.location;
-            let written = write::write_deletes(self.lake.store(), location, file, place, positions);
-            staged.push(written.await?);
+            match self.write_deletes_of(&places, file, positions).await {
+                Ok(written) => staged.push(written),
+                Err(error) => {
+                    let written =
+                        staged.iter().map(|deletes| deletes.file().file_path().to_owned());
+                    self.discard(written.collect()).await;
+                    return Err(error);
+                }
+            }
         }
         Ok(staged)
     }
 
-    /// Removes staged files. Only for a stage whose commit was not attempted.
+    async fn write_deletes_of(
+        &self,
+        places: &HashMap<String, FilePartition>,
+        file: &ScanFile,
+        positions: &[u64],
+    ) -> Result<StagedDeletes> {
+        let place = places.get(&file.path).ok_or_else(|| {
+            Error::new(ErrorCode::LakeConflict, "a file to delete rows of is gone")
+                .detail(self.ident.to_string())
+        })?;
+        let location = &self.target.location;
+        write::write_deletes(self.lake.store(), location, file, place, positions).await
+    }
+
+    /// Removes staged files, and waits until what dropped writers have left is removed too. Only for a
+    /// stage whose commit was not attempted.
     pub async fn abort(self, files: Vec<StagedFile>) {
         self.remove(&files).await;
+        self.lake.store().cleaned_up().await;
     }
 
     /// Checks that the table is still the one the caller read before this stage began, so that what
@@ -217,6 +235,13 @@ impl Stage {
         ))
     }
 
+    /// Whether the table would have the shape that the files were written in, if they were staged now.
+    pub(crate) fn has_shape_of(&self, present: &TableState) -> bool {
+        target_of(present, &self.request).is_ok_and(|target| {
+            target.schema == self.target.schema && target.spec == self.target.spec
+        })
+    }
+
     pub(crate) async fn remove(&self, files: &[StagedFile]) {
         self.discard(files.iter().map(|file| file.location().to_owned()).collect()).await;
     }
@@ -255,7 +280,7 @@ fn new_target((uuid, location): (Uuid, String), request: &StageRequest) -> Resul
 }
 
 /// The table's shape after the request, following on `base`.
-pub(crate) fn target_of(base: &TableState, request: &StageRequest) -> Result<Target> {
+fn target_of(base: &TableState, request: &StageRequest) -> Result<Target> {
     let metadata = &base.metadata;
     let present = metadata.current_schema();
     let marks = Properties(metadata.properties()).schema(present)?;

@@ -111,12 +111,12 @@ async fn a_rewrite_s_old_files_go_and_deleted_rows_stay_deleted() {
     let rewriting = stage(StageKind::Files).await;
     let made = written(&rewriting, &batches).await;
     rewriting.rewrite_files(paths, made).await.expect("rewrite");
-    // v1 keeps its file; the other two go. The delete file is in the table until a commit drops it.
+    // v1 keeps its file; the other two go, and the deletes, which went from the table with them.
     let none = Retention { versions: 0, ..NOW };
     let done = expire(&scratch, &none).await;
     assert_eq!((done.names, done.snapshots), (vec![], 3), "v1 is the current version");
     assert_eq!(ids(&table(lake, "t").await).await, left);
-    assert_eq!(scratch.files(".parquet").len(), 3, "v1's, the rewritten one, and deletes");
+    assert_eq!(scratch.files(".parquet").len(), 2, "v1's and the rewritten one");
 }
 
 /// Another client of the same catalog, and the table's name there.

@@ -1,247 +1,306 @@
-//! Commits whose answers are lost, and stores that fail: every acknowledged row once, no failure
-//! reported for a commit that landed, no file removed that metadata names.
+//! Every change a commit can make, under every fault of the catalog: each acknowledged row is there
+//! exactly once, nothing the table reaches is missing, no failure is reported for what landed, and
+//! what definitely failed leaves no file.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use async_trait::async_trait;
-use iceberg::{TableIdent, TableRequirement, TableUpdate};
-use polder_core::{Error, ErrorCode, Result};
-use polder_lake::{
-    Catalog, CmpOp, CommitFailure, Lake, Literal, Predicate, ScanRequest, SqlCatalog, StageKind,
-    Store, TableState,
-};
+use polder_core::ErrorCode;
+use polder_lake::{Lake, Predicate, ScanRequest, StageKind};
+use tempfile::TempDir;
 use uuid::Uuid;
 
+use crate::faulty::catalog::Fault::{
+    self, AfterSend, AfterSendThenDark, AnswerLost, AnswerLostThenAway, AnswerLostThenDark,
+    BeforeSend, Busy503, Conflict, ConflictAfterLanding, ConflictThenDark, Error500,
+    Error500Landed, LateAtTheEnd, LateBeforeTheNext, Nothing, Refused, Slow, TrueConflictThenDark,
+};
+use crate::faulty::changes::{Before, CHANGES, Change, IDS};
+use crate::faulty::{Connect, Ground, side_by_side, sqlite};
 use crate::support::*;
 
-/// What happens to one attempt to commit.
+/// How the call that made the change has to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    None,
-    /// The commit lands, its answer is lost.
-    LandsUnanswered,
-    /// Nothing is sent, and no answer comes.
-    NotSent,
-    /// The commit lands, the transport sends it again, and the client sees a conflict.
-    LandsThenConflict,
-    /// A definite refusal.
-    Refused,
-    /// The commit lands, its answer is lost, and the table cannot be read for a long time.
-    LandsThenDark,
+enum End {
+    /// The change is made.
+    Made,
+    /// The error says why it is not; nothing of it stays.
+    Failed(ErrorCode),
+    /// It says that it does not know. Whether the change is made in the end.
+    Unknown { landed: bool },
 }
 
-#[derive(Debug)]
-struct Faulty {
-    inner: SqlCatalog,
-    /// The faults of the next attempts; none when used up.
-    faults: Mutex<Vec<Fault>>,
-    attempts: AtomicUsize,
-    /// Loads that fail from now on.
-    dark: AtomicUsize,
+/// The faults of one attempt after the other, how the call ends, and after how many attempts.
+type Case = (&'static [Fault], End, usize);
+
+const LANDED: End = End::Unknown { landed: true };
+const NOT_LANDED: End = End::Unknown { landed: false };
+
+const CASES: [Case; 28] = [
+    (&[Nothing], End::Made, 1),
+    (&[Slow], End::Made, 1),
+    (&[BeforeSend], End::Made, 2),
+    (&[AfterSend], End::Made, 2),
+    (&[AfterSend, AfterSend], End::Made, 3),
+    (&[AnswerLost], End::Made, 1),
+    (&[AfterSend, AnswerLost], End::Made, 2),
+    (&[AnswerLostThenAway], End::Made, 1),
+    (&[ConflictAfterLanding], End::Made, 1),
+    (&[AfterSend, ConflictAfterLanding], End::Made, 2),
+    (&[Conflict], End::Made, 2),
+    (&[Error500], End::Made, 2),
+    (&[Error500Landed], End::Made, 1),
+    (&[Busy503, Busy503], End::Made, 3),
+    (&[LateBeforeTheNext], End::Made, 2),
+    (&[LateBeforeTheNext, AfterSend], End::Made, 2),
+    (&[LateAtTheEnd], End::Made, 2),
+    (&[LateAtTheEnd, AfterSend, AnswerLost], End::Made, 3),
+    (&[Refused], End::Failed(ErrorCode::LakeFailed), 1),
+    (&[Busy503, Refused], End::Failed(ErrorCode::LakeFailed), 2),
+    (&[Conflict, Refused], End::Failed(ErrorCode::LakeFailed), 2),
+    (&[AfterSend, Refused], NOT_LANDED, 2),
+    (&[AfterSendThenDark], NOT_LANDED, 1),
+    (&[TrueConflictThenDark], NOT_LANDED, 1),
+    (&[LateAtTheEnd, Refused], LANDED, 2),
+    (&[AnswerLostThenDark], LANDED, 1),
+    (&[ConflictThenDark], LANDED, 1),
+    (&[LateAtTheEnd, AfterSendThenDark], LANDED, 2),
+];
+
+/// These end only after all attempts, with their pauses.
+const LONG_CASES: [Case; 3] = [
+    (&[Busy503; 8], End::Failed(ErrorCode::LakeUnavailable), 8),
+    (&[AfterSend; 8], NOT_LANDED, 8),
+    (&[Conflict; 8], End::Failed(ErrorCode::LakeConflict), 8),
+];
+
+/// What arrives only when others have been there.
+const LATE: [Case; 1] = [(&[LateAtTheEnd, AfterSendThenDark], LANDED, 2)];
+
+/// The faults of a change, where it has them when it stages and when it publishes.
+#[derive(Clone, Copy, Debug)]
+enum When {
+    /// The change is one commit.
+    Once,
+    Staging,
+    Publishing,
 }
 
-fn unknown() -> CommitFailure {
-    CommitFailure::Unknown(Error::new(ErrorCode::LakeUnknownOutcome, "no answer"))
-}
-
-#[async_trait]
-impl Catalog for Faulty {
-    async fn namespaces(&self) -> Result<Vec<String>> {
-        self.inner.namespaces().await
+impl When {
+    fn all(change: Change) -> &'static [Self] {
+        if change.stages() { &[Self::Staging, Self::Publishing] } else { &[Self::Once] }
     }
 
-    async fn namespace(&self, name: &str) -> Result<Option<BTreeMap<String, String>>> {
-        self.inner.namespace(name).await
-    }
-
-    async fn ensure_namespace(
-        &self,
-        name: &str,
-        properties: &BTreeMap<String, String>,
-    ) -> Result<()> {
-        self.inner.ensure_namespace(name, properties).await
-    }
-
-    async fn tables(&self, namespace: &str) -> Result<Vec<String>> {
-        self.inner.tables(namespace).await
-    }
-
-    async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>> {
-        let dark = self.dark.load(Ordering::SeqCst);
-        if dark > 0 {
-            self.dark.store(dark - 1, Ordering::SeqCst);
-            return Err(Error::new(ErrorCode::LakeUnavailable, "the catalog is away"));
+    /// The case with the commits before and after it.
+    fn within(self, (faults, end, attempts): Case) -> (Vec<Fault>, End, usize) {
+        match (self, end) {
+            (Self::Once, _) => (faults.to_vec(), end, attempts),
+            // Then it is published.
+            (Self::Staging, End::Made) => (faults.to_vec(), end, attempts + 1),
+            (Self::Staging, End::Failed(_)) => (faults.to_vec(), end, attempts),
+            (Self::Staging, End::Unknown { .. }) => (faults.to_vec(), NOT_LANDED, attempts),
+            (Self::Publishing, _) => {
+                // What is not published is taken out of the table again.
+                let withdrawn = usize::from(matches!(end, End::Failed(_)));
+                let faults = [&[Nothing], faults].concat();
+                (faults, end, 1 + attempts + withdrawn)
+            }
         }
-        self.inner.load(ident).await
     }
+}
 
-    async fn commit(
-        &self,
-        ident: &TableIdent,
-        requirements: &[TableRequirement],
-        updates: Vec<TableUpdate>,
-    ) -> Result<TableState, CommitFailure> {
-        self.attempts.fetch_add(1, Ordering::SeqCst);
-        let fault = self.faults.lock().expect("faults").pop().unwrap_or(Fault::None);
-        let forward = || self.inner.commit(ident, requirements, updates);
-        match fault {
-            Fault::None => forward().await,
-            Fault::LandsUnanswered => forward().await.and(Err(unknown())),
-            Fault::NotSent => Err(unknown()),
-            Fault::LandsThenConflict => {
-                let conflict = Error::new(ErrorCode::LakeConflict, "409");
-                forward().await.and(Err(CommitFailure::Conflict(conflict)))
-            }
-            Fault::Refused => {
-                let refused = Error::new(ErrorCode::LakeFailed, "refused");
-                Err(CommitFailure::Rejected(refused))
-            }
-            Fault::LandsThenDark => {
-                self.dark.store(1_000, Ordering::SeqCst);
-                forward().await.and(Err(unknown()))
-            }
+/// One change under one series of faults, and the same again.
+async fn hold(ground: &Ground, change: Change, when: When, case: Case) {
+    let (faults, end, attempts) = when.within(case);
+    let case = format!("{change:?} {when:?} {faults:?}");
+    let before = Before::make(ground).await;
+    let files = ground.contents().await;
+    assert_eq!(ground.orphans().await, [].into(), "{case}");
+    let id = Uuid::new_v4();
+    ground.catalog.next(&faults);
+    let done = change.make(&ground.lake, &before, id).await;
+    assert_eq!(ground.catalog.attempts(), attempts, "{case}: {done:?}");
+    ground.catalog.settle().await;
+    ground.catalog.next(&[]);
+    let landed = match end {
+        End::Made => {
+            assert!(!done.expect(&case), "{case}: this very call made it");
+            assert_eq!(ground.orphans().await, [].into(), "{case}");
+            true
         }
-    }
-}
-
-struct Faults {
-    scratch: Scratch,
-    lake: Lake,
-    catalog: Arc<Faulty>,
-}
-
-impl Faults {
-    async fn new() -> Self {
-        let scratch = Scratch::new().await;
-        let settings = Scratch::settings(&scratch.folder);
-        let store = Store::open(&settings).expect("store");
-        let inner = Scratch::catalog(&settings, store.clone()).await;
-        let catalog = Arc::new(Faulty {
-            inner,
-            faults: Mutex::default(),
-            attempts: AtomicUsize::new(0),
-            dark: AtomicUsize::new(0),
-        });
-        let lake = Lake::new(store, Arc::clone(&catalog) as Arc<dyn Catalog>);
-        Self { scratch, lake, catalog }
-    }
-
-    fn next(&self, faults: &[Fault]) {
-        let mut faults = faults.to_vec();
-        faults.reverse();
-        *self.catalog.faults.lock().expect("faults") = faults;
-        self.catalog.attempts.store(0, Ordering::SeqCst);
-    }
-
-    fn attempts(&self) -> usize {
-        self.catalog.attempts.load(Ordering::SeqCst)
-    }
-
-    /// All files but the states of the table.
-    fn files(&self) -> Vec<String> {
-        let mut files = self.scratch.files("");
-        files.retain(|path| !path.ends_with(".metadata.json"));
-        files
-    }
-
-    /// The rows as another process sees them: the faulty catalog is not asked.
-    async fn ids(&self) -> Vec<i64> {
-        ids(&table(&self.scratch.lake, "t").await).await
-    }
-}
-
-#[tokio::test]
-async fn lost_answers_neither_double_nor_lose_rows() {
-    use Fault::{LandsThenConflict, LandsUnanswered, NotSent};
-    for kind in [StageKind::Append, StageKind::Replace] {
-        let lake = Faults::new().await;
-        let schema = id_and_text();
-        // Creating is a commit as well.
-        lake.next(&[LandsUnanswered]);
-        run(&lake.lake, "t", request(StageKind::Replace, &schema), &[rows(0..1)])
-            .await
-            .expect("create");
-        let cases: [(&[Fault], usize); 4] = [
-            (&[LandsUnanswered], 1),
-            (&[NotSent, NotSent], 3),
-            (&[LandsThenConflict], 1),
-            (&[NotSent, LandsUnanswered], 2),
-        ];
-        let mut expected = vec![0];
-        // When the run stages, and when it publishes.
-        let places =
-            cases.into_iter().flat_map(|case| [(case, &[][..]), (case, &[Fault::None][..])]);
-        for (number, ((faults, attempts), before)) in places.enumerate() {
-            let faults = [before, faults].concat();
-            lake.next(&faults);
-            let id = number as i64 + 1;
-            let done = run(&lake.lake, "t", request(kind, &schema), &[rows(id..id + 1)])
-                .await
-                .expect("landed");
-            assert!(!done.already, "this very call made it");
-            assert_eq!(lake.attempts(), attempts + 1, "{faults:?}");
-            if kind == StageKind::Replace {
-                expected.clear();
-            }
-            expected.push(id);
-            assert_eq!(lake.ids().await, expected, "{kind:?} {faults:?}");
+        End::Failed(code) => {
+            assert_eq!(done.expect_err(&case).code(), code, "{case}");
+            assert_eq!(ground.contents().await, files, "{case}");
+            assert_eq!(ground.orphans().await, [].into(), "{case}");
+            false
         }
-        let versions = table(&lake.scratch.lake, "t").await.refs().len() - 1;
-        assert_eq!(versions, if kind == StageKind::Replace { 9 } else { 1 });
-    }
+        End::Unknown { landed } => {
+            let error = done.expect_err(&case);
+            assert_eq!(error.code(), ErrorCode::LakeUnknownOutcome, "{case}: {error:?}");
+            assert!(error.retryable());
+            landed
+        }
+    };
+    let expected = if landed { change.expected() } else { &IDS };
+    assert_eq!(ground.ids().await, expected, "{case}");
+    let left = ground.orphans().await;
+    let again = change.make(&ground.clean, &before, id).await.expect(&case);
+    let runs_once = !matches!(change, Change::Rollback | Change::ExpireSnapshots);
+    assert_eq!(again, landed && runs_once, "{case}: found, or made now");
+    assert_eq!(ground.ids().await, change.expected(), "{case}: once and no more");
+    let checked = ground.check().await;
+    assert_eq!(checked.metadata.snapshots().len(), change.snapshots(), "{case}");
+    assert_eq!(checked.delete_files, change.delete_files(), "{case}");
+    let more: Vec<_> = ground.orphans().await.difference(&left).cloned().collect();
+    assert!(more.is_empty(), "{case}: the second call left {more:?}");
 }
 
-#[tokio::test]
-async fn a_refused_commit_leaves_nothing_behind() {
-    let lake = Faults::new().await;
-    run(&lake.lake, "t", request(StageKind::Replace, &id_and_text()), &[rows(0..1)])
-        .await
-        .expect("create");
-    let before = lake.files();
-    // When it is staged, and when it is published: then it is taken out of the table again.
-    for (faults, attempts) in [(&[Fault::Refused][..], 1), (&[Fault::None, Fault::Refused], 3)] {
-        lake.next(faults);
-        let more = request(StageKind::Append, &id_and_text());
-        let error = run(&lake.lake, "t", more, &[rows(1..2)]).await.expect_err("refused");
-        assert_eq!((error.code(), lake.attempts()), (ErrorCode::LakeFailed, attempts));
-        assert_eq!((lake.files(), lake.ids().await), (before.clone(), vec![0]), "{faults:?}");
-        assert_eq!(table(&lake.scratch.lake, "t").await.snapshots().len(), 1);
-    }
+/// Each change with each case, each time it commits.
+fn each(cases: &[Case]) -> impl Iterator<Item = (Change, When, Case)> {
+    CHANGES.iter().flat_map(move |change| {
+        let whens = When::all(*change).iter();
+        whens.flat_map(move |when| cases.iter().map(move |case| (*change, *when, *case)))
+    })
 }
 
-#[tokio::test]
-async fn an_outcome_that_cannot_be_learnt_is_said_so_and_found_later() {
-    let lake = Faults::new().await;
-    run(&lake.lake, "t", request(StageKind::Replace, &id_and_text()), &[rows(0..1)])
-        .await
-        .expect("create");
-    let more = request(StageKind::Append, &id_and_text());
-    lake.next(&[Fault::None, Fault::LandsThenDark]);
-    let error = run(&lake.lake, "t", more.clone(), &[rows(1..2)]).await.expect_err("dark");
-    assert_eq!(error.code(), ErrorCode::LakeUnknownOutcome);
-    assert!(error.retryable());
-    assert_eq!(lake.ids().await, [0, 1], "it had landed, and its files are there");
-    lake.catalog.dark.store(0, Ordering::SeqCst);
-    let found = run(&lake.lake, "t", more, &[rows(1..2)]).await.expect("found");
-    assert!(found.already);
-    assert_eq!(lake.ids().await, [0, 1]);
+async fn hold_each(connect: &Connect, cases: &[Case]) {
+    let cases = each(cases).map(|(change, when, case)| {
+        let connect = connect.clone();
+        async move { hold(&Ground::new(&connect).await, change, when, case).await }
+    });
+    side_by_side(cases).await;
 }
 
-#[tokio::test]
-async fn unclear_attempts_that_never_land_end_as_unknown_and_keep_the_files() {
-    let lake = Faults::new().await;
-    run(&lake.lake, "t", request(StageKind::Replace, &id_and_text()), &[]).await.expect("create");
-    lake.next(&[Fault::NotSent; 20]);
-    let more = request(StageKind::Append, &id_and_text());
-    let error = run(&lake.lake, "t", more.clone(), &[rows(0..1)]).await.expect_err("unknown");
-    assert_eq!(error.code(), ErrorCode::LakeUnknownOutcome);
-    assert_eq!(lake.scratch.files(".parquet").len(), 1);
-    lake.next(&[]);
-    run(&lake.lake, "t", more, &[rows(0..1)]).await.expect("at last");
-    assert_eq!(lake.ids().await, [0]);
+/// The whole matrix over one kind of catalog.
+pub(crate) async fn hold_all(connect: &Connect) {
+    hold_each(connect, &CASES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_is_made_once_whatever_the_catalog_does() {
+    let folder = TempDir::new().expect("folder");
+    hold_all(&sqlite(&folder)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_again_and_again_ends_and_says_what_is_known() {
+    let folder = TempDir::new().expect("folder");
+    hold_each(&sqlite(&folder), &LONG_CASES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_on_local_disk_are_kept_and_removed_alike() {
+    let folder = TempDir::new().expect("folder");
+    let connect = sqlite(&folder);
+    let cases: [Case; 5] = [
+        (&[AfterSend, AnswerLost], End::Made, 2),
+        (&[ConflictAfterLanding], End::Made, 1),
+        (&[Busy503, Refused], End::Failed(ErrorCode::LakeFailed), 2),
+        (&[LateAtTheEnd, Refused], LANDED, 2),
+        (&[ConflictThenDark], LANDED, 1),
+    ];
+    let cases = each(&cases).map(|(change, when, case)| {
+        let connect = connect.clone();
+        async move {
+            let (ground, _folder) = Ground::local(&connect).await;
+            hold(&ground, change, when, case).await;
+        }
+    });
+    side_by_side(cases).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn creating_a_table_is_a_commit_as_well() {
+    let folder = TempDir::new().expect("folder");
+    let connect = sqlite(&folder);
+    let cases = [When::Staging, When::Publishing].into_iter();
+    let cases = cases.flat_map(|when| CASES.iter().map(move |case| when.within(*case)));
+    let cases = cases.map(|(faults, end, attempts)| {
+        let connect = connect.clone();
+        async move {
+            let ground = Ground::new(&connect).await;
+            let request = request(StageKind::Replace, &id_and_text());
+            ground.catalog.next(&faults);
+            let done = run(&ground.lake, &ground.table, request.clone(), &[rows(0..3)]).await;
+            assert_eq!(ground.catalog.attempts(), attempts, "{faults:?}: {done:?}");
+            ground.catalog.settle().await;
+            ground.catalog.next(&[]);
+            match end {
+                End::Made => assert!(!done.expect("made").already),
+                End::Failed(code) => {
+                    assert_eq!(done.expect_err("failed").code(), code);
+                    assert_eq!(ground.contents().await, [].into(), "{faults:?}");
+                }
+                End::Unknown { .. } => {
+                    let code = done.expect_err("unknown").code();
+                    assert_eq!(code, ErrorCode::LakeUnknownOutcome);
+                }
+            }
+            let again = run(&ground.clean, &ground.table, request, &[rows(0..3)]).await;
+            let landed = matches!(end, End::Made | End::Unknown { landed: true });
+            assert_eq!(again.expect("once").already, landed, "{faults:?}");
+            assert_eq!(ground.ids().await, [0, 1, 2], "{faults:?}");
+            assert_eq!(ground.check().await.metadata.snapshots().len(), 1);
+        }
+    });
+    side_by_side(cases).await;
+}
+
+/// What is late may arrive after others have changed the table: then it is refused, and its files are
+/// those of a failure.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_commit_does_not_land_on_another_state() {
+    let folder = TempDir::new().expect("folder");
+    let connect = sqlite(&folder);
+    let others = [Change::AppendFiles, Change::ReplaceTable, Change::DeleteFiles, Change::Rollback];
+    let cases = each(&LATE).flat_map(|(late, when, case)| {
+        others.map(move |other| (late, when, when.within(case).0, other))
+    });
+    let cases: Vec<_> = cases.collect();
+    let cases = cases.into_iter().map(|(late, when, faults, other)| {
+        let connect = connect.clone();
+        async move {
+            let case = format!("{late:?} {when:?} after {other:?}");
+            let ground = Ground::new(&connect).await;
+            let before = Before::make(&ground).await;
+            ground.catalog.next(&faults);
+            let error = late.make(&ground.lake, &before, Uuid::new_v4()).await.expect_err(&case);
+            assert_eq!(error.code(), ErrorCode::LakeUnknownOutcome, "{case}");
+            other.make(&ground.clean, &before, Uuid::new_v4()).await.expect(&case);
+            assert_eq!(ground.catalog.settle().await, 0, "{case}");
+            assert_eq!(ground.ids().await, other.expected(), "{case}");
+            ground.check().await;
+        }
+    });
+    side_by_side(cases).await;
+}
+
+/// Not even where everything it requires is so again, because the table was rolled back meanwhile: its
+/// sequence number is taken. What moves `main` or lets snapshots go brings no files, and may.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_commit_does_not_land_on_the_same_state_again() {
+    let folder = TempDir::new().expect("folder");
+    let connect = sqlite(&folder);
+    let files = each(&LATE).filter(|(change, ..)| change.snapshots() == 5);
+    let cases: Vec<_> = files.map(|(late, when, case)| (late, when, when.within(case).0)).collect();
+    let cases = cases.into_iter().map(|(late, when, faults)| {
+        let connect = connect.clone();
+        async move {
+            let ground = Ground::new(&connect).await;
+            let before = Before::make(&ground).await;
+            let name = ground.table.as_str();
+            let was = table(&ground.clean, name).await.current_snapshot().expect("current").id;
+            ground.catalog.next(&faults);
+            let id = Uuid::new_v4();
+            late.make(&ground.lake, &before, id).await.expect_err("unknown");
+            let other = Change::AppendFiles.make(&ground.clean, &before, Uuid::new_v4()).await;
+            assert!(!other.expect("appended"));
+            let (org, to) = (org("401"), was.to_string());
+            let back = ground.clean.rollback(&org, name, &to, Uuid::new_v4()).await;
+            assert_eq!(back.expect("rolled back").snapshot_id, was);
+            assert_eq!(ground.catalog.settle().await, 0, "{late:?} {when:?}");
+            assert_eq!(ground.ids().await, IDS, "{late:?} {when:?}");
+            ground.check().await;
+        }
+    });
+    side_by_side(cases).await;
 }
 
 #[tokio::test]
@@ -260,131 +319,6 @@ async fn a_missing_data_folder_is_an_error_and_not_an_empty_table() {
     for path in scratch.files(".avro") {
         std::fs::remove_file(path).expect("remove");
     }
-    let scan = polder_lake::ScanRequest {
-        snapshot: None,
-        filter: polder_lake::Predicate::True,
-        columns: None,
-    };
+    let scan = ScanRequest { snapshot: None, filter: Predicate::True, columns: None };
     assert!(now.read(scan).await.is_err());
-}
-
-/// What a commit can do to a table of the ids 0 to 2 (`v1`), then 3 to 5 added.
-#[derive(Clone, Copy, Debug)]
-enum Change {
-    AppendFiles,
-    ReplaceTable,
-    RewriteFiles,
-    OverwriteFiles,
-    DeleteFiles,
-    RowDelta,
-    Rollback,
-}
-
-const CHANGES: [Change; 7] = [
-    Change::AppendFiles,
-    Change::ReplaceTable,
-    Change::RewriteFiles,
-    Change::OverwriteFiles,
-    Change::DeleteFiles,
-    Change::RowDelta,
-    Change::Rollback,
-];
-
-impl Change {
-    /// The ids after the change.
-    fn expected(self) -> &'static [i64] {
-        match self {
-            Self::AppendFiles => &[0, 1, 2, 3, 4, 5, 6],
-            Self::ReplaceTable => &[6],
-            Self::RewriteFiles => &[0, 1, 2, 3, 4, 5],
-            Self::OverwriteFiles => &[3, 4, 5, 6],
-            Self::DeleteFiles => &[3, 4, 5],
-            Self::RowDelta => &[0, 2, 3, 4, 5, 6],
-            Self::Rollback => &[0, 1, 2],
-        }
-    }
-
-    async fn make(self, lake: &Lake) -> Result<()> {
-        let schema = id_and_text();
-        let now = table(lake, "t").await;
-        let below_3 =
-            Predicate::Cmp { column: "id".to_owned(), op: CmpOp::Lt, value: Literal::Long(3) };
-        let scan = ScanRequest { snapshot: None, filter: below_3.clone(), columns: None };
-        let first = now.plan(scan).await?.files;
-        let old: Vec<String> = first.iter().map(|file| file.path.clone()).collect();
-        let stage = || lake.stage_on(&now, request(StageKind::Files, &schema));
-        match self {
-            Self::AppendFiles | Self::ReplaceTable => {
-                let appends = matches!(self, Self::AppendFiles);
-                let kind = if appends { StageKind::Append } else { StageKind::Replace };
-                run(lake, "t", request(kind, &schema), &[rows(6..7)]).await.map(drop)
-            }
-            Self::RewriteFiles => {
-                let stage = stage()?;
-                let files = written(&stage, &[rows(0..3)]).await;
-                stage.rewrite_files(old, files).await.map(drop)
-            }
-            Self::OverwriteFiles => {
-                let stage = stage()?;
-                let files = written(&stage, &[rows(6..7)]).await;
-                stage.overwrite_files(below_3, old, files).await.map(drop)
-            }
-            Self::DeleteFiles => stage()?.delete_files(old).await.map(drop),
-            Self::RowDelta => {
-                let stage = stage()?;
-                let files = written(&stage, &[rows(6..7)]).await;
-                let deletes = stage.write_deletes(&[(first[0].clone(), vec![1])]).await?;
-                stage.row_delta(deletes, files).await.map(drop)
-            }
-            Self::Rollback => lake.rollback(&org("401"), "t", "v1", Uuid::new_v4()).await.map(drop),
-        }
-    }
-}
-
-async fn before_a_change() -> Faults {
-    let lake = Faults::new().await;
-    let schema = id_and_text();
-    run(&lake.lake, "t", request(StageKind::Replace, &schema), &[rows(0..3)])
-        .await
-        .expect("create");
-    run(&lake.lake, "t", request(StageKind::Append, &schema), &[rows(3..6)]).await.expect("append");
-    lake
-}
-
-#[tokio::test]
-async fn every_change_is_made_once_whatever_becomes_of_the_answer() {
-    use Fault::{LandsThenConflict, LandsUnanswered, NotSent};
-    let cases: [&[Fault]; 5] =
-        [&[], &[LandsUnanswered], &[NotSent], &[LandsThenConflict], &[NotSent, LandsUnanswered]];
-    for change in CHANGES {
-        for faults in cases {
-            let lake = before_a_change().await;
-            lake.next(faults);
-            change.make(&lake.lake).await.expect("made");
-            assert_eq!(lake.ids().await, change.expected(), "{change:?} {faults:?}");
-            let snapshots = table(&lake.scratch.lake, "t").await.snapshots().len();
-            let made = usize::from(!matches!(change, Change::Rollback));
-            assert_eq!(snapshots, 2 + made, "{change:?} {faults:?}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_change_that_is_refused_leaves_no_file_and_one_of_unknown_outcome_all() {
-    for change in CHANGES {
-        let lake = before_a_change().await;
-        let before = lake.files();
-        // A run stages first.
-        let runs = matches!(change, Change::AppendFiles | Change::ReplaceTable);
-        let staged: &[Fault] = if runs { &[Fault::None] } else { &[] };
-        lake.next(&[staged, &[Fault::Refused]].concat());
-        let error = change.make(&lake.lake).await.expect_err("refused");
-        assert_eq!(error.code(), ErrorCode::LakeFailed, "{change:?}");
-        assert_eq!(lake.files(), before, "{change:?}");
-        assert_eq!(lake.ids().await, [0, 1, 2, 3, 4, 5], "{change:?}");
-        lake.next(&[staged, &[Fault::LandsThenDark]].concat());
-        let error = change.make(&lake.lake).await.expect_err("dark");
-        assert_eq!(error.code(), ErrorCode::LakeUnknownOutcome, "{change:?}");
-        assert_eq!(lake.ids().await, change.expected(), "{change:?}: it had landed");
-    }
 }

@@ -7,6 +7,8 @@ mod rest;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use object_store::ObjectStore;
+use object_store::prefix::PrefixStore;
 use polder_core::ErrorCode;
 use polder_lake::{
     Catalog, CatalogSettings, Lake, LakeSettings, Predicate, S3Settings, StageKind, Store,
@@ -16,6 +18,7 @@ use uuid::Uuid;
 
 use crate::conformance;
 use crate::support::*;
+use crate::{faults, faulty, store_faults, stress};
 
 pub(crate) fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
@@ -179,4 +182,26 @@ async fn the_embedded_catalog_on_postgresql_keeps_its_word() {
     conformance::keeps_its_word(&lake, Arc::clone(&catalog) as Arc<dyn Catalog>).await;
     drop((lake, catalog));
     database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_through_postgresql_are_exact() {
+    let database = Database::new().await;
+    let connect = faulty::sql(database.url.clone());
+    faults::hold_all(&connect).await;
+    stress::hold_all(&connect, true).await;
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_on_s3_are_exact_when_it_fails() {
+    let folder = TempDir::new().expect("folder");
+    let catalog =
+        CatalogSettings::Sql(format!("sqlite://{}/own.db", folder.path().display()).into());
+    let bucket = Lake::open(LakeSettings { catalog, ..s3() }).await.expect("lake").object_store();
+    let part = || -> Arc<dyn ObjectStore> {
+        let prefix = format!("lake-tests/{}", Uuid::new_v4());
+        Arc::new(PrefixStore::new(Arc::clone(&bucket), prefix))
+    };
+    store_faults::hold_on(&faulty::sqlite(&folder), part).await;
 }

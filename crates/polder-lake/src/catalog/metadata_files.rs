@@ -150,6 +150,14 @@ pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8], location: &str) -> R
     parsed.map_err(|cause| not_understood(location).caused_by(cause))
 }
 
+/// The metadata that a file holds.
+///
+/// # Errors
+/// `lake.corrupt` if it cannot be understood.
+pub(crate) fn parse_metadata(bytes: &[u8], location: &str) -> Result<TableMetadata> {
+    parse_json(bytes, location)
+}
+
 fn not_understood(location: &str) -> Error {
     Error::new(ErrorCode::LakeCorrupt, "the table's metadata cannot be understood").detail(location)
 }

@@ -24,6 +24,7 @@ use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 
 pub use glue::GlueCatalog;
+pub(crate) use metadata_files::parse_metadata;
 pub use rest::RestCatalog;
 pub use sql::SqlCatalog;
 
@@ -180,12 +181,31 @@ pub(crate) fn check_sequence(
     Ok(())
 }
 
-/// Checks that no branch or tag would go because its snapshot does: applying the updates would drop
+/// Checks that names and snapshots go together: that no branch or tag is to lead to a snapshot that was
+/// expired meanwhile, and that none would go because its snapshot does. Applying the updates would drop
 /// it in silence, also one that was made after whoever expires the snapshots had looked.
 pub(crate) fn check_names(
     base: Option<&TableState>,
     updates: &[TableUpdate],
 ) -> Result<(), CommitFailure> {
+    let conflict = |message: String| {
+        Err(CommitFailure::Conflict(Error::new(ErrorCode::LakeConflict, message)))
+    };
+    let added = updates.iter().filter_map(|update| match update {
+        TableUpdate::AddSnapshot { snapshot } => Some(snapshot.snapshot_id()),
+        _ => None,
+    });
+    let added: HashSet<i64> = added.collect();
+    let there = |id: i64| {
+        added.contains(&id) || base.is_some_and(|base| base.metadata.snapshot_by_id(id).is_some())
+    };
+    for update in updates {
+        if let TableUpdate::SetSnapshotRef { ref_name, reference } = update
+            && !there(reference.snapshot_id)
+        {
+            return conflict(format!("{ref_name} was to lead to a snapshot that is gone"));
+        }
+    }
     let gone: HashSet<i64> = updates
         .iter()
         .filter_map(|update| match update {
@@ -208,10 +228,7 @@ pub(crate) fn check_names(
     };
     match named.iter().find(|(name, found)| gone.contains(&found.snapshot_id) && !removed(name)) {
         None => Ok(()),
-        Some((name, _)) => {
-            let message = format!("{name} names a snapshot that was to go");
-            Err(CommitFailure::Conflict(Error::new(ErrorCode::LakeConflict, message)))
-        }
+        Some((name, _)) => conflict(format!("{name} names a snapshot that was to go")),
     }
 }
 

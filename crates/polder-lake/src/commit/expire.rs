@@ -1,24 +1,33 @@
 //! Expiry: snapshots and names that retention lets go leave the table in one commit; then the files
-//! that only they reached are removed.
+//! that only they reached are removed: data first, then manifests, then manifest lists. The commit
+//! says which state it was made for, so that the next expiry can tell by the lists that are still
+//! there whether this one was cut off, and ends it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use chrono::Utc;
+use futures::{StreamExt, TryStreamExt};
 use iceberg::TableUpdate;
 use iceberg::spec::{
-    MAIN_BRANCH, ManifestFile, Snapshot, SnapshotReference, SnapshotRetention, TableMetadata,
+    MAIN_BRANCH, Manifest, Snapshot, SnapshotRef, SnapshotReference, SnapshotRetention,
+    TableMetadata,
 };
 use polder_core::retention::{Expiry, Named, NamedKind, Retention, SnapshotAge, expiry};
-use polder_core::{Authorized, OrgId, Result};
+use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
 use uuid::Uuid;
 
 use super::snapshot::read_list;
 use super::{Action, Failure, Prepared, no_table};
 use crate::catalog::service::Fence;
-use crate::catalog::{TableState, keeps_files};
+use crate::catalog::{TableState, keeps_files, parse_metadata};
 use crate::error;
 use crate::lake::{Lake, ident};
-use crate::table::{Properties, references, version_number};
+use crate::table::{Properties, json, references, version_number};
+
+/// Files looked at at the same time.
+const READS_MAX: usize = 16;
+/// Expiries remembered that may not have ended: several may be under way at once.
+const EXPIRED_FROM_MAX: usize = 5;
 
 /// What an expiry removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +35,7 @@ pub struct Expired {
     /// Tags and branches.
     pub names: Vec<String>,
     pub snapshots: usize,
+    /// Those of an earlier expiry that was cut off included.
     pub files: usize,
 }
 
@@ -47,8 +57,9 @@ impl Lake {
     /// Removes the snapshots, versions and names that retention lets go, in one commit, and then the
     /// files that no snapshot left reaches. Committing twice with one `id` expires once.
     ///
-    /// A crash between the two leaves files behind, and loses nothing. Only files below the table's
-    /// own location are removed, and none where the table says `gc.enabled=false`.
+    /// Once the commit is made, this succeeds. Files that could not be removed then, or because of a
+    /// crash, are removed by the next call. Only files below the table's own location are removed, and
+    /// none where the table says `gc.enabled=false`.
     ///
     /// # Errors
     /// - `lake.not_found` for an unknown table.
@@ -62,76 +73,151 @@ impl Lake {
         id: Uuid,
     ) -> Result<Expired> {
         let ident = ident(org.get(), table);
-        let before = self.state(&ident).await?.ok_or_else(|| no_table(table))?;
-        if expiring(&before.metadata, retention)? == Expiry::default() {
-            return Ok(Expired::default());
-        }
-        let mut action = Expire { table, retention, id, made_for: None };
-        let done = super::commit(self, &ident, &mut action).await;
-        let expiry = done.map_err(|Failure { error, .. }| error)?;
-        let (Some((before, _)), Some(after)) = (action.made_for, self.state(&ident).await?) else {
-            return Ok(Expired::default());
+        let present = self.state(&ident).await?.ok_or_else(|| no_table(table))?;
+        let stays = |error: &Error| {
+            tracing::warn!(table = %ident, "files stay until the next expiry: {error}");
         };
+        let (mut files, mut ended) = (0, Vec::new());
+        for from in expired_from(&present.metadata) {
+            match self.left_since(&from, &present.metadata).await {
+                Ok(removed) => {
+                    files += removed;
+                    ended.push(from);
+                }
+                Err(error) if error.retryable() => return Err(error),
+                Err(error) => stays(&error),
+            }
+        }
+        if expiring(&present.metadata, retention)? == Expiry::default() {
+            return Ok(Expired { files, ..Expired::default() });
+        }
+        let mut action = Expire { table, retention, id, ended, made_for: None };
+        let done = super::commit(self, &ident, &mut action).await;
+        let (expiry, after) = done.map_err(|Failure { error, .. }| error)?;
         let gone: HashSet<i64> = expiry.snapshots.iter().copied().collect();
-        let files = self.unreachable(&before.metadata, &gone, &after.metadata).await?;
-        let removed = files.len();
-        self.store().delete(files.into_iter().collect()).await?;
-        Ok(Expired { names: expiry.names, snapshots: gone.len(), files: removed })
+        if let Some((before, _)) = action.made_for {
+            let removed = self.remove(&before.metadata, &gone, &after.metadata, false).await;
+            files += removed.inspect_err(stays).unwrap_or_default();
+        }
+        Ok(Expired { names: expiry.names, snapshots: gone.len(), files })
     }
 
-    /// The files that the snapshots gone reached and none in `after` does.
+    /// Ends an earlier expiry, if it was cut off after its commit. Returns how many files it removed.
+    async fn left_since(&self, from: &str, present: &TableMetadata) -> Result<usize> {
+        let before = match self.store().read(from).await {
+            Ok(bytes) => parse_metadata(&bytes, from)?,
+            // Another engine has removed it.
+            Err(error) if error.code() == ErrorCode::LakeNotFound => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        if before.uuid() != present.uuid() {
+            // The property came here with a copy of another table's properties.
+            return Ok(0);
+        }
+        let is_gone = |old: &&SnapshotRef| present.snapshot_by_id(old.snapshot_id()).is_none();
+        let gone = before.snapshots().filter(is_gone);
+        let lists: Vec<(i64, String)> =
+            gone.map(|gone| (gone.snapshot_id(), gone.manifest_list().to_owned())).collect();
+        let lists = futures::stream::iter(lists).map(|(id, list)| async move {
+            let found = self.store().head(&list).await.map(|_| Some(id));
+            if_there(found)
+        });
+        let left: Vec<Option<i64>> = lists.buffer_unordered(READS_MAX).try_collect().await?;
+        self.remove(&before, &left.into_iter().flatten().collect(), present, true).await
+    }
+
+    /// Removes the files that the snapshots gone reached and none in `after` does; `again`: some may be
+    /// removed already.
+    async fn remove(
+        &self,
+        before: &TableMetadata,
+        gone: &HashSet<i64>,
+        after: &TableMetadata,
+        again: bool,
+    ) -> Result<usize> {
+        let Ok(own) = Fence::org(before.location()) else { return Ok(0) };
+        if gone.is_empty() || keeps_files(after) {
+            return Ok(0);
+        }
+        let mut removed = 0;
+        for mut files in self.unreachable(before, gone, after, again).await? {
+            files.retain(|file| own.check(file).is_ok());
+            removed += files.len();
+            self.store().delete(files.into_iter().collect()).await?;
+        }
+        Ok(removed)
+    }
+
+    /// The files that the snapshots gone reached and none in `after` does: data, deletes and
+    /// statistics, then manifests, then manifest lists.
     async fn unreachable(
         &self,
         before: &TableMetadata,
         gone: &HashSet<i64>,
         after: &TableMetadata,
-    ) -> Result<HashSet<String>> {
-        if keeps_files(before) {
-            return Ok(HashSet::new());
-        }
-        let (mut files, mut old) = (HashSet::new(), BTreeMap::new());
+        again: bool,
+    ) -> Result<[HashSet<String>; 3]> {
+        let read = |found| if again { if_there(found) } else { found };
+        let (mut files, mut lists) = (statistics(before, gone), HashSet::new());
+        let mut old = HashSet::new();
         for snapshot in before.snapshots().filter(|found| gone.contains(&found.snapshot_id())) {
-            files.insert(snapshot.manifest_list().to_owned());
-            old.extend(self.manifests(snapshot).await?);
+            lists.insert(snapshot.manifest_list().to_owned());
+            old.extend(read(self.manifests(snapshot).await)?);
         }
-        let statistics = before.statistics_iter().filter(|of| gone.contains(&of.snapshot_id));
-        files.extend(statistics.map(|of| of.statistics_path.clone()));
-        let partitions = before.partition_statistics_iter();
-        let partitions = partitions.filter(|of| gone.contains(&of.snapshot_id));
-        files.extend(partitions.map(|of| of.statistics_path.clone()));
-        let mut kept = BTreeMap::new();
+        let mut kept = HashSet::new();
         for snapshot in after.snapshots() {
             kept.extend(self.manifests(snapshot).await?);
         }
-        old.retain(|path, _| !kept.contains_key(path));
-        for (path, manifest) in &old {
-            files.insert(path.clone());
-            files.extend(self.files_of(manifest, false).await?);
+        old.retain(|path| !kept.contains(path));
+        for manifest in &old {
+            files.extend(read(self.files_of(manifest, false).await)?);
         }
         if !old.is_empty() {
-            for manifest in kept.values() {
+            for manifest in &kept {
                 for live in self.files_of(manifest, true).await? {
                     files.remove(&live);
                 }
             }
         }
-        let Ok(own) = Fence::org(before.location()) else { return Ok(HashSet::new()) };
-        files.retain(|file| own.check(file).is_ok());
-        Ok(files)
+        Ok([files, old, lists])
     }
 
-    async fn manifests(&self, snapshot: &Snapshot) -> Result<Vec<(String, ManifestFile)>> {
+    async fn manifests(&self, snapshot: &Snapshot) -> Result<Vec<String>> {
         let list = read_list(self.store(), snapshot).await?;
-        Ok(list.into_iter().map(|manifest| (manifest.manifest_path.clone(), manifest)).collect())
+        Ok(list.into_iter().map(|manifest| manifest.manifest_path).collect())
     }
 
     /// The files that a manifest names; those that are in the table by it only, if `live`.
-    async fn files_of(&self, manifest: &ManifestFile, live: bool) -> Result<Vec<String>> {
-        let loaded = manifest.load_manifest(&self.store().file_io()).await;
+    async fn files_of(&self, manifest: &str, live: bool) -> Result<Vec<String>> {
+        let loaded = Manifest::parse_avro(&self.store().read(manifest).await?);
         let loaded = loaded.map_err(|cause| error::iceberg("read a manifest", cause))?;
         let entries = loaded.entries().iter().filter(|entry| !live || entry.is_alive());
         Ok(entries.map(|entry| entry.file_path().to_owned()).collect())
     }
+}
+
+/// The statistics files of the snapshots.
+fn statistics(metadata: &TableMetadata, of: &HashSet<i64>) -> HashSet<String> {
+    let tables =
+        metadata.statistics_iter().map(|found| (found.snapshot_id, &found.statistics_path));
+    let partitions = metadata.partition_statistics_iter();
+    let partitions = partitions.map(|found| (found.snapshot_id, &found.statistics_path));
+    let all = tables.chain(partitions).filter(|(snapshot, _)| of.contains(snapshot));
+    all.map(|(_, path)| path.clone()).collect()
+}
+
+/// Nothing, of a file that is gone.
+fn if_there<T: Default>(read: Result<T>) -> Result<T> {
+    match read {
+        Err(error) if error.code() == ErrorCode::LakeNotFound => Ok(T::default()),
+        other => other,
+    }
+}
+
+/// The metadata files of the states that expiries were made for which may not have ended.
+fn expired_from(metadata: &TableMetadata) -> Vec<String> {
+    let text = metadata.properties().get(Properties::EXPIRED_FROM);
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// What goes of a table now.
@@ -180,6 +266,8 @@ struct Expire<'a> {
     table: &'a str,
     retention: &'a Retention,
     id: Uuid,
+    /// What earlier expiries were made for that have removed all their files.
+    ended: Vec<String>,
     /// The state that the last attempt was made for, and what went.
     made_for: Option<(TableState, Expiry)>,
 }
@@ -222,7 +310,12 @@ impl Action for Expire<'_> {
             let snapshot_ids = expiry.snapshots.clone();
             updates.push(TableUpdate::RemoveSnapshots { snapshot_ids });
         }
-        let set = [Properties(present.metadata.properties()).with_commit(self.id)];
+        let mut from = expired_from(&present.metadata);
+        from.retain(|earlier| !self.ended.contains(earlier));
+        from.push(present.metadata_location.clone());
+        from.drain(..from.len().saturating_sub(EXPIRED_FROM_MAX));
+        let from = (Properties::EXPIRED_FROM.to_owned(), json(&from)?);
+        let set = [Properties(present.metadata.properties()).with_commit(self.id), from];
         updates.push(TableUpdate::SetProperties { updates: set.into() });
         self.made_for = Some((present.clone(), expiry.clone()));
         Ok(Prepared { updates, done: expiry })

@@ -7,21 +7,19 @@
 use std::collections::HashSet;
 
 use iceberg::TableUpdate;
-use iceberg::spec::{
-    DataContentType, DataFile, Datum, ManifestContentType, Operation, PrimitiveLiteral,
-};
+use iceberg::spec::{DataContentType, DataFile, ManifestContentType, Operation};
 use polder_core::{Error, ErrorCode, OrgId, Result};
 use uuid::Uuid;
 
-use super::snapshot::{Change, NewFile, SnapshotWriter, read_list};
+use super::snapshot::{Change, NewFile, SnapshotWriter, path_bounds, read_list};
 use super::{Action, Failure, Prepared, conflict, main_to};
 use crate::catalog::TableState;
 use crate::error;
 use crate::predicate::Predicate;
 use crate::scan::ScanRequest;
-use crate::stage::{Stage, target_of};
+use crate::stage::Stage;
 use crate::table::{LakeTable, Properties, commit_of, descends, references};
-use crate::write::{FILE_PATH_ID, StagedDeletes, StagedFile};
+use crate::write::{StagedDeletes, StagedFile};
 
 /// A change of files that is visible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +39,8 @@ impl Stage {
     /// `RewriteFiles`: the same rows in other files.
     ///
     /// Conflicts with a commit that removed one of the `replaced` files or deleted rows of them. Rows
-    /// keep the age that equality deletes ask for.
+    /// keep the age that equality deletes ask for. Delete files that say they are of the `replaced`
+    /// files alone go with them, here and in the other actions that remove files.
     pub async fn rewrite_files(
         self,
         replaced: Vec<String>,
@@ -126,7 +125,7 @@ impl Stage {
         let writer = SnapshotWriter::new(self.lake.store(), &target.location, &target.schema);
         let mut action = FilesAction { stage: &self, change, assumed, writer };
         match super::commit(&self.lake, &self.ident, &mut action).await {
-            Ok(done) => {
+            Ok((done, _)) => {
                 if done.already {
                     self.discard(added).await;
                 }
@@ -236,13 +235,7 @@ fn touches(deletes: &DataFile, files: &HashSet<String>) -> bool {
     if let Some(file) = deletes.referenced_data_file() {
         return files.contains(&file);
     }
-    let text = |datum: Option<&Datum>| match datum.map(Datum::literal) {
-        Some(PrimitiveLiteral::String(text)) => Some(text.clone()),
-        _ => None,
-    };
-    let lower = text(deletes.lower_bounds().get(&FILE_PATH_ID));
-    let upper = text(deletes.upper_bounds().get(&FILE_PATH_ID));
-    let (Some(lower), Some(upper)) = (lower, upper) else { return true };
+    let Some((lower, upper)) = path_bounds(deletes) else { return true };
     // An upper bound may be cut short.
     files.iter().any(|file| *file >= lower && (*file <= upper || file.starts_with(&upper)))
 }
@@ -269,10 +262,8 @@ impl Action for FilesAction<'_> {
         if base.metadata_location == present.metadata_location {
             return Ok(());
         }
-        let (target, staged) = (target_of(present, &self.stage.request)?, &self.stage.target);
-        let same_shape = target.schema == staged.schema && target.spec == staged.spec;
         let descends = descends(&present.metadata, &base.metadata);
-        if same_shape && descends { Ok(()) } else { Err(conflict()) }
+        if descends && self.stage.has_shape_of(present) { Ok(()) } else { Err(conflict()) }
     }
 
     async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<FilesCommitted>> {
@@ -294,5 +285,9 @@ impl Action for FilesAction<'_> {
 
     fn written(&self) -> Vec<String> {
         self.writer.written()
+    }
+
+    async fn superseded(&self, landed: &TableState, done: &FilesCommitted) -> Vec<String> {
+        self.writer.superseded(landed, done.already).await
     }
 }

@@ -63,6 +63,12 @@ trait Action {
 
     /// The metadata files written so far.
     fn written(&self) -> Vec<String>;
+
+    /// Of the metadata files written, those that the table does not have although the action's commit
+    /// is made: files of other attempts, which cannot land any more.
+    async fn superseded(&self, _landed: &TableState, _done: &Self::Done) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// A change ready to be sent.
@@ -80,13 +86,29 @@ struct Failure {
     leftovers: Option<Vec<String>>,
 }
 
-/// Makes the action's commit, once.
+/// Makes the action's commit, once. Returns the state of the table that has it, too.
 async fn commit<A: Action>(
     lake: &Lake,
     ident: &TableIdent,
     action: &mut A,
-) -> Result<A::Done, Failure> {
-    Attempts { lake, ident, action, unclear: None, sent: false }.run().await
+) -> Result<(A::Done, TableState), Failure> {
+    let mut attempts = Attempts {
+        lake,
+        ident,
+        action: &mut *action,
+        unclear: None,
+        conflicted: false,
+        sent: false,
+        prepared: 0,
+    };
+    let (done, landed, found) = attempts.run().await?;
+    if found || attempts.prepared > 1 {
+        let superseded = action.superseded(&landed, &done).await;
+        if let Err(error) = lake.store().delete(superseded).await {
+            tracing::warn!(table = %ident, "metadata files stay until orphan removal: {error}");
+        }
+    }
+    Ok((done, landed))
 }
 
 struct Attempts<'a, A> {
@@ -95,11 +117,17 @@ struct Attempts<'a, A> {
     action: &'a mut A,
     /// The requirements of an attempt whose answer was lost: it may yet land as long as they hold.
     unclear: Option<Vec<TableRequirement>>,
+    /// An attempt met a conflict, and the table was not read since. A request that was sent twice on
+    /// its way conflicts with itself.
+    conflicted: bool,
     sent: bool,
+    /// Attempts for which files were written.
+    prepared: u32,
 }
 
 impl<A: Action> Attempts<'_, A> {
-    async fn run(mut self) -> Result<A::Done, Failure> {
+    /// The outcome, the state that has it, and whether it was found there rather than acknowledged.
+    async fn run(&mut self) -> Result<(A::Done, TableState, bool), Failure> {
         let mut last = None;
         let mut pause = PAUSE;
         for _ in 0..ATTEMPTS_MAX {
@@ -107,15 +135,17 @@ impl<A: Action> Attempts<'_, A> {
                 Ok(present) => present,
                 Err(error) => return Err(self.failure(error)),
             };
-            if let Some(found) = self.find(present.as_ref()) {
-                return Ok(found);
+            if let Some((done, landed)) = self.find(present.as_ref()) {
+                return Ok((done, landed, true));
             }
             match self.attempt(present.as_ref()).await {
-                Ok(done) => return Ok(done),
+                Ok((done, landed)) => return Ok((done, landed, false)),
                 Err(CommitFailure::Rejected(error)) if !may_repeat(&error) => {
                     return Err(self.failure(error));
                 }
-                Err(CommitFailure::Conflict(error) | CommitFailure::Rejected(error)) => {
+                Err(CommitFailure::Rejected(error)) => last = Some(error),
+                Err(CommitFailure::Conflict(error)) => {
+                    self.conflicted = true;
                     last = Some(error);
                 }
                 Err(CommitFailure::Unknown(error)) => {
@@ -128,7 +158,7 @@ impl<A: Action> Attempts<'_, A> {
         }
         match self.load().await {
             Ok(present) => match self.find(present.as_ref()) {
-                Some(found) => Ok(found),
+                Some((done, landed)) => Ok((done, landed, true)),
                 None => Err(self.failure(last.unwrap_or_else(conflict))),
             },
             Err(error) => Err(self.failure(error)),
@@ -148,32 +178,36 @@ impl<A: Action> Attempts<'_, A> {
                 Err(error) => return Err(error),
             }
         };
-        let impossible = |requirements: &Vec<TableRequirement>| {
-            catalog::check(present.as_ref(), requirements).is_err()
-        };
-        if self.unclear.as_ref().is_some_and(impossible) && self.find(present.as_ref()).is_none() {
-            // The table moved on without it: its compare-and-swap cannot succeed any more.
-            self.unclear = None;
+        if self.find(present.as_ref()).is_none() {
+            self.conflicted = false;
+            // Where the table moved on without it, its compare-and-swap cannot succeed any more.
+            self.unclear.take_if(|assumed| catalog::check(present.as_ref(), assumed).is_err());
         }
         Ok(present)
     }
 
-    fn find(&self, present: Option<&TableState>) -> Option<A::Done> {
-        self.action.find(present?, self.sent)
+    fn find(&self, present: Option<&TableState>) -> Option<(A::Done, TableState)> {
+        let present = present?;
+        Some((self.action.find(present, self.sent)?, present.clone()))
     }
 
-    async fn attempt(&mut self, present: Option<&TableState>) -> Result<A::Done, CommitFailure> {
+    async fn attempt(
+        &mut self,
+        present: Option<&TableState>,
+    ) -> Result<(A::Done, TableState), CommitFailure> {
         self.action.validate(present).map_err(CommitFailure::Rejected)?;
+        self.prepared += 1;
         let prepared = self.action.prepare(present).await.map_err(CommitFailure::Rejected)?;
         self.sent = true;
         let requirements = requirements(present, self.action.branch());
-        self.lake.catalog().commit(self.ident, &requirements, prepared.updates).await?;
-        Ok(prepared.done)
+        let landed =
+            self.lake.catalog().commit(self.ident, &requirements, prepared.updates).await?;
+        Ok((prepared.done, landed))
     }
 
     fn failure(&self, error: Error) -> Failure {
         let table = self.ident.to_string();
-        if self.unclear.is_some() {
+        if self.unclear.is_some() || self.conflicted {
             let unknown = Error::new(
                 ErrorCode::LakeUnknownOutcome,
                 "the outcome of the commit could not be learnt",

@@ -11,6 +11,7 @@ use iceberg::spec::{SnapshotReference, SnapshotRetention};
 use polder_core::{Checkpoint, Error, ErrorCode, Result};
 
 use super::audit::Audit;
+use super::snapshot::files_added;
 use super::staging::{STAGING, StageSnapshot, Staged, Withdraw};
 use super::{Action, Failure, Prepared, conflict, main_to, point};
 use crate::catalog::TableState;
@@ -52,8 +53,14 @@ impl Stage {
             return Err(Error::new(ErrorCode::Internal, "the staged files lack or double rows")
                 .detail(format!("{} rows counted, {staged} in files", summary.rows)));
         }
-        let (own, metadata) = (Vec::new(), Vec::new());
-        let mut run = Publication { stage: &self, files: &files, checkpoint, own, metadata };
+        let mut run = Publication {
+            stage: &self,
+            files: &files,
+            checkpoint,
+            own: Vec::new(),
+            abandoned: Vec::new(),
+            written: Vec::new(),
+        };
         match run.publish().await {
             Ok(done) => {
                 if done.already {
@@ -63,9 +70,9 @@ impl Stage {
                 Ok(done)
             }
             Err(Failure { error, leftovers }) => {
-                if let Some(locations) = leftovers {
+                if let Some(metadata) = leftovers {
                     self.remove(&files).await;
-                    self.discard(locations).await;
+                    self.discard(metadata).await;
                 }
                 Err(error)
             }
@@ -80,14 +87,18 @@ struct Publication<'a> {
     checkpoint: &'a Checkpoint,
     /// The snapshots of this run that the table may have, newest last.
     own: Vec<i64>,
-    /// The metadata files they are made of.
-    metadata: Vec<String>,
+    /// Snapshots of earlier calls for the same run, which did not get to the end.
+    abandoned: Vec<i64>,
+    /// The files to be removed with a snapshot that is not published: of an own one its metadata, of
+    /// an abandoned one its data too.
+    written: Vec<(i64, Vec<String>)>,
 }
 
 impl Publication<'_> {
     async fn publish(&mut self) -> Result<Committed, Failure> {
         let (lake, ident) = (&self.stage.lake, &self.stage.ident);
         let mut last = conflict();
+        self.find_abandoned().await;
         for _ in 0..STAGINGS_MAX {
             let snapshot = match self.stage_snapshot().await? {
                 Staged::Published(done) => return Ok(done),
@@ -104,13 +115,19 @@ impl Publication<'_> {
             let (stage, checkpoint, own) = (self.stage, self.checkpoint, &self.own);
             let mut publish = Publish { stage, checkpoint, staged: &staged, own };
             match super::commit(lake, ident, &mut publish).await {
-                Ok(done) => return Ok(done),
+                Ok((done, _)) => {
+                    self.clean_up(done.snapshot_id).await;
+                    return Ok(done);
+                }
                 Err(failure) if failure.leftovers.is_none() => return Err(failure),
-                // `main` has moved: a snapshot on top of it has a chance, if the run bears the change.
-                Err(Failure { error, .. }) if error.code() == ErrorCode::LakeConflict => {
+                Err(Failure { error, .. }) => {
+                    let present = lake.state(ident).await;
+                    if !present.is_ok_and(|present| publish.validate(present.as_ref()).is_err()) {
+                        return Err(self.withdrawn(error).await);
+                    }
+                    // `main` has moved: a snapshot on top of it has a chance, if the run bears that.
                     last = error;
                 }
-                Err(Failure { error, .. }) => return Err(self.withdrawn(error).await),
             }
         }
         Err(self.withdrawn(last).await)
@@ -118,13 +135,15 @@ impl Publication<'_> {
 
     async fn stage_snapshot(&mut self) -> Result<Staged, Failure> {
         let (lake, ident) = (&self.stage.lake, &self.stage.ident);
-        let (stage, own) = (self.stage, self.own.clone());
-        let mut action = StageSnapshot::new(stage, self.files, self.checkpoint, own);
-        self.own.push(action.id());
+        let (own, abandoned) = (self.own.clone(), self.abandoned.clone());
+        let mut action =
+            StageSnapshot::new(self.stage, self.files, self.checkpoint, own, abandoned);
+        let id = action.id();
+        self.own.push(id);
         let done = super::commit(lake, ident, &mut action).await;
-        self.metadata.extend(action.written());
+        self.written.push((id, action.written()));
         match done {
-            Ok(done) => Ok(done),
+            Ok((done, _)) => Ok(done),
             Err(failure) if failure.leftovers.is_none() => Err(failure),
             Err(Failure { error, .. }) => Err(self.withdrawn(error).await),
         }
@@ -144,11 +163,39 @@ impl Publication<'_> {
         Ok(staged)
     }
 
+    /// Learns what earlier calls for the same run have staged and not published: they are over, and
+    /// the next snapshot takes their place. Where that cannot be learnt, they stay until they expire.
+    async fn find_abandoned(&mut self) {
+        let Some(base) = &self.stage.base else { return };
+        let (run, metadata) = (self.stage.request.run_id, &base.metadata);
+        for snapshot in metadata.snapshots() {
+            let id = snapshot.snapshot_id();
+            if run_of(snapshot) == Some(run)
+                && !was_main(metadata, id)
+                && let Ok(files) = files_added(self.stage.lake.store(), snapshot).await
+            {
+                self.abandoned.push(id);
+                self.written.push((id, files));
+            }
+        }
+    }
+
+    fn leftovers(&self) -> Vec<String> {
+        let own = self.written.iter().filter(|(id, _)| self.own.contains(id));
+        own.flat_map(|(_, files)| files.clone()).collect()
+    }
+
+    /// Removes what earlier stagings have left: their snapshots went when a later one came.
+    async fn clean_up(&self, published: i64) {
+        let earlier = self.written.iter().filter(|(id, _)| *id != published);
+        self.stage.discard(earlier.flat_map(|(_, files)| files.clone()).collect()).await;
+    }
+
     /// Takes the run's snapshots out of the table, as far as they are in it.
     async fn withdrawn(&self, error: Error) -> Failure {
         let lake = &self.stage.lake;
         if matches!(lake.state(&self.stage.ident).await, Ok(None)) {
-            return Failure { error, leftovers: Some(self.metadata.clone()) };
+            return Failure { error, leftovers: Some(self.leftovers()) };
         }
         let mut action = Withdraw { snapshots: &self.own };
         let done = super::commit(lake, &self.stage.ident, &mut action).await;
@@ -157,7 +204,7 @@ impl Publication<'_> {
             tracing::warn!(%table, "a snapshot that was not published stays until it expires: {cause}");
             return Failure { error, leftovers: None };
         }
-        Failure { error, leftovers: Some(self.metadata.clone()) }
+        Failure { error, leftovers: Some(self.leftovers()) }
     }
 }
 
@@ -284,6 +331,11 @@ impl Action for Publish<'_> {
         let version = version.map(|version| format!("v{version}"));
         let done = Committed { snapshot_id: id, already: false, version };
         Ok(Prepared { updates, done })
+    }
+
+    /// Not for its own sake: a late answer to it must not be carried out once other runs were here.
+    fn branch(&self) -> Option<&'static str> {
+        Some(STAGING)
     }
 
     fn written(&self) -> Vec<String> {

@@ -57,7 +57,7 @@ impl Lake {
         let ident = ident(org.get(), table);
         let mut action = MoveMain { lake: self, org: org.get(), table, to, id };
         let done = super::commit(self, &ident, &mut action).await;
-        done.map_err(|Failure { error, .. }| error)
+        done.map(|(done, _)| done).map_err(|Failure { error, .. }| error)
     }
 }
 

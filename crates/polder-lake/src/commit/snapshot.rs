@@ -7,9 +7,10 @@
 use std::collections::{HashMap, HashSet};
 
 use iceberg::spec::{
-    DataContentType, DataFile, FormatVersion, ManifestContentType, ManifestFile, ManifestList,
-    ManifestListWriter, ManifestWriter, ManifestWriterBuilder, Operation, PartitionSpec,
-    PartitionSpecRef, SchemaRef, Snapshot, Struct, Summary,
+    DataContentType, DataFile, Datum, FormatVersion, ManifestContentType, ManifestFile,
+    ManifestList, ManifestListWriter, ManifestStatus, ManifestWriter, ManifestWriterBuilder,
+    Operation, PartitionSpec, PartitionSpecRef, PrimitiveLiteral, SchemaRef, Snapshot, Struct,
+    Summary,
 };
 use polder_core::{Error, ErrorCode, Result};
 use uuid::Uuid;
@@ -17,6 +18,7 @@ use uuid::Uuid;
 use crate::catalog::TableState;
 use crate::error;
 use crate::storage::Store;
+use crate::write::FILE_PATH_ID;
 
 /// Files per manifest, which readers load as a whole.
 const ENTRIES_MAX: usize = 10_000;
@@ -91,6 +93,20 @@ impl SnapshotWriter {
     /// The metadata files written so far.
     pub(super) fn written(&self) -> Vec<String> {
         self.written.clone()
+    }
+
+    /// Of the metadata files written, those that the table does not have: of other attempts than the
+    /// one that landed, or of all if it was another call that landed (`already`). None may land any
+    /// more: their snapshot's id and number are taken. Where it cannot be learnt which are in use, none.
+    pub(super) async fn superseded(&self, landed: &TableState, already: bool) -> Vec<String> {
+        let Some(own) = landed.metadata.snapshot_by_id(self.id) else {
+            return if already { self.written() } else { Vec::new() };
+        };
+        let Ok(manifests) = read_list(&self.store, own).await else { return Vec::new() };
+        let mut used: HashSet<&str> =
+            manifests.iter().map(|manifest| manifest.manifest_path.as_str()).collect();
+        used.insert(own.manifest_list());
+        self.written.iter().filter(|path| !used.contains(path.as_str())).cloned().collect()
     }
 
     /// Makes the snapshot that follows on `main` as it is at present. The change has to be the same
@@ -201,7 +217,7 @@ impl SnapshotWriter {
         let mut found = 0;
         for manifest in &mut manifests {
             let Some(thinned) = self.thin(manifest, removed).await? else { continue };
-            found += thinned.locations.len();
+            found += thinned.locations.iter().filter(|path| removed.contains(*path)).count();
             tally.removed.add(&thinned.removed);
             tally.partitions.extend(thinned.partitions);
             *manifest = thinned.manifest;
@@ -214,7 +230,8 @@ impl SnapshotWriter {
         Ok(manifests)
     }
 
-    /// The manifest with the files marked as deleted; `None` if it has none of them.
+    /// The manifest with the files, and the deletes of rows of them alone, marked as deleted; `None` if
+    /// it has none of them.
     async fn thin(
         &mut self,
         manifest: &ManifestFile,
@@ -226,8 +243,11 @@ impl SnapshotWriter {
         let failed = |cause| error::iceberg("rewrite a manifest", cause);
         let file_io = self.store.file_io();
         let (entries, own) = manifest.load_manifest(&file_io).await.map_err(failed)?.into_parts();
-        let goes = |path: &str| removed.contains(path);
-        if !entries.iter().any(|entry| entry.is_alive() && goes(entry.file_path())) {
+        let goes = |file: &DataFile| {
+            removed.contains(file.file_path())
+                || deletes_of(file).is_some_and(|of| removed.contains(&of))
+        };
+        if !entries.iter().any(|entry| entry.is_alive() && goes(entry.data_file())) {
             return Ok(None);
         }
         let spec = PartitionSpec::clone(own.partition_spec());
@@ -239,7 +259,7 @@ impl SnapshotWriter {
             let number = entry.sequence_number().ok_or_else(unnumbered)?;
             let file_number = entry.file_sequence_number;
             let file = entry.data_file().clone();
-            if goes(entry.file_path()) {
+            if goes(&file) {
                 counts.count(&file);
                 partitions.push((spec_id, file.partition().clone()));
                 locations.push(file.file_path().to_owned());
@@ -281,6 +301,43 @@ pub(crate) async fn read_list(store: &Store, snapshot: &Snapshot) -> Result<Vec<
     let list = ManifestList::parse_with_version(&bytes, FormatVersion::V2)
         .map_err(|cause| error::iceberg("read a manifest list", cause))?;
     Ok(list.consume_entries().into_iter().collect())
+}
+
+/// All files that came with a snapshot: its manifest list, its own manifests and what they add.
+pub(super) async fn files_added(store: &Store, snapshot: &Snapshot) -> Result<Vec<String>> {
+    let mut files = vec![snapshot.manifest_list().to_owned()];
+    for manifest in read_list(store, snapshot).await? {
+        if manifest.added_snapshot_id != snapshot.snapshot_id() {
+            continue;
+        }
+        let loaded = manifest.load_manifest(&store.file_io()).await;
+        let loaded = loaded.map_err(|cause| error::iceberg("read a manifest", cause))?;
+        let added = loaded.entries().iter().filter(|entry| entry.status() == ManifestStatus::Added);
+        files.extend(added.map(|entry| entry.file_path().to_owned()));
+        files.push(manifest.manifest_path);
+    }
+    Ok(files)
+}
+
+/// The data file that is the only one in which a position delete file deletes rows, if it says so.
+fn deletes_of(file: &DataFile) -> Option<String> {
+    if file.content_type() != DataContentType::PositionDeletes {
+        return None;
+    }
+    // Bounds that are one value are whole: a lower one that was cut would be below the upper one.
+    let one = || path_bounds(file).filter(|(lower, upper)| lower == upper).map(|(path, _)| path);
+    file.referenced_data_file().or_else(one)
+}
+
+/// The bounds of the data files that a position delete file names.
+pub(super) fn path_bounds(deletes: &DataFile) -> Option<(String, String)> {
+    let text = |datum: &Datum| match datum.literal() {
+        PrimitiveLiteral::String(text) => Some(text.clone()),
+        _ => None,
+    };
+    let lower = deletes.lower_bounds().get(&FILE_PATH_ID).and_then(text)?;
+    let upper = deletes.upper_bounds().get(&FILE_PATH_ID).and_then(text)?;
+    Some((lower, upper))
 }
 
 fn content(file: &DataFile) -> ManifestContentType {

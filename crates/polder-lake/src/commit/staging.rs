@@ -13,7 +13,7 @@ use super::publish::{STANDING_PROPERTIES, published};
 use super::snapshot::{Change, NewFile, SnapshotWriter};
 use super::{Action, Prepared, conflict, point};
 use crate::catalog::TableState;
-use crate::stage::{Committed, Stage, StageKind, Target, target_of};
+use crate::stage::{Committed, Stage, StageKind, Target};
 use crate::table::{Properties, follows, references, was_main};
 use crate::write::StagedFile;
 
@@ -38,8 +38,10 @@ pub(super) struct StageSnapshot<'a> {
     files: &'a [StagedFile],
     checkpoint: &'a Checkpoint,
     writer: SnapshotWriter,
-    /// The run's snapshots that this one takes the place of.
-    superseded: Vec<i64>,
+    /// The snapshots of this call that this one takes the place of.
+    earlier: Vec<i64>,
+    /// The same of earlier calls.
+    abandoned: Vec<i64>,
 }
 
 impl<'a> StageSnapshot<'a> {
@@ -47,11 +49,12 @@ impl<'a> StageSnapshot<'a> {
         stage: &'a Stage,
         files: &'a [StagedFile],
         checkpoint: &'a Checkpoint,
-        superseded: Vec<i64>,
+        earlier: Vec<i64>,
+        abandoned: Vec<i64>,
     ) -> Self {
         let target = &stage.target;
         let writer = SnapshotWriter::new(stage.lake.store(), &target.location, &target.schema);
-        Self { stage, files, checkpoint, writer, superseded }
+        Self { stage, files, checkpoint, writer, earlier, abandoned }
     }
 
     /// The snapshot's id.
@@ -96,16 +99,15 @@ impl<'a> StageSnapshot<'a> {
     }
 
     /// Whether the table takes the run's columns and partitions as it did when the stage began.
-    fn same_shape(&self, base: &TableState, present: &TableState) -> Result<bool> {
+    fn same_shape(&self, base: &TableState, present: &TableState) -> bool {
         let (now, before) = (&present.metadata, &base.metadata);
-        if self.superseded.iter().any(|id| now.snapshot_by_id(*id).is_some()) {
+        if self.earlier.iter().any(|id| now.snapshot_by_id(*id).is_some()) {
             // The run has staged before: its columns have their ids already.
-            return Ok(self.knows_shape(now)
+            return self.knows_shape(now)
                 && now.current_schema_id() == before.current_schema_id()
-                && now.default_partition_spec_id() == before.default_partition_spec_id());
+                && now.default_partition_spec_id() == before.default_partition_spec_id();
         }
-        let (target, staged) = (target_of(present, &self.stage.request)?, &self.stage.target);
-        Ok(target.schema == staged.schema && target.spec == staged.spec)
+        self.stage.has_shape_of(present)
     }
 
     /// Whether the table has the schema and spec of the run's files.
@@ -144,7 +146,7 @@ impl Action for StageSnapshot<'_> {
     type Done = Staged;
 
     fn find(&self, present: &TableState, _sent: bool) -> Option<Staged> {
-        if let Some(done) = published(present, self.stage, &self.superseded, false) {
+        if let Some(done) = published(present, self.stage, &self.earlier, false) {
             return Some(Staged::Published(done));
         }
         let staged = present.metadata.snapshot_by_id(self.id());
@@ -160,7 +162,7 @@ impl Action for StageSnapshot<'_> {
                 true
             }
             (Some(base), Some(present)) => {
-                follows(&present.metadata, &base.metadata) && self.same_shape(base, present)?
+                follows(&present.metadata, &base.metadata) && self.same_shape(base, present)
             }
             // This run created it when it staged the first time, and nobody has used it since.
             (None, Some(present)) => {
@@ -186,11 +188,16 @@ impl Action for StageSnapshot<'_> {
         let there = |id: &i64| {
             present.is_some_and(|present| present.metadata.snapshot_by_id(*id).is_some())
         };
-        let snapshot_ids: Vec<i64> = self.superseded.iter().copied().filter(there).collect();
+        let snapshot_ids: Vec<i64> =
+            self.earlier.iter().chain(&self.abandoned).copied().filter(there).collect();
         if !snapshot_ids.is_empty() {
             updates.push(TableUpdate::RemoveSnapshots { snapshot_ids });
         }
         Ok(Prepared { updates, done: Staged::Snapshot(self.id()) })
+    }
+
+    async fn superseded(&self, landed: &TableState, done: &Staged) -> Vec<String> {
+        self.writer.superseded(landed, matches!(done, Staged::Published(_))).await
     }
 
     fn branch(&self) -> Option<&'static str> {

@@ -63,7 +63,11 @@ impl NewFile {
             }
             Err(error) => return Err(error),
         }
-        self.path.parent().map_or(Ok(()), flush_folder)
+        let flushed = self.path.parent().map_or(Ok(()), flush_folder);
+        if flushed.is_err() {
+            let _ = fs::remove_file(&self.path);
+        }
+        flushed
     }
 }
 

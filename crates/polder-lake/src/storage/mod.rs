@@ -12,16 +12,17 @@ mod token_service;
 mod vended;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use polder_core::{Error, ErrorCode, Result};
 use secrecy::ExposeSecret;
+use tokio::task::JoinSet;
 
 use crate::error;
 use crate::settings::{CatalogSettings, LakeSettings, S3Settings};
@@ -54,6 +55,8 @@ struct Inner {
     url: String,
     /// `objects`, where a catalog hands out keys for it.
     vended: Option<Vended>,
+    /// What destructors could not wait for.
+    cleaning: Mutex<JoinSet<()>>,
 }
 
 #[derive(Debug)]
@@ -88,15 +91,8 @@ impl Store {
         }
         local::ensure_folder(std::path::Path::new(folder))
             .map_err(|error| error::io("create the warehouse folder", error))?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                objects: Arc::new(LocalFileSystem::new()),
-                kind: Kind::Local,
-                root: format!("{FILE_SCHEME}{folder}"),
-                url: "file:///".to_owned(),
-                vended: None,
-            }),
-        })
+        let (root, url) = (format!("{FILE_SCHEME}{folder}"), "file:///".to_owned());
+        Ok(Self::new(Arc::new(LocalFileSystem::new()), Kind::Local, root, url, None))
     }
 
     fn open_s3(address: &str, settings: &LakeSettings) -> Result<Self> {
@@ -119,7 +115,18 @@ impl Store {
         if let Some(vended) = &vended {
             objects = Arc::new(vended.clone());
         }
-        Ok(Self { inner: Arc::new(Inner { objects, kind, root, url, vended }) })
+        Ok(Self::new(objects, kind, root, url, vended))
+    }
+
+    fn new(
+        objects: Arc<dyn ObjectStore>,
+        kind: Kind,
+        root: String,
+        url: String,
+        vended: Option<Vended>,
+    ) -> Self {
+        let cleaning = Mutex::default();
+        Self { inner: Arc::new(Inner { objects, kind, root, url, vended, cleaning }) }
     }
 
     /// The same files through another object store: how tests put faults under a lake.
@@ -130,8 +137,7 @@ impl Store {
             Kind::Local => Kind::Local,
             Kind::S3 { bucket } => Kind::S3 { bucket: bucket.clone() },
         };
-        let (root, url, vended) = (root.clone(), url.clone(), vended.clone());
-        Self { inner: Arc::new(Inner { objects, kind, root, url, vended }) }
+        Self::new(objects, kind, root.clone(), url.clone(), vended.clone())
     }
 
     /// Where keys go that a catalog hands out; `None` for a store that needs none.
@@ -224,7 +230,8 @@ impl Store {
         found.map_err(|error| error::storage("read a file of the lake", error).detail(location))
     }
 
-    /// Writes a whole new file. When this returns, the file is there and survives a power cut.
+    /// Writes a whole new file. When this returns, the file is there and survives a power cut. What a
+    /// write that failed has left is removed, as far as that works.
     ///
     /// # Errors
     /// `lake.failed` if another file with this name exists. The same content under the same name is
@@ -252,7 +259,13 @@ impl Store {
                 let put = self.inner.objects.put(&path, bytes.into()).await;
                 put.map(drop).map_err(|error| error::storage("write a file of the lake", error))
             }
-            Err(error) => Err(error::storage("write a file of the lake", error).detail(location)),
+            Err(error) => {
+                if !matches!(error, object_store::Error::AlreadyExists { .. }) {
+                    // The answer alone may have been lost, or a part be there.
+                    let _ = self.inner.objects.delete(&path).await;
+                }
+                Err(error::storage("write a file of the lake", error).detail(location))
+            }
         }
     }
 
@@ -260,31 +273,59 @@ impl Store {
     pub(crate) fn create(&self, location: &str) -> Result<Output> {
         Ok(match self.inner.kind {
             Kind::Local => Output::local(local_path(location)),
-            Kind::S3 { .. } => Output::remote(self.objects(), self.path(location)?),
+            Kind::S3 { .. } => Output::remote(self.clone(), self.path(location)?),
         })
     }
 
     /// Removes files, several at a time. A file that is not there counts as removed.
+    ///
+    /// # Errors
+    /// The first of those that could not be removed; the others are gone.
     pub(crate) async fn delete(&self, locations: Vec<String>) -> Result<()> {
-        futures::stream::iter(locations)
-            .map(|location| async move {
-                let path = self.path(&location)?;
-                match self.inner.objects.delete(&path).await {
-                    Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-                    Err(error) => Err(error::storage("remove a file of the lake", error)),
-                }
-            })
-            .buffer_unordered(DELETES_MAX)
-            .try_collect()
-            .await
+        let removed = futures::stream::iter(locations).map(|location| async move {
+            let path = self.path(&location)?;
+            match self.inner.objects.delete(&path).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+                Err(error) => Err(error::storage("remove a file of the lake", error)),
+            }
+        });
+        let removed: Vec<Result<()>> = removed.buffer_unordered(DELETES_MAX).collect().await;
+        removed.into_iter().collect()
     }
 
-    /// Removes a file without waiting, where that is possible: for destructors.
-    pub(crate) fn delete_now(&self, location: &str) {
+    /// Removes files without waiting: for destructors. What stays is found by orphan removal.
+    pub(crate) fn delete_soon(&self, locations: Vec<String>) {
         if matches!(self.inner.kind, Kind::Local) {
-            // A file that stays is found by orphan removal.
-            let _ = std::fs::remove_file(local_path(location));
+            for location in locations {
+                let _ = std::fs::remove_file(local_path(&location));
+            }
+        } else if !locations.is_empty() {
+            let store = self.clone();
+            self.clean_up(async move {
+                if let Err(error) = store.delete(locations).await {
+                    tracing::warn!("files of a dropped writer stay until orphan removal: {error}");
+                }
+            });
         }
+    }
+
+    /// Cleans up in the background, where that is possible: for destructors.
+    pub(crate) fn clean_up(&self, work: impl Future<Output = ()> + Send + 'static) {
+        // Without a runtime, the process is about to end.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let mut cleaning = self.inner.cleaning.lock().unwrap_or_else(PoisonError::into_inner);
+        while cleaning.try_join_next().is_some() {}
+        cleaning.spawn_on(work, &runtime);
+    }
+
+    /// Waits for what destructors have left to be cleaned up.
+    pub(crate) async fn cleaned_up(&self) {
+        let taken = || {
+            let mut cleaning = self.inner.cleaning.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *cleaning)
+        };
+        let mut cleaning = taken();
+        while cleaning.join_next().await.is_some() {}
     }
 }
 

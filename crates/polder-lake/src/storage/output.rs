@@ -2,13 +2,13 @@
 //! large, as a multipart upload with a bounded number of parts on their way.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, WriteMultipart};
+use object_store::{ObjectStoreExt, WriteMultipart};
 use polder_core::{Error, ErrorCode, Result};
 
+use super::Store;
 use super::local::NewFile;
 use crate::error;
 
@@ -23,9 +23,10 @@ pub(crate) enum Output {
     Remote(Remote),
 }
 
+/// Dropped before it is finished, it takes back the parts it has uploaded, in the background.
 #[derive(Debug)]
 pub(crate) struct Remote {
-    objects: Arc<dyn ObjectStore>,
+    store: Store,
     path: Path,
     /// What was written before there was enough for an upload of parts.
     head: BytesMut,
@@ -37,8 +38,8 @@ impl Output {
         Self::Local { path, file: None }
     }
 
-    pub(super) fn remote(objects: Arc<dyn ObjectStore>, path: Path) -> Self {
-        Self::Remote(Remote { objects, path, head: BytesMut::new(), upload: None })
+    pub(super) fn remote(store: Store, path: Path) -> Self {
+        Self::Remote(Remote { store, path, head: BytesMut::new(), upload: None })
     }
 
     /// The most bytes this output keeps in memory between calls.
@@ -68,7 +69,8 @@ impl Output {
         }
     }
 
-    /// Completes the file. When this returns, it is there and durable.
+    /// Completes the file. When this returns, it is there and durable; or it has failed, and what there
+    /// is of it is removed, as far as that works.
     pub(crate) async fn finish(self) -> Result<()> {
         match self {
             Self::Local { file: Some(file), .. } => tokio::task::spawn_blocking(|| file.finish())
@@ -84,8 +86,19 @@ impl Output {
 
     /// Gives the file up and removes what there is of it, as far as that works.
     pub(crate) async fn abort(self) {
-        if let Self::Remote(Remote { upload: Some(upload), path, .. }) = self {
-            give_up(upload, &path).await;
+        if let Self::Remote(mut remote) = self
+            && let Some(upload) = remote.upload.take()
+        {
+            give_up(upload, &remote.path).await;
+        }
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        if let Some(upload) = self.upload.take() {
+            let path = self.path.clone();
+            self.store.clean_up(async move { give_up(upload, &path).await });
         }
     }
 }
@@ -104,7 +117,8 @@ impl Remote {
                 self.head.extend_from_slice(&bytes);
                 return Ok(());
             }
-            let upload = self.objects.put_multipart(&self.path).await.map_err(failed)?;
+            let objects = self.store.objects();
+            let upload = objects.put_multipart(&self.path).await.map_err(failed)?;
             let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
             upload.put(std::mem::take(&mut self.head).freeze());
             self.upload = Some(upload);
@@ -119,17 +133,27 @@ impl Remote {
         Ok(())
     }
 
-    async fn finish(self) -> Result<()> {
-        let failed = |error| error::storage("upload a data file", error);
-        let Some(mut upload) = self.upload else {
-            let put = self.objects.put(&self.path, self.head.freeze().into()).await;
-            return put.map(drop).map_err(failed);
+    async fn finish(mut self) -> Result<()> {
+        let objects = self.store.objects();
+        let done = match &mut self.upload {
+            None => {
+                let head = std::mem::take(&mut self.head).freeze();
+                objects.put(&self.path, head.into()).await.map(drop)
+            }
+            // `WriteMultipart::finish` would not take back the parts of an upload that fails here.
+            Some(upload) => match (upload.wait_for_capacity(0).await, self.upload.take()) {
+                (Ok(()), Some(upload)) => upload.finish().await.map(drop),
+                (done, Some(upload)) => {
+                    give_up(upload, &self.path).await;
+                    done
+                }
+                (done, None) => done,
+            },
         };
-        // `finish` does not take back the parts of an upload that fails; the bucket would keep them.
-        if let Err(error) = upload.wait_for_capacity(0).await {
-            give_up(upload, &self.path).await;
-            return Err(failed(error));
+        if done.is_err() {
+            // The answer alone may have been lost.
+            let _ = objects.delete(&self.path).await;
         }
-        upload.finish().await.map(drop).map_err(failed)
+        done.map_err(|error| error::storage("upload a data file", error))
     }
 }

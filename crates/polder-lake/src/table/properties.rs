@@ -41,6 +41,8 @@ impl Properties<'_> {
     pub(crate) const VERSION: &'static str = "polder.version";
     /// The marked columns, by the run that brought them, which `main` had before: see [`Marks`].
     pub(crate) const MARKS: &'static str = "polder.marks";
+    /// The metadata files of the states that the last expiries were made for.
+    pub(crate) const EXPIRED_FROM: &'static str = "polder.expired-from";
     pub(crate) const ROLLBACKS: &'static str = "polder.rollbacks";
     /// In a snapshot's summary: who made it, and how its files are partitioned.
     pub(crate) const RUN_ID: &'static str = "polder.run-id";

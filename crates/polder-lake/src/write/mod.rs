@@ -56,8 +56,8 @@ impl StagedFile {
 
 /// Writes batches into files of its own.
 ///
-/// Dropped before [`Self::finish`], it leaves at most files that nobody names, which orphan removal
-/// finds; on local disk it removes them itself.
+/// Dropped before [`Self::finish`], it removes what it has made: on S3 in the background, which
+/// [`crate::Stage::abort`] waits for.
 #[derive(Debug)]
 pub struct TableWriter {
     layout: Arc<Layout>,
@@ -180,8 +180,7 @@ impl TableWriter {
 impl Drop for TableWriter {
     fn drop(&mut self) {
         self.budget.leave();
-        for file in &self.finished {
-            self.layout.store.delete_now(file.location());
-        }
+        let finished = self.finished.iter().map(|file| file.location().to_owned());
+        self.layout.store.delete_soon(finished.collect());
     }
 }

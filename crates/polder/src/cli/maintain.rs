@@ -155,7 +155,7 @@ impl Expire {
 
 /// `files`: how many were removed; `None` if nothing was.
 fn expired(of: &str, names: &[String], snapshots: usize, files: Option<usize>) -> String {
-    if snapshots == 0 && names.is_empty() {
+    if snapshots == 0 && names.is_empty() && files.is_none_or(|files| files == 0) {
         return format!("{of}: nothing to remove");
     }
     let listed = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };

@@ -1,0 +1,161 @@
+//! Lakes over catalogs and stores that fail on purpose, and what must be true of their tables.
+
+pub(crate) mod catalog;
+pub(crate) mod changes;
+pub(crate) mod check;
+pub(crate) mod objects;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use futures::future::BoxFuture;
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use polder_lake::{Catalog, CatalogSettings, Lake, LakeSettings, S3Settings, SqlCatalog, Store};
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use self::catalog::FaultyCatalog;
+use self::check::Checked;
+use self::objects::FaultyObjects;
+use crate::support::*;
+
+/// Cases under way at the same time; most of their time goes by in pauses.
+const CASES_MAX: usize = 16;
+const WAREHOUSE: &str = "s3://memory/lake";
+
+/// Opens a client of one catalog, as each process has its own. What a new kind of catalog has to give
+/// to be held to all that is in here.
+pub(crate) type Connect = Arc<dyn Fn(Store) -> BoxFuture<'static, Arc<dyn Catalog>> + Send + Sync>;
+
+/// The embedded catalog at this address.
+pub(crate) fn sql(url: String) -> Connect {
+    Arc::new(move |store| {
+        let url = url.clone();
+        Box::pin(async move {
+            let catalog = SqlCatalog::open(&url.into(), store).await.expect("catalog");
+            Arc::new(catalog) as Arc<dyn Catalog>
+        })
+    })
+}
+
+pub(crate) fn sqlite(folder: &TempDir) -> Connect {
+    sql(format!("sqlite://{}/catalog.db", folder.path().display()))
+}
+
+/// An S3 store whose bucket is in memory: what is written there goes through `object_store`.
+pub(crate) fn in_memory(objects: Arc<dyn ObjectStore>) -> Store {
+    let settings = LakeSettings {
+        warehouse: WAREHOUSE.to_owned(),
+        catalog: CatalogSettings::Sql(String::new().into()),
+        s3: Some(S3Settings { region: "r".to_owned(), ..S3Settings::default() }),
+    };
+    Store::open(&settings).expect("store").with_objects(objects)
+}
+
+/// A table in a store of its own, seen through faults and without.
+pub(crate) struct Ground {
+    root: String,
+    /// Through the faults.
+    pub(crate) lake: Lake,
+    /// As another process has it, and without faults.
+    pub(crate) clean: Lake,
+    pub(crate) catalog: Arc<FaultyCatalog>,
+    pub(crate) objects: Arc<FaultyObjects>,
+    pub(crate) table: String,
+}
+
+impl Ground {
+    /// On S3, in memory.
+    pub(crate) async fn new(connect: &Connect) -> Self {
+        Self::over(connect, Arc::new(InMemory::new())).await
+    }
+
+    /// On S3, whatever it is made of.
+    pub(crate) async fn over(connect: &Connect, plain: Arc<dyn ObjectStore>) -> Self {
+        let objects = Arc::new(FaultyObjects::new(Arc::clone(&plain)));
+        let faulty = in_memory(Arc::clone(&objects) as Arc<dyn ObjectStore>);
+        Self::with(connect, WAREHOUSE.to_owned(), faulty, in_memory(plain), objects).await
+    }
+
+    /// On local disk, where writing bypasses the store that fails.
+    pub(crate) async fn local(connect: &Connect) -> (Self, TempDir) {
+        let folder = TempDir::new().expect("folder");
+        let settings = Scratch::settings(&folder);
+        let store = Store::open(&settings).expect("store");
+        let objects = Arc::new(FaultyObjects::new(Arc::new(InMemory::new())));
+        let root = format!("file://{}", settings.warehouse);
+        (Self::with(connect, root, store.clone(), store, objects).await, folder)
+    }
+
+    async fn with(
+        connect: &Connect,
+        root: String,
+        faulty: Store,
+        store: Store,
+        objects: Arc<FaultyObjects>,
+    ) -> Self {
+        let catalog = Arc::new(FaultyCatalog::new(connect(faulty.clone()).await));
+        let lake = Lake::new(faulty, Arc::clone(&catalog) as Arc<dyn Catalog>);
+        let clean = Lake::new(store.clone(), connect(store).await);
+        let table = format!("t{}", Uuid::new_v4().simple());
+        Self { root, lake, clean, catalog, objects, table }
+    }
+
+    /// The table's ids, as another process reads them.
+    pub(crate) async fn ids(&self) -> Vec<i64> {
+        ids(&table(&self.clean, &self.table).await).await
+    }
+
+    pub(crate) async fn check(&self) -> Checked {
+        check::check(&self.clean, &self.table).await
+    }
+
+    /// Every file of the lake.
+    pub(crate) async fn files(&self) -> BTreeSet<String> {
+        files(&self.clean, &self.root).await
+    }
+
+    /// Every file but the states of tables.
+    pub(crate) async fn contents(&self) -> BTreeSet<String> {
+        let mut files = self.files().await;
+        files.retain(|file| !file.ends_with(".metadata.json"));
+        files
+    }
+
+    /// The files that no state of the table reaches.
+    pub(crate) async fn orphans(&self) -> BTreeSet<String> {
+        let reached = self.check().await.files;
+        self.files().await.difference(&reached).cloned().collect()
+    }
+}
+
+/// Every file below an address.
+pub(crate) async fn files(lake: &Lake, below: &str) -> BTreeSet<String> {
+    let prefix = lake.object_path(below).expect("path");
+    let url = lake.store_url();
+    let url = url.strip_suffix('/').unwrap_or(url);
+    let found: Vec<_> = lake.object_store().list(Some(&prefix)).try_collect().await.expect("list");
+    found.into_iter().map(|file| format!("{url}/{}", file.location)).collect()
+}
+
+/// Runs the cases side by side; the first that fails fails all.
+pub(crate) async fn side_by_side<F>(cases: impl IntoIterator<Item = F>)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(CASES_MAX));
+    let mut tasks = JoinSet::new();
+    for case in cases {
+        let places = Arc::clone(&places);
+        tasks.spawn(async move {
+            let _place = places.acquire().await.expect("open");
+            case.await;
+        });
+    }
+    tasks.join_all().await;
+}
