@@ -104,7 +104,7 @@ impl LakeTable {
         let tasks = futures::stream::iter(tasks.into_iter().map(Ok)).boxed();
         let reader = self.iceberg().reader_builder().with_data_file_concurrency_limit(FILES_MAX);
         let batches = reader.build().read(tasks).map_err(failed)?.stream();
-        Ok(Box::pin(batches.map(move |batch| without_file(batch.map_err(failed)?))))
+        Ok(Box::pin(batches.map_err(failed).map_ok(without_file)))
     }
 
     /// Reads each file in its own schema.
@@ -164,12 +164,12 @@ impl LakeTable {
 }
 
 /// Takes the column of [`FILE_ID`] off again.
-fn without_file(mut batch: RecordBatch) -> Result<RecordBatch> {
+fn without_file(mut batch: RecordBatch) -> RecordBatch {
     let added = batch.schema().fields().last().is_some_and(|last| field_id(last) == Some(FILE_ID));
     if added {
         batch.remove_column(batch.num_columns() - 1);
     }
-    Ok(batch)
+    batch
 }
 
 /// The columns of a data file as its footer has them; `None` if they have no field ids.
