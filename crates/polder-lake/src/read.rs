@@ -29,6 +29,8 @@ use crate::table::LakeTable;
 
 /// Files read at the same time by [`LakeTable::read`].
 const FILES_MAX: usize = 2;
+/// The file's own address as a column (spec, *Reserved Field IDs*).
+const FILE_ID: i32 = 2_147_483_646;
 /// Bytes at the end of a file that hold most footers.
 const FOOTER_BYTES: u64 = 64 << 10;
 
@@ -89,12 +91,20 @@ impl LakeTable {
         self.decode(tasks.collect())
     }
 
-    fn decode(&self, tasks: Vec<FileScanTask>) -> Result<BatchStream> {
+    /// Decodes files, with the columns in the order asked for.
+    ///
+    /// Where a file has the columns in another order, the crate takes those of equal types for renamed
+    /// ones, and mixes up their values (`RecordBatchTransformer::compare_schemas`). A column more than
+    /// any file has makes it go by their ids.
+    fn decode(&self, mut tasks: Vec<FileScanTask>) -> Result<BatchStream> {
         let failed = |cause| error::iceberg("read the table's rows", cause);
+        for task in tasks.iter_mut().filter(|task| task.project_field_ids.len() > 1) {
+            task.project_field_ids.push(FILE_ID);
+        }
         let tasks = futures::stream::iter(tasks.into_iter().map(Ok)).boxed();
         let reader = self.iceberg().reader_builder().with_data_file_concurrency_limit(FILES_MAX);
         let batches = reader.build().read(tasks).map_err(failed)?.stream();
-        Ok(Box::pin(batches.map_err(failed)))
+        Ok(Box::pin(batches.map_err(failed).map_ok(without_file)))
     }
 
     /// Reads each file in its own schema.
@@ -151,6 +161,15 @@ impl LakeTable {
         let batches = self.decode(vec![task])?;
         Ok(Box::pin(batches.map(move |batch| adapt(&batch?, &layout))))
     }
+}
+
+/// Takes the column of [`FILE_ID`] off again.
+fn without_file(mut batch: RecordBatch) -> RecordBatch {
+    let added = batch.schema().fields().last().is_some_and(|last| field_id(last) == Some(FILE_ID));
+    if added {
+        batch.remove_column(batch.num_columns() - 1);
+    }
+    batch
 }
 
 /// The columns of a data file as its footer has them; `None` if they have no field ids.

@@ -174,7 +174,9 @@ fn histories_that_are_known_to_be_hard() {
     // The table has wider columns than a run that began before can hold: that is no change that the
     // run's columns do not fit.
     let outgrown = Action::Overtaken { by: Box::new(Action::WidenColumn { which: 0, rows: 0 }) };
-    for actions in [everything, vec![outgrown]] {
+    // Two columns of one type in another order than the file has them.
+    let swapped = vec![Action::AddColumn { kind: 2, rows: 1 }, Action::MoveColumn { which: 1 }];
+    for actions in [everything, vec![outgrown], swapped] {
         carry_out(&steps(actions));
     }
 }

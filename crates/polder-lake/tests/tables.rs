@@ -275,6 +275,18 @@ async fn chosen_columns_come_in_the_order_asked_for() {
     assert_eq!(batches[0].schema().fields().len(), 1);
     let text = batches[0].column(0).as_any().downcast_ref::<StringArray>().expect("text");
     assert_eq!((text.len(), text.value(0)), (1, "row 4"));
+    // Also where both are of one type.
+    let columns = schema(&[("a", LakeType::Long), ("b", LakeType::Long)]);
+    let of = |value| -> ArrayRef { Arc::new(Int64Array::from(vec![value])) };
+    let twins = batch(&columns, vec![of(1), of(2)]);
+    run(&scratch.lake, "twins", request(StageKind::Replace, &columns), &[twins])
+        .await
+        .expect("create");
+    let filter = equals("a", Literal::Long(1));
+    let scan = ScanRequest { snapshot: None, filter, columns: Some(vec!["b".into(), "a".into()]) };
+    let stream = table(&scratch.lake, "twins").await.read(scan).await.expect("read");
+    let found: Vec<RecordBatch> = futures::TryStreamExt::try_collect(stream).await.expect("rows");
+    assert_eq!((longs(&found[0], "b"), longs(&found[0], "a")), (vec![2], vec![1]));
     let scan =
         ScanRequest { snapshot: None, filter: Predicate::True, columns: Some(vec!["x".into()]) };
     assert_eq!(now.read(scan).await.err().expect("unknown").code(), ErrorCode::QueryInvalid);

@@ -1,6 +1,6 @@
 //! Who works on the table: writers with ids of their own, and those who change all of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,8 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, new_null_arra
 use futures::TryStreamExt;
 use polder_core::{ErrorCode, Field, LakeType, Result, TableSchema};
 use polder_lake::{
-    CmpOp, Lake, LakeTable, Literal, Predicate, ScanFile, ScanRequest, Stage, StageKind,
-    StageRequest, StagedFile,
+    CmpOp, Lake, LakeTable, Literal, Predicate, ScanFile, ScanRequest, SnapshotInfo, Stage,
+    StageKind, StageRequest, StagedFile,
 };
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -36,6 +36,8 @@ const FAULTS: [Fault; 8] = [
     Fault::LateAtTheEnd,
     Fault::Slow,
 ];
+/// States that a rollback goes back at most.
+const BACK_MAX: usize = 4;
 /// Columns beside `id` and `text`.
 const MORE_COLUMNS_MAX: usize = 4;
 
@@ -327,12 +329,9 @@ impl Worker {
 
     pub(super) async fn roll_back(mut self) {
         while self.goes_on() {
-            self.pause(1_500).await;
-            let now = self.now().await;
-            let snapshots = now.snapshots();
-            let recent = snapshots.iter().rev().take(6).map(|found| found.id.to_string());
-            let recent: Vec<String> = recent.collect();
-            let Some(to) = recent.choose(&mut self.random) else { continue };
+            self.pause(3_000).await;
+            let states = states_to_go_to(&self.now().await);
+            let Some(to) = states.choose(&mut self.random) else { continue };
             let id = Uuid::new_v4();
             match self.lake().rollback(&org("401"), &self.world.table, to, id).await {
                 Ok(done) => {
@@ -372,6 +371,18 @@ impl Worker {
             }
         }
     }
+}
+
+/// A few states back, and those before earlier rollbacks.
+fn states_to_go_to(now: &LakeTable) -> Vec<String> {
+    let snapshots: HashMap<i64, SnapshotInfo> =
+        now.snapshots().into_iter().map(|found| (found.id, found)).collect();
+    let parent = |child: &SnapshotInfo| snapshots.get(&child.parent?).cloned();
+    let back = std::iter::successors(now.current_snapshot(), parent).skip(1).take(BACK_MAX);
+    let mut states: Vec<String> = back.map(|state| state.id.to_string()).collect();
+    let named = now.refs().into_iter().map(|found| found.name);
+    states.extend(named.filter(|name| name.starts_with("before-rollback-")));
+    states
 }
 
 /// Whether the error may be that of a state whose files are gone.
