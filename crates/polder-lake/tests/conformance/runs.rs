@@ -58,12 +58,12 @@ pub(super) async fn a_table_lives(lake: &Lake) {
     assert_eq!(now.checkpoint().expect("checkpoint"), Some(checkpoint(3)));
     assert_eq!((now.uuid(), now.location()), (first.uuid(), first.location()));
     // A run that another one has outrun.
-    let late = crate::support::request(StageKind::Append, &id_and_text());
-    let late = lake.stage(&org, "t", late).await.expect("stage");
+    let append = crate::support::request(StageKind::Append, &id_and_text());
+    let outrun = lake.stage(&org, "t", append).await.expect("stage");
     replaced(lake, &org, "t", 7..8).await;
-    let files = written(&late, &[rows(9..10)]).await;
+    let files = written(&outrun, &[rows(9..10)]).await;
     let counted = summary(&files);
-    let error = late.commit(files, &checkpoint(0), counted).await.expect_err("too late");
+    let error = outrun.commit(files, &checkpoint(0), counted).await.expect_err("too late");
     assert_eq!(error.code(), ErrorCode::LakeConflict);
     let now = opened(lake, &org, "t").await;
     assert_eq!(ids(&now).await, [7]);
@@ -92,7 +92,7 @@ pub(super) async fn columns_and_partitions_change(lake: &Lake) {
     first.partition = vec!["bucket(4, id)".parse().expect("field")];
     run_of(lake, &org, "t", first, &[rows(0..20)]).await.expect("create");
     // Another column, and another name for one.
-    columns.fields[1].name = "label".to_owned();
+    "label".clone_into(&mut columns.fields[1].name);
     columns.fields.push(Field::new("score", LakeType::Long).with_source_id(3));
     let more = batch(
         &columns,
