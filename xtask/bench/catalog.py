@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sqlite3
 import statistics
 import subprocess
@@ -73,6 +74,8 @@ def main() -> None:
     sizes = sorted(args.tables or SIZES)
     shutil.rmtree(args.work, ignore_errors=True)
     servers = []
+    # The servers end with us, however we are ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         for start in (Polder, Reference):
             servers.append(start(args))

@@ -102,7 +102,7 @@ impl IcebergCatalog {
         metadata: ViewMetadata,
     ) -> Answer<(Swap, LoadedView)> {
         let to = metadata_file(from.as_deref(), metadata.location(), metadata.properties());
-        self.catalog.files.write(&to, &*metadata_json::text(&metadata)?).await?;
+        self.catalog.files.write(&to, &metadata_json::text(&metadata)?).await?;
         let swap = Swap { ident: ident.clone(), kind: EntryKind::View, from, to: to.clone() };
         Ok((swap, LoadedView { metadata_location: to, metadata: Arc::new(metadata) }))
     }
