@@ -18,23 +18,21 @@ import org.eclipse.jetty.server.ServerConnector;
  * against, over a JDBC catalog in SQLite. Its own main class listens on every interface; this one on
  * 127.0.0.1 alone.
  *
- * <p>{@code java -cp "JARS/*" ReferenceServer.java PORT FOLDER}, with the jars of {@code
- * interop/rck/pom.xml}.
+ * <p>{@code java -cp "JARS/*" ReferenceServer.java PORT DATABASE WAREHOUSE NAME CLIENTS}, with the jars
+ * of {@code interop/rck/pom.xml}, the database's JDBC address, the catalog's name inside the database
+ * and the number of connections to it.
  */
 public class ReferenceServer {
   public static void main(String[] args) throws Exception {
     int port = Integer.parseInt(args[0]);
-    String folder = args[1];
     Map<String, String> properties =
         Map.of(
             "catalog-impl", JdbcCatalog.class.getName(),
-            // Its commits wait for one another instead of failing.
-            "uri", "jdbc:sqlite:" + folder + "/catalog.db?busy_timeout=30000",
+            "uri", args[1],
             "jdbc.schema-version", "V1",
-            "clients", "1",
-            "warehouse", "file://" + folder + "/warehouse");
-    Catalog catalog =
-        CatalogUtil.buildIcebergCatalog("reference", properties, new Configuration());
+            "clients", args[4],
+            "warehouse", args[2]);
+    Catalog catalog = CatalogUtil.buildIcebergCatalog(args[3], properties, new Configuration());
     ServletContextHandler context = new ServletContextHandler(ServletContextHandler.NO_SESSIONS);
     context.addServlet(
         new ServletHolder(new RESTCatalogServlet(new RESTCatalogAdapter(catalog))), "/*");
@@ -49,6 +47,7 @@ public class ReferenceServer {
     server.addConnector(connector);
     server.setHandler(context);
     server.start();
+    System.out.println("listening on 127.0.0.1:" + connector.getLocalPort());
     server.join();
   }
 }

@@ -63,7 +63,7 @@ SCHEMA = {
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--polder", required=True)
-    parser.add_argument("--reference", required=True, help="file with the reference server's class path")
+    parser.add_argument("--reference", required=True, help="folder of the reference server's jars")
     parser.add_argument("--java", default="java")
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--tables", type=int, action="append", help=f"a size; without: {SIZES}")
@@ -247,10 +247,10 @@ class Reference(Server):
         # With a write-ahead log, as Polder has it; the JDBC driver's own default is slower.
         database = self.folder / "catalog.db"
         address = f"jdbc:sqlite:{database}?journal_mode=WAL&synchronous=FULL&busy_timeout=20000"
-        classes = Path(args.reference).read_text().strip()
-        program = HERE / "ReferenceServer.java"
-        return [args.java, "-Xmx2g", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error", "-cp", classes,
-                program, address, f"file://{self.lake}"]
+        program = HERE / "../../interop/rest/ReferenceServer.java"
+        return [args.java, "-Xmx2g", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error",
+                "-cp", f"{args.reference}/*", program.resolve(), "0", address, f"file://{self.lake}",
+                CATALOG, "8"]
 
     def listening(self, line: str) -> str | None:
         _, found, address = line.partition("listening on ")
@@ -302,8 +302,7 @@ def machine(args: argparse.Namespace) -> dict:
         return (ran.stdout + ran.stderr).strip().splitlines()[0]
 
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    jars = Path(args.reference).read_text().strip().split(":")
-    core = next(Path(jar).stem for jar in jars if Path(jar).name.startswith("iceberg-core-"))
+    core = next(jar.stem for jar in Path(args.reference).glob("iceberg-core-*") if "test" not in jar.name)
     return {
         "cores": os.cpu_count(),
         "cpu": model[0].split(":", 1)[1].strip() if model else platform.machine(),

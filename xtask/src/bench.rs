@@ -28,12 +28,12 @@ pub(crate) fn ingest(args: &[&str]) -> Result {
 pub(crate) fn catalog(args: &[&str]) -> Result {
     services::install()?;
     services::install_wrk()?;
-    let reference = services::install_reference()?;
+    services::install_reference()?;
     build()?;
     let mut python = command(places::venv_bin("python"));
     python.arg("xtask/bench/catalog.py").args(args);
     python.arg("--polder").arg(places::polder("release"));
-    python.arg("--reference").arg(reference);
+    python.arg("--reference").arg(places::rest_jars());
     python.arg("--work").arg(places::target().join("bench-catalog"));
     if let Some(java) = places::java_17() {
         python.arg("--java").arg(java.join("bin/java"));

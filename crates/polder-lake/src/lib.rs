@@ -9,6 +9,7 @@
 //! nobody: every call that touches an org's tables demands an [`Authorized`](polder_core::Authorized)
 //! org id. Names of orgs and tables never become paths.
 
+mod aws;
 mod catalog;
 mod commit;
 mod error;

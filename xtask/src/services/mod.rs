@@ -10,7 +10,6 @@ mod guard;
 mod install;
 mod mongo;
 mod postgres;
-mod reference;
 mod rest;
 mod s3;
 mod state;
@@ -31,7 +30,7 @@ pub(crate) use engines::install as install_engines;
 pub(crate) use guard::Guard;
 pub(crate) use install::{install, install_wrk, postgres_bin};
 pub(crate) use postgres::psql;
-pub(crate) use reference::install as install_reference;
+pub(crate) use rest::install as install_reference;
 pub(crate) use s3::{ACCESS_KEY, SECRET_KEY};
 use state::{Running, State};
 

@@ -1,5 +1,5 @@
-//! Apache Iceberg's reference REST catalog (`interop/rest/ReferenceServer.java`), for tests: another
-//! implementation that the lake has to work with.
+//! Apache Iceberg's reference REST catalog (`interop/rest/ReferenceServer.java`): another
+//! implementation that the lake has to work with, and that ours is measured beside.
 
 use std::fs;
 
@@ -45,7 +45,10 @@ pub(super) fn spawn(instance: &Instance) -> Result<Running> {
     let mut server = command(java);
     server.args(["-Xmx256m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp"]);
     server.arg(places::rest_jars().join("*"));
-    server.arg("interop/rest/ReferenceServer.java").arg(port.to_string()).arg(&data);
+    server.args(["interop/rest/ReferenceServer.java", &port.to_string()]);
+    // Its commits wait for one another instead of failing.
+    server.arg(format!("jdbc:sqlite:{}/catalog.db?busy_timeout=30000", data.display()));
+    server.arg(format!("file://{}/warehouse", data.display())).args(["reference", "1"]);
     let log = instance.dir.join("rest.log");
     let process = spawn_logged(&mut server, &log)?;
     Ok(Running { process, port, side_port: None, log })

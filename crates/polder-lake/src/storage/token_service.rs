@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use object_store::aws::{AmazonS3Builder, AwsAuthorizer, AwsCredential, AwsCredentialProvider};
-use object_store::client::{HttpClient, HttpConnector, HttpRequest, ReqwestConnector};
-use object_store::{ClientOptions, StaticCredentialProvider};
+use object_store::aws::AwsCredentialProvider;
+use object_store::client::HttpClient;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use polder_core::{Error, ErrorCode, Result};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::aws;
 use crate::settings::S3Settings;
 
 /// The service's name in signatures.
@@ -69,27 +69,11 @@ impl TokenService {
             Error::new(ErrorCode::LakeFailed, "cannot open the token service").caused_by(cause)
         };
         let region = settings.region.clone();
-        let aws = || format!("https://{SERVICE}.{region}.amazonaws.com");
-        let endpoint = settings.sts_endpoint.clone().unwrap_or_else(aws);
-        let options = ClientOptions::new()
-            .with_allow_http(endpoint.starts_with("http:"))
-            .with_timeout(TIMEOUT);
-        let http = ReqwestConnector::default().connect(&options).map_err(failed)?;
-        let credentials: AwsCredentialProvider = match (&settings.access_key, &settings.secret_key)
-        {
-            (Some(id), Some(secret)) => {
-                let key_id = id.expose_secret().into();
-                let secret_key = secret.expose_secret().into();
-                let credential = AwsCredential { key_id, secret_key, token: None };
-                Arc::new(StaticCredentialProvider::new(credential))
-            }
-            // Only its credentials are used.
-            _ => {
-                let builder = AmazonS3Builder::from_env().with_region(&region);
-                let store = builder.with_bucket_name(SERVICE).build().map_err(failed)?;
-                store.credentials().clone()
-            }
-        };
+        let own = || format!("https://{SERVICE}.{region}.amazonaws.com");
+        let endpoint = settings.sts_endpoint.clone().unwrap_or_else(own);
+        let http = aws::transport(Some(&endpoint), TIMEOUT).map_err(failed)?;
+        let (id, secret) = (settings.access_key.as_ref(), settings.secret_key.as_ref());
+        let credentials = aws::credentials(id, secret, &region).map_err(failed)?;
         let known = Mutex::default();
         Ok(Some(Self { http, credentials, endpoint, region, role, known }))
     }
@@ -148,17 +132,13 @@ impl TokenService {
         let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
         let form: Vec<String> =
             form.iter().map(|(key, value)| format!("{key}={}", encode(value))).collect();
-        let mut request = HttpRequest::new(form.join("&").into());
-        let invalid = || {
+        let kind = [("content-type", "application/x-www-form-urlencoded")];
+        let target = (SERVICE, self.region.as_str());
+        let request = aws::post(&self.endpoint, &kind, form.join("&"), target, &credential);
+        let request = request.ok_or_else(|| {
             let message = format!("{:?} cannot be the token service's address", self.endpoint);
             Error::new(ErrorCode::SpecInvalid, message).hint("check [storage.s3] sts_endpoint")
-        };
-        *request.method_mut() = "POST".parse().map_err(|_| invalid())?;
-        let address = format!("{}/", self.endpoint.trim_end_matches('/'));
-        *request.uri_mut() = address.parse().map_err(|_| invalid())?;
-        let form = "application/x-www-form-urlencoded".parse().map_err(|_| invalid())?;
-        request.headers_mut().insert("content-type", form);
-        AwsAuthorizer::new(&credential, SERVICE, &self.region).authorize(&mut request, None);
+        })?;
         let lost = |cause: object_store::client::HttpError| {
             Error::new(ErrorCode::LakeUnavailable, "the token service does not answer")
                 .hint("check [storage.s3] sts_endpoint and the network")
@@ -260,6 +240,8 @@ fn refused(status: u16, text: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret;
+
     use super::*;
 
     #[test]

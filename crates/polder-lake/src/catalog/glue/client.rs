@@ -4,17 +4,13 @@
 
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AwsAuthorizer, AwsCredential, AwsCredentialProvider};
-use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
-    ReqwestConnector,
-};
-use object_store::{BackoffConfig, ClientOptions, RetryConfig, StaticCredentialProvider};
+use object_store::aws::{AwsCredential, AwsCredentialProvider};
+use object_store::client::{HttpClient, HttpError, HttpErrorKind, HttpRequest, HttpResponse};
 use polder_core::{Error, ErrorCode, Result};
 use rand::Rng;
-use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
+use crate::aws;
 use crate::settings::GlueSettings;
 
 /// The service's name in signatures.
@@ -22,9 +18,6 @@ const SERVICE: &str = "glue";
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 /// One request with its answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the places are asked that may have keys.
-const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(20);
 /// Times a call that only reads is sent.
 const READS_MAX: u32 = 4;
 /// The pause before a call is repeated; it doubles, and a random part is left off.
@@ -67,11 +60,11 @@ impl Client {
     pub(super) fn new(settings: &GlueSettings, http: HttpClient) -> Result<Self> {
         let region = settings.region.clone();
         let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-        let aws = || format!("https://{SERVICE}.{region}.{domain}");
+        let own = || format!("https://{SERVICE}.{region}.{domain}");
         Ok(Self {
             http,
             credentials: credentials(settings)?,
-            endpoint: settings.endpoint.clone().unwrap_or_else(aws),
+            endpoint: settings.endpoint.clone().unwrap_or_else(own),
             catalog_id: settings.catalog_id.clone(),
             region,
         })
@@ -79,12 +72,7 @@ impl Client {
 
     /// The usual transport.
     pub(super) fn transport(settings: &GlueSettings) -> Result<HttpClient> {
-        let plain = settings.endpoint.as_ref().is_some_and(|address| address.starts_with("http:"));
-        let options = ClientOptions::new()
-            .with_allow_http(plain)
-            .with_timeout(TIMEOUT)
-            .with_connect_timeout(CONNECT_TIMEOUT);
-        ReqwestConnector::default().connect(&options).map_err(|cause| {
+        aws::transport(settings.endpoint.as_deref(), TIMEOUT).map_err(|cause| {
             Error::new(ErrorCode::LakeFailed, "cannot open AWS Glue").caused_by(cause)
         })
     }
@@ -122,25 +110,16 @@ impl Client {
         body: &Value,
         credential: &AwsCredential,
     ) -> Result<HttpRequest, Failure> {
-        let invalid = || {
+        let target = format!("AWSGlue.{action}");
+        let headers = [("content-type", CONTENT_TYPE), ("x-amz-target", target.as_str())];
+        let service = (SERVICE, self.region.as_str());
+        let request = aws::post(&self.endpoint, &headers, body.to_string(), service, credential);
+        request.ok_or_else(|| {
             let message = format!("{:?} cannot be AWS Glue's address", self.endpoint);
             let error = Error::new(ErrorCode::SpecInvalid, message);
             let hint = "check [catalog.glue] endpoint and the region in [lake] catalog";
             Failure { outcome: Outcome::Refused, error: error.hint(hint) }
-        };
-        let mut request = HttpRequest::new(body.to_string().into());
-        *request.method_mut() = "POST".parse().map_err(|_| invalid())?;
-        let address = format!("{}/", self.endpoint.trim_end_matches('/'));
-        *request.uri_mut() = address.parse().map_err(|_| invalid())?;
-        if !matches!(request.uri().scheme_str(), Some("http" | "https")) {
-            return Err(invalid());
-        }
-        let target = format!("AWSGlue.{action}");
-        for (name, value) in [("content-type", CONTENT_TYPE), ("x-amz-target", &target)] {
-            request.headers_mut().insert(name, value.parse().map_err(|_| invalid())?);
-        }
-        AwsAuthorizer::new(credential, SERVICE, &self.region).authorize(&mut request, None);
-        Ok(request)
+        })
     }
 }
 
@@ -150,25 +129,12 @@ pub(super) async fn wait(pause: Duration) {
     tokio::time::sleep(pause).await;
 }
 
-/// The configured keys, or whatever AWS's own tools would find (but for profiles in files).
 fn credentials(settings: &GlueSettings) -> Result<AwsCredentialProvider> {
-    if let (Some(id), Some(secret)) = (&settings.access_key, &settings.secret_key) {
-        let (key_id, secret_key) = (id.expose_secret().into(), secret.expose_secret().into());
-        let credential = AwsCredential { key_id, secret_key, token: None };
-        return Ok(std::sync::Arc::new(StaticCredentialProvider::new(credential)));
-    }
-    let retry = RetryConfig {
-        backoff: BackoffConfig::default(),
-        max_retries: 3,
-        retry_timeout: CREDENTIALS_TIMEOUT,
-    };
-    // Only the credentials are used: the object store's own chain, which knows no Glue.
-    let builder = AmazonS3Builder::from_env().with_region(&settings.region).with_retry(retry);
-    let store = builder.with_bucket_name(SERVICE).build().map_err(|cause| {
+    let (id, secret) = (settings.access_key.as_ref(), settings.secret_key.as_ref());
+    aws::credentials(id, secret, &settings.region).map_err(|cause| {
         Error::new(ErrorCode::LakeFailed, "the AWS environment cannot be understood")
             .caused_by(cause)
-    })?;
-    Ok(store.credentials().clone())
+    })
 }
 
 fn no_credentials(cause: object_store::Error) -> Failure {
