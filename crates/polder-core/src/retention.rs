@@ -24,7 +24,13 @@ pub struct SnapshotAge {
     pub parent: Option<i64>,
     /// Milliseconds since the epoch.
     pub timestamp_ms: i64,
+    /// A run has made it and not published it.
+    pub staged: bool,
 }
+
+/// How long what a run has staged stays, whatever names it: the run may be about to publish it. In
+/// milliseconds.
+pub const STAGED_MS_MAX: i64 = 24 * 60 * 60 * 1000;
 
 /// A branch or tag, as far as retention goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,8 +92,11 @@ pub fn expiry(
             }
         }
     };
+    let under_way =
+        |found: &&SnapshotAge| found.staged && now_ms - found.timestamp_ms <= STAGED_MS_MAX;
     let (staying, going): (Vec<&Named>, Vec<&Named>) = named.iter().partition(|name| stays(name));
-    let mut needed = HashSet::new();
+    let mut needed: HashSet<i64> =
+        snapshots.iter().filter(under_way).map(|found| found.id).collect();
     for name in staying {
         let (min, ms) = match name.kind {
             NamedKind::Main => (retention.history_min.max(1), retention.history_ms),
@@ -151,6 +160,7 @@ mod tests {
                 id,
                 parent: (id > 1).then_some(id - 1),
                 timestamp_ms: id * DAY,
+                staged: false,
             })
             .collect()
     }
@@ -171,6 +181,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_run_has_staged_stays_for_a_day_though_nothing_names_it() {
+        let mut snapshots = days(3);
+        snapshots[1].staged = true;
+        let main = [named("main", 3, NamedKind::Main)];
+        let short = Retention { history_ms: -1, ..RETENTION };
+        let gone = |now_ms| expiry(&snapshots, &main, &short, now_ms).snapshots;
+        assert_eq!(gone(3 * DAY), [1]);
+        assert_eq!(gone(3 * DAY + 1), [1, 2]);
+    }
+
+    #[test]
     fn the_latest_versions_and_a_recent_history_stay() {
         let names =
             [named("main", 10, NamedKind::Main), version(1, 2), version(2, 4), version(3, 6)];
@@ -184,7 +205,12 @@ mod tests {
     #[test]
     fn a_version_that_was_gone_back_to_stays() {
         let mut snapshots = days(6);
-        snapshots.push(SnapshotAge { id: 7, parent: Some(2), timestamp_ms: 7 * DAY });
+        snapshots.push(SnapshotAge {
+            id: 7,
+            parent: Some(2),
+            timestamp_ms: 7 * DAY,
+            staged: false,
+        });
         let names = [
             named("main", 7, NamedKind::Main),
             version(1, 2),

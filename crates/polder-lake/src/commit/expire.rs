@@ -22,7 +22,7 @@ use crate::catalog::service::Fence;
 use crate::catalog::{TableState, keeps_files, parse_metadata};
 use crate::error;
 use crate::lake::{Lake, ident};
-use crate::table::{Properties, json, references, version_number};
+use crate::table::{Properties, json, references, run_of, version_number, was_main};
 
 /// Files looked at at the same time.
 const READS_MAX: usize = 16;
@@ -228,6 +228,7 @@ fn expiring(metadata: &TableMetadata, retention: &Retention) -> Result<Expiry> {
             id: snapshot.snapshot_id(),
             parent: snapshot.parent_snapshot_id(),
             timestamp_ms: snapshot.timestamp_ms(),
+            staged: run_of(snapshot).is_some() && !was_main(metadata, snapshot.snapshot_id()),
         })
         .collect();
     let named: Vec<Named> = references(metadata)?

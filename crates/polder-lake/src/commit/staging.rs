@@ -7,6 +7,7 @@ use std::collections::HashSet;
 
 use iceberg::TableUpdate;
 use iceberg::spec::{Operation, PartitionSpec, Schema, SnapshotRetention, TableMetadata};
+use polder_core::retention::STAGED_MS_MAX;
 use polder_core::{Checkpoint, Error, ErrorCode, Result};
 
 use super::publish::{STANDING_PROPERTIES, published};
@@ -21,8 +22,6 @@ pub(crate) const STAGING: &str = "staging";
 
 /// The longest checkpoint that a snapshot's summary holds, as all summaries are read with the table.
 const CHECKPOINT_BYTES_MAX: usize = 8 << 10;
-/// A run that takes longer to audit is gone: its snapshot may expire, also in other engines.
-const STAGED_MS_MAX: i64 = 24 * 60 * 60 * 1000;
 
 /// The outcome of staging.
 pub(super) enum Staged {
@@ -182,6 +181,7 @@ impl Action for StageSnapshot<'_> {
         let snapshot = self.writer.write(present, &change).await?;
         let mut updates = self.shape(present);
         updates.push(TableUpdate::AddSnapshot { snapshot });
+        // A run that takes longer to audit is gone. Other engines' expiry goes by this too.
         let retention =
             SnapshotRetention::branch(Some(1), Some(STAGED_MS_MAX), Some(STAGED_MS_MAX));
         updates.push(point(STAGING, self.id(), retention));
