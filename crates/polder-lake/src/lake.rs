@@ -143,12 +143,6 @@ impl Lake {
 /// created where it is absent, remembers it.
 pub(crate) async fn org_folder(catalog: &dyn Catalog, root: &str, org: &OrgId) -> Result<String> {
     let namespace = org.namespace();
-    // Together, so that a catalog that wants tables below their namespace's location can check that.
-    let chosen = Uuid::new_v4();
-    let wanted = BTreeMap::from([
-        (ORG_UUID.to_owned(), chosen.to_string()),
-        (LOCATION.to_owned(), format!("{root}/{chosen}")),
-    ]);
     let lost = || {
         Error::new(ErrorCode::LakeCorrupt, "the org's namespace has no id for its files")
             .detail(namespace.clone())
@@ -156,7 +150,7 @@ pub(crate) async fn org_folder(catalog: &dyn Catalog, root: &str, org: &OrgId) -
     let found = match catalog.namespace(&namespace).await? {
         Some(found) if found.contains_key(ORG_UUID) => found,
         _ => {
-            catalog.ensure_namespace(&namespace, &wanted).await?;
+            catalog.ensure_namespace(&namespace, &org_properties(root)).await?;
             catalog.namespace(&namespace).await?.ok_or_else(lost)?
         }
     };
@@ -167,6 +161,16 @@ pub(crate) async fn org_folder(catalog: &dyn Catalog, root: &str, org: &OrgId) -
         catalog.ensure_namespace(&namespace, &location).await?;
     }
     Ok(folder)
+}
+
+/// What the namespace of a new org says of its files. Together, so that a catalog that wants tables
+/// below their namespace's location can check that.
+pub(crate) fn org_properties(root: &str) -> BTreeMap<String, String> {
+    let chosen = Uuid::new_v4();
+    BTreeMap::from([
+        (ORG_UUID.to_owned(), chosen.to_string()),
+        (LOCATION.to_owned(), format!("{root}/{chosen}")),
+    ])
 }
 
 pub(crate) fn ident(org: &OrgId, name: &str) -> TableIdent {

@@ -222,13 +222,14 @@ fn expired_from(metadata: &TableMetadata) -> Vec<String> {
 
 /// What goes of a table now.
 fn expiring(metadata: &TableMetadata, retention: &Retention) -> Result<Expiry> {
+    let published = Properties(metadata.properties()).run_ids();
     let snapshots: Vec<SnapshotAge> = metadata
         .snapshots()
         .map(|snapshot| SnapshotAge {
             id: snapshot.snapshot_id(),
             parent: snapshot.parent_snapshot_id(),
             timestamp_ms: snapshot.timestamp_ms(),
-            staged: run_of(snapshot).is_some() && !was_main(metadata, snapshot.snapshot_id()),
+            staged: is_staged(metadata, snapshot, &published),
         })
         .collect();
     let named: Vec<Named> = references(metadata)?
@@ -243,6 +244,13 @@ fn expiring(metadata: &TableMetadata, retention: &Retention) -> Result<Expiry> {
         })
         .collect();
     Ok(expiry(&snapshots, &named, retention, Utc::now().timestamp_millis()))
+}
+
+/// Whether a run has made a snapshot and not published it. The log of `main` forgets, and so does the
+/// list of runs; what both have forgotten is kept as if its run was under way.
+fn is_staged(metadata: &TableMetadata, snapshot: &Snapshot, published: &[Uuid]) -> bool {
+    run_of(snapshot).is_some_and(|run| !published.contains(&run))
+        && !was_main(metadata, snapshot.snapshot_id())
 }
 
 fn kind(metadata: &TableMetadata, name: &str, found: &SnapshotReference) -> NamedKind {

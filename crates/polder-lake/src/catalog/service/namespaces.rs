@@ -13,7 +13,7 @@ use super::{IcebergCatalog, may_see, org_at};
 use crate::catalog::Catalog;
 use crate::catalog::names::{namespace_levels, namespace_text};
 use crate::catalog::sql::EntryKind;
-use crate::lake::org_folder;
+use crate::lake::org_properties;
 
 /// Iceberg's property for where a namespace's tables go. Every namespace has one, as Trino places a
 /// table itself if it knows where, and else takes the table's own new metadata for somebody else's
@@ -81,18 +81,17 @@ impl IcebergCatalog {
         }
         self.check_settable(&namespace, request.properties.iter()).await?;
         let (name, above_name) = (namespace_text(&namespace), above.as_ref().map(namespace_text));
-        let (above_name, properties) = (above_name.as_deref(), &request.properties);
-        if !self.catalog.create_namespace(&name, above_name, properties).await? {
+        let mut properties = request.properties;
+        if levels.len() == 1 && org_at(&namespace).is_some() {
+            // From the beginning: whoever sees the namespace has to find them.
+            properties.extend(org_properties(self.store.root()));
+        }
+        if !self.catalog.create_namespace(&name, above_name.as_deref(), &properties).await? {
             if let Some(above) = &above {
                 self.require_namespace(above).await?;
             }
             let shown = show_namespace(&namespace);
             return Err(Refusal::exists(format!("Namespace already exists: {shown}")));
-        }
-        if levels.len() == 1
-            && let Some(org) = org_at(&namespace)
-        {
-            org_folder(&self.catalog, self.store.root(), &org).await?;
         }
         self.load_namespace(principal, levels).await
     }
