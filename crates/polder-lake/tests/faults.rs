@@ -91,10 +91,9 @@ impl When {
     /// The case with the commits before and after it.
     fn within(self, (faults, end, attempts): Case) -> (Vec<Fault>, End, usize) {
         match (self, end) {
-            (Self::Once, _) => (faults.to_vec(), end, attempts),
+            (Self::Once, _) | (Self::Staging, End::Failed(_)) => (faults.to_vec(), end, attempts),
             // Then it is published.
             (Self::Staging, End::Made) => (faults.to_vec(), end, attempts + 1),
-            (Self::Staging, End::Failed(_)) => (faults.to_vec(), end, attempts),
             (Self::Staging, End::Unknown { .. }) => (faults.to_vec(), NOT_LANDED, attempts),
             (Self::Publishing, _) => {
                 // What is not published is taken out of the table again.

@@ -302,14 +302,13 @@ async fn a_killed_run_leaves_main_alone_and_stays_for_a_day() {
     let (staged, seen) = tokio::sync::oneshot::channel();
     watch.once_staged(|_| async move {
         staged.send(()).expect("somebody waits");
-        std::future::pending().await
+        std::future::pending::<()>().await;
     });
     let lake = watch.lake.clone();
-    let killed =
-        tokio::spawn(async move { run(&lake, "t", append(), &[rows(3..4)]).await.map(drop) });
+    let mut killed = tokio::task::JoinSet::new();
+    killed.spawn(async move { run(&lake, "t", append(), &[rows(3..4)]).await.map(drop) });
     seen.await.expect("staged");
-    killed.abort();
-    assert!(killed.await.is_err_and(|error| error.is_cancelled()));
+    killed.shutdown().await;
     assert_eq!(watch.ids().await, [0, 1, 2]);
     assert_eq!(watch.names().await, ["main", "staging", "v1"]);
 

@@ -14,7 +14,7 @@ use crate::{Result, places};
 pub(crate) const ACCESS_KEY: &str = "testkey";
 pub(crate) const SECRET_KEY: &str = "testsecret";
 
-/// The role that sessions take on; interop/test_rest_catalog_s3.py names it too.
+/// The role that sessions take on; `interop/test_rest_catalog_s3.py` names it too.
 const ROLE: &str = "arn:aws:iam::000000000000:role/polder";
 
 /// The bucket of tables of the Iceberg catalog.

@@ -13,6 +13,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use iceberg::spec::{DataContentType, ManifestFile, ManifestStatus, Snapshot, TableMetadata};
 use parquet::arrow::parquet_to_arrow_schema;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
 use polder_core::{Error, ErrorCode, Result};
 
 use super::conflict;
@@ -178,7 +179,7 @@ impl Audit<'_> {
             return Err(at(failed(&message)));
         }
         let footer = footer(self.store, location, size).await?.map_err(broken)?;
-        let rows: i64 = footer.row_groups().iter().map(|group| group.num_rows()).sum();
+        let rows: i64 = footer.row_groups().iter().map(RowGroupMetaData::num_rows).sum();
         if u64::try_from(rows) != Ok(file.rows()) || footer.file_metadata().num_rows() != rows {
             let message = format!("a data file has {rows} rows, {} written", file.rows());
             return Err(at(failed(&message)));
