@@ -271,7 +271,7 @@ def generate(args, server: Server, kind: str, size: int, seconds: int, number: i
     if child.returncode:
         raise SystemExit(f"wrk failed:\n{said}")
     found = json.loads(said.splitlines()[-1])
-    if found["broken"] or found["refused"] > found["requests"] * 0.01:
+    if found["broken"] or found["refused"] > found["requests"] * 0.05:
         raise SystemExit(f"{server.name}, {kind}: {said}\n{server.log.read_text()[-4000:]}")
     wall = found["seconds"]
     return {
