@@ -1,5 +1,6 @@
 //! The lake from outside: on local disk with SQLite, and (in `service`) on S3 and PostgreSQL.
 
+mod between;
 mod commits;
 mod conformance;
 mod evolution;

@@ -1,7 +1,6 @@
 //! Write – audit – publish: what is on the branch `staging` and what readers of `main` see, audits
 //! that fail, and `main` moving meanwhile.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
@@ -18,6 +17,7 @@ use polder_lake::{
 };
 use uuid::Uuid;
 
+use crate::between::{Between, Through};
 use crate::support::*;
 
 type Hook = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
@@ -35,29 +35,9 @@ impl fmt::Debug for Watched {
 }
 
 #[async_trait]
-impl Catalog for Watched {
-    async fn namespaces(&self) -> Result<Vec<String>> {
-        self.inner.namespaces().await
-    }
-
-    async fn namespace(&self, name: &str) -> Result<Option<BTreeMap<String, String>>> {
-        self.inner.namespace(name).await
-    }
-
-    async fn ensure_namespace(
-        &self,
-        name: &str,
-        properties: &BTreeMap<String, String>,
-    ) -> Result<()> {
-        self.inner.ensure_namespace(name, properties).await
-    }
-
-    async fn tables(&self, namespace: &str) -> Result<Vec<String>> {
-        self.inner.tables(namespace).await
-    }
-
-    async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>> {
-        self.inner.load(ident).await
+impl Between for Watched {
+    fn inner(&self) -> &dyn Catalog {
+        &self.inner
     }
 
     async fn commit(
@@ -89,7 +69,7 @@ impl Watch {
         let store = Store::open(&settings).expect("store");
         let inner = Scratch::catalog(&settings, store.clone()).await;
         let catalog = Arc::new(Watched { inner, hook: Mutex::default() });
-        let lake = Lake::new(store, Arc::clone(&catalog) as Arc<dyn Catalog>);
+        let lake = Lake::new(store, Through::catalog(&catalog));
         Self { scratch, lake, catalog }
     }
 

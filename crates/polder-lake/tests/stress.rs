@@ -15,13 +15,14 @@ use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use polder_core::LakeType;
 use polder_core::retention::Retention;
-use polder_lake::{Catalog, Lake, StageKind};
+use polder_lake::{Lake, StageKind};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use self::ledger::{Ledger, Recorder};
 use self::workers::Worker;
+use crate::between::Through;
 use crate::faulty::catalog::FaultyCatalog;
 use crate::faulty::{Connect, check, files, in_memory, sqlite};
 use crate::support::*;
@@ -56,8 +57,9 @@ impl World {
         for _ in 0..CLIENTS {
             let store = in_memory(Arc::clone(&objects));
             let catalog = Arc::new(FaultyCatalog::new(connect(store.clone()).await));
-            let inner = Arc::clone(&catalog) as Arc<dyn Catalog>;
-            lakes.push(Lake::new(store, Arc::new(Recorder { inner, ledger: Arc::clone(&ledger) })));
+            let inner = Through::catalog(&catalog);
+            let recorder = Arc::new(Recorder { inner, ledger: Arc::clone(&ledger) });
+            lakes.push(Lake::new(store, Through::catalog(&recorder)));
             catalogs.push(catalog);
         }
         let table = format!("t{}", Uuid::new_v4().simple());

@@ -173,7 +173,10 @@ pub(crate) fn check_sequence(
     updates: &[TableUpdate],
 ) -> Result<(), CommitFailure> {
     let last = base.map_or(0, |base| base.metadata.last_sequence_number());
-    let stale = |update: &TableUpdate| matches!(update, TableUpdate::AddSnapshot { snapshot } if snapshot.sequence_number() <= last);
+    let stale = |update: &TableUpdate| match update {
+        TableUpdate::AddSnapshot { snapshot } => snapshot.sequence_number() <= last,
+        _ => false,
+    };
     if updates.iter().any(stale) {
         let message = "the table has got another snapshot meanwhile";
         return Err(CommitFailure::Conflict(Error::new(ErrorCode::LakeConflict, message)));

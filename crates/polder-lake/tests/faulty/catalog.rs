@@ -1,6 +1,6 @@
 //! A catalog between the lake and any other catalog, that loses, delays and repeats.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,6 +10,8 @@ use async_trait::async_trait;
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 use polder_lake::{Catalog, CommitFailure, TableState};
+
+use crate::between::Between;
 
 /// What happens to one attempt to commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,25 +125,9 @@ fn rejected(code: ErrorCode) -> CommitFailure {
 }
 
 #[async_trait]
-impl Catalog for FaultyCatalog {
-    async fn namespaces(&self) -> Result<Vec<String>> {
-        self.inner.namespaces().await
-    }
-
-    async fn namespace(&self, name: &str) -> Result<Option<BTreeMap<String, String>>> {
-        self.inner.namespace(name).await
-    }
-
-    async fn ensure_namespace(
-        &self,
-        name: &str,
-        properties: &BTreeMap<String, String>,
-    ) -> Result<()> {
-        self.inner.ensure_namespace(name, properties).await
-    }
-
-    async fn tables(&self, namespace: &str) -> Result<Vec<String>> {
-        self.inner.tables(namespace).await
+impl Between for FaultyCatalog {
+    fn inner(&self) -> &dyn Catalog {
+        &*self.inner
     }
 
     async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>> {

@@ -22,6 +22,7 @@ use uuid::Uuid;
 use self::catalog::FaultyCatalog;
 use self::check::Checked;
 use self::objects::FaultyObjects;
+use crate::between::Through;
 use crate::support::*;
 
 /// Cases under way at the same time; most of their time goes by in pauses.
@@ -100,7 +101,7 @@ impl Ground {
         objects: Arc<FaultyObjects>,
     ) -> Self {
         let catalog = Arc::new(FaultyCatalog::new(connect(faulty.clone()).await));
-        let lake = Lake::new(faulty, Arc::clone(&catalog) as Arc<dyn Catalog>);
+        let lake = Lake::new(faulty, Through::catalog(&catalog));
         let clean = Lake::new(store.clone(), connect(store).await);
         let table = format!("t{}", Uuid::new_v4().simple());
         Self { root, lake, clean, catalog, objects, table }

@@ -1,6 +1,6 @@
 //! What was done to a table, commit by commit, and the rows that any of its states must have.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -8,6 +8,8 @@ use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::Result;
 use polder_lake::{Catalog, CommitFailure, StagedFile, TableState};
 use uuid::Uuid;
+
+use crate::between::Between;
 
 /// What a commit does to the ids.
 #[derive(Clone, Debug, Default)]
@@ -145,29 +147,9 @@ pub(super) struct Recorder {
 }
 
 #[async_trait]
-impl Catalog for Recorder {
-    async fn namespaces(&self) -> Result<Vec<String>> {
-        self.inner.namespaces().await
-    }
-
-    async fn namespace(&self, name: &str) -> Result<Option<BTreeMap<String, String>>> {
-        self.inner.namespace(name).await
-    }
-
-    async fn ensure_namespace(
-        &self,
-        name: &str,
-        properties: &BTreeMap<String, String>,
-    ) -> Result<()> {
-        self.inner.ensure_namespace(name, properties).await
-    }
-
-    async fn tables(&self, namespace: &str) -> Result<Vec<String>> {
-        self.inner.tables(namespace).await
-    }
-
-    async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>> {
-        self.inner.load(ident).await
+impl Between for Recorder {
+    fn inner(&self) -> &dyn Catalog {
+        &*self.inner
     }
 
     async fn commit(
