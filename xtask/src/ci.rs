@@ -7,12 +7,16 @@ use crate::command::{cargo, command, run};
 use crate::services::{self, Guard, Instance};
 use crate::{Result, places, rck, tidy};
 
-/// Tidy, clippy and every test that needs no server.
+/// Tests that need servers, and those that hold every commit to every fault, which take a minute.
+const NOT_QUICK: [&str; 4] = ["service::", "faults::", "stress::", "histories::"];
+
+/// Tidy, clippy and every quick test that needs no server.
 pub(crate) fn check() -> Result {
     tidy::run()?;
     clippy()?;
-    let skip = ["test", "--workspace", "--no-fail-fast", "--", "--skip", "service::"];
-    run("tests without a server", &mut cargo(&skip))
+    let mut tests = cargo(&["test", "--workspace", "--no-fail-fast", "--"]);
+    tests.args(NOT_QUICK.into_iter().flat_map(|name| ["--skip", name]));
+    run("quick tests without a server", &mut tests)
 }
 
 /// Everything that shows the product works, with the servers it needs.
