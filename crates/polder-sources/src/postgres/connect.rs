@@ -2,26 +2,19 @@
 //!
 //! What is asked over a session is not decided here.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use polder_core::{Error, ErrorCode, Result};
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::Host;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{CancelToken, Client, Config, Row, SimpleQueryMessage};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::failure;
+use super::tls::{self, Connector, CopyBytes};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an abandoned session may take to cancel its statement and say goodbye.
@@ -40,7 +33,7 @@ pub(super) struct Server {
     /// The source's name, for messages.
     name: String,
     config: Config,
-    tls: MakeRustlsConnect,
+    connector: Connector,
     farewells: Arc<Farewells>,
 }
 
@@ -75,8 +68,8 @@ impl Server {
                 .hint("write an @ in user or password as %40"));
         }
         patience(&mut config, &url);
-        let tls = MakeRustlsConnect::new(tls(config.get_ssl_mode(), root_file.as_deref())?);
-        Ok(Self { name: name.to_owned(), config, tls, farewells: Arc::default() })
+        let connector = Connector::new(&mut config, root_file.as_deref())?;
+        Ok(Self { name: name.to_owned(), config, connector, farewells: Arc::default() })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -116,7 +109,8 @@ impl Server {
         // The driver's own timeout ends with the socket: a server may accept and say nothing.
         let timeout = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
         let timeout = timeout * (config.get_hosts().len().max(1) as u32 + 1);
-        let connected = tokio::time::timeout(timeout, config.connect(self.tls.clone())).await;
+        let connector = self.connector.anew();
+        let connected = tokio::time::timeout(timeout, config.connect(connector.clone())).await;
         let (client, connection) = connected
             .map_err(|_| failure::silent(&self.name, &place, timeout))?
             .map_err(|error| failure::connecting(&error, &self.name, &place))?;
@@ -132,7 +126,8 @@ impl Server {
             major: major(&version),
             version,
             place,
-            tls: self.tls.clone(),
+            handle: connector.handle(),
+            connector,
             farewells: Arc::clone(&self.farewells),
             runtime: Handle::current(),
         };
@@ -215,82 +210,6 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn tls(mode: SslMode, root_file: Option<&str>) -> Result<ClientConfig> {
-    let failed = |error: String| {
-        Error::new(ErrorCode::SpecInvalid, "TLS cannot be set up").detail(error).hint(
-            "sslrootcert has to name a file with certificates in PEM form that can be read here",
-        )
-    };
-    let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| failed(error.to_string()))?;
-    if mode != SslMode::Require && root_file.is_none() {
-        let verifier = Arc::new(AnyCertificate(provider));
-        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-        return Ok(builder.with_no_client_auth());
-    }
-    let mut roots = RootCertStore::empty();
-    match root_file {
-        Some(file) => {
-            let certificates = CertificateDer::pem_file_iter(Path::new(file))
-                .map_err(|error| failed(format!("{file}: {error}")))?;
-            for certificate in certificates {
-                let certificate =
-                    certificate.map_err(|error| failed(format!("{file}: {error}")))?;
-                roots.add(certificate).map_err(|error| failed(format!("{file}: {error}")))?;
-            }
-        }
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-    }
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .map_err(|error| failed(error.to_string()))?;
-    Ok(builder.with_webpki_verifier(verifier).with_no_client_auth())
-}
-
-/// `sslmode=prefer`: encryption with whoever answers. A server that is not whom it says could as
-/// well say that it has no TLS, so checking its certificate would protect nobody.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 /// One connection. Dropping it cancels the statement that runs on it, if any, and closes it.
 pub(super) struct Session {
     /// `None` only while the session is being taken apart.
@@ -299,7 +218,9 @@ pub(super) struct Session {
     pub(super) version: String,
     pub(super) major: u32,
     place: String,
-    tls: MakeRustlsConnect,
+    connector: Connector,
+    /// `None` where the driver keeps the connection to itself.
+    handle: Option<tls::Handle>,
     farewells: Arc<Farewells>,
     runtime: Handle,
 }
@@ -319,6 +240,12 @@ impl Session {
         let live = self.live.as_ref();
         live.map(|live| &live.client)
             .ok_or_else(|| Error::new(ErrorCode::Internal, "the PostgreSQL session is closed"))
+    }
+
+    /// Takes the content of the next COPY away from the driver, where that can be. To be called before
+    /// the statement is sent.
+    pub(super) fn take_copy(&self) -> Option<CopyBytes> {
+        self.handle.as_ref().map(tls::Handle::take_copy)
     }
 
     /// Whether a statement runs that has to be cancelled when the session is dropped.
@@ -436,19 +363,19 @@ impl Drop for Session {
     fn drop(&mut self) {
         if let Some(live) = self.live.take() {
             let cancel = live.busy.then(|| live.client.cancel_token());
-            let work = farewell(live, cancel.map(|token| (token, self.tls.clone())));
+            let work = farewell(live, cancel.map(|token| (token, self.connector.anew())));
             self.farewells.add(work, &self.runtime);
         }
     }
 }
 
 /// Cancels what runs, says goodbye and waits for the connection to end.
-async fn farewell(live: Live, cancel: Option<(CancelToken, MakeRustlsConnect)>) {
+async fn farewell(live: Live, cancel: Option<(CancelToken, Connector)>) {
     let Live { client, mut task, .. } = live;
     let goodbye = async {
-        if let Some((token, tls)) = cancel {
+        if let Some((token, connector)) = cancel {
             // A failure here means that the server is gone, or that the statement just ended.
-            token.cancel_query(tls).await.ok();
+            token.cancel_query(connector).await.ok();
         }
         drop(client);
         while task.join_next().await.is_some() {}
@@ -471,6 +398,8 @@ impl Farewells {
 
 #[cfg(test)]
 mod tests {
+    use tokio_postgres::config::SslMode;
+
     use super::*;
 
     fn server(url: &str) -> Result<Server> {
@@ -536,7 +465,7 @@ mod tests {
         let server = server("postgres://u:hunter2@h:5433/db?sslmode=verify-full").expect("url");
         assert_eq!(server.address(None), "h:5433/db");
         assert_eq!(server.address(Some("other")), "h:5433/other");
-        assert_eq!(server.config.get_ssl_mode(), SslMode::Require);
+        assert_eq!(server.connector.asks_for(), Some(SslMode::Require));
     }
 
     #[test]

@@ -15,8 +15,13 @@ pub(super) fn connecting(error: &tokio_postgres::Error, source: &str, place: &st
     if let Some(refusal) = error.as_db_error() {
         return refused(refusal, &format!("connecting to source {source}"), place);
     }
-    let message = error.to_string();
     let cause = StdError::source(error);
+    // Asking whether the server encrypts is part of the handshake to the driver.
+    let lost = cause.and_then(<dyn StdError>::downcast_ref).is_some_and(|cause: &io::Error| {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        matches!(cause.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+    });
+    let message = if lost { "the connection was lost".to_owned() } else { error.to_string() };
     let (code, hint) = if message.contains("TLS") {
         (
             ErrorCode::SourceUnavailable,

@@ -8,7 +8,7 @@
 //! | module | what it knows |
 //! |---|---|
 //! | `names`, `filter` | what may be put into SQL text, and how |
-//! | `connect`, `failure` | sessions, TLS, errors |
+//! | `connect`, `tls`, `tap`, `failure` | sessions, TLS, who reads the wire, errors |
 //! | `catalog`, `discover` | the server's tables, columns and types |
 //! | `columns` | PostgreSQL types → lake types |
 //! | `cursor`, `horizon` | the bound of an incremental read, and how far it may move |
@@ -30,6 +30,8 @@ mod numeric;
 mod plan;
 mod read;
 mod select;
+mod tap;
+mod tls;
 mod written;
 
 use async_trait::async_trait;

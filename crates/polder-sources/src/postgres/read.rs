@@ -17,6 +17,7 @@ use super::columns::ColumnRead;
 use super::connect::Session;
 use super::decode::{Column, Refusal, Room, Rules, widths};
 use super::frame::{Broken, Frames, Row, Rows};
+use super::tls::CopyBytes;
 
 const BATCH_ROWS_MAX: usize = 64 * 1024;
 /// Keeps the 32-bit offsets of strings far from their end, with the largest row of PostgreSQL (1 GB).
@@ -61,6 +62,7 @@ impl Split for TableSplit {
             frames: Frames::new(self.job.columns.len()),
             split: *self,
             copy: None,
+            bytes: None,
         };
         Box::pin(stream::try_unfold(Some(Box::new(reader)), |reader| async move {
             match reader {
@@ -75,6 +77,8 @@ struct Reader {
     split: TableSplit,
     /// Once it was started.
     copy: Option<Pin<Box<CopyOutStream>>>,
+    /// Its content, as long as it does not come through the driver.
+    bytes: Option<CopyBytes>,
     frames: Frames,
     assembly: Assembly,
 }
@@ -88,15 +92,26 @@ impl Reader {
                 return Ok(Some((batch, Some(self))));
             }
             let Some(copy) = &mut self.copy else {
-                self.copy = Some(Box::pin(start(&mut self.split).await?));
+                self.start().await?;
                 continue;
             };
-            match copy.next().await {
-                Some(Ok(chunk)) => {
-                    let assembly = &mut self.assembly;
-                    let fed = self.frames.feed(&chunk, |row| assembly.row(&row));
-                    fed.map_err(|stop| stop.into_error(&self.split.job))?;
+            let (frames, assembly) = (&mut self.frames, &mut self.assembly);
+            let mut feed = |chunk: &[u8]| {
+                let fed = frames.feed(chunk, |row| assembly.row(&row));
+                fed.map_err(|stop| stop.into_error(&self.split.job))
+            };
+            if let Some(bytes) = &mut self.bytes {
+                if bytes.fill().await {
+                    while let Some(piece) = bytes.piece() {
+                        feed(piece)?;
+                    }
+                } else {
+                    self.bytes = None;
                 }
+                continue;
+            }
+            match copy.next().await {
+                Some(Ok(chunk)) => feed(&chunk)?,
                 Some(Err(error)) => {
                     self.split.session.set_busy(false);
                     let doing = format!("reading {}", self.split.job.table.display);
@@ -105,6 +120,19 @@ impl Reader {
                 None => return self.end().await,
             }
         }
+    }
+
+    async fn start(&mut self) -> Result<()> {
+        let split = &mut self.split;
+        let doing = format!("reading {}", split.job.table.display);
+        split.job.table.check(&split.session).await?;
+        let sql = format!("COPY ({}) TO STDOUT (FORMAT binary)", split.sql);
+        split.session.set_busy(true);
+        let bytes = split.session.take_copy();
+        let started = split.session.client()?.copy_out(&sql).await;
+        let copy = started.map_err(|error| split.session.failed(&error, &doing))?;
+        (self.copy, self.bytes) = (Some(Box::pin(copy)), bytes);
+        Ok(())
     }
 
     async fn end(mut self) -> Result<Next> {
@@ -116,15 +144,6 @@ impl Reader {
         // After a row's flush no more than this one is left.
         Ok(self.assembly.done.pop_front().map(|batch| (batch, None)))
     }
-}
-
-async fn start(split: &mut TableSplit) -> Result<CopyOutStream> {
-    let doing = format!("reading {}", split.job.table.display);
-    split.job.table.check(&split.session).await?;
-    let sql = format!("COPY ({}) TO STDOUT (FORMAT binary)", split.sql);
-    split.session.set_busy(true);
-    let started = split.session.client()?.copy_out(&sql).await;
-    started.map_err(|error| split.session.failed(&error, &doing))
 }
 
 /// Why reading cannot go on, without the names it takes to say so.

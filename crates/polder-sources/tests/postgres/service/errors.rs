@@ -99,6 +99,19 @@ async fn a_server_that_says_nothing_is_not_waited_for_for_ever() {
 }
 
 #[tokio::test]
+async fn a_server_that_hangs_up_is_not_said_to_lack_a_certificate() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+    let port = listener.local_addr().expect("address").port();
+    let hang_up = std::thread::spawn(move || drop(listener.accept()));
+    let error = open(&format!("postgres://u@127.0.0.1:{port}/db")).check().await;
+    let error = error.expect_err("nobody answers");
+    hang_up.join().expect("accepted");
+    assert_eq!(error.code(), ErrorCode::SourceUnavailable);
+    assert!(error.to_string().contains("the connection was lost"), "{error:?}");
+    assert!(!error.hint_text().expect("hint").contains("certificate"), "{error:?}");
+}
+
+#[tokio::test]
 async fn a_server_without_tls_fails_sslmode_require() {
     let database = Database::new().await;
     let joint = if database.url.contains('?') { '&' } else { '?' };
