@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use arrow::array::{Array, ArrayRef, RecordBatch};
 use arrow::datatypes::DataType;
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{DEFAULT_DICTIONARY_PAGE_SIZE_LIMIT, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 /// Rows looked at.
@@ -34,18 +34,31 @@ pub(super) fn properties(
     Some(builder.build())
 }
 
-/// Whether at most one value in 200 of the sample is there twice. A column of 100,000 values, which
-/// a dictionary makes half as large, has four times as many.
+/// Whether the values of a row group would hardly fit into a dictionary.
+///
+/// Of `n` values drawn from `N`, about `n²/2N` were drawn before: by the repetitions in the sample, `N`
+/// values take more than a dictionary's page may.
 fn hardly_repeats(column: &ArrayRef) -> bool {
     let values = column.len() - column.null_count();
     if values < VALUES_MIN {
         return false;
     }
-    distinct(column).is_some_and(|distinct| distinct >= values - values / 200)
+    distinct(column).is_some_and(|Distinct { count, bytes }| {
+        let repeated = values - count;
+        let drawn_from_min = DEFAULT_DICTIONARY_PAGE_SIZE_LIMIT * count / bytes.max(1);
+        repeated * 2 * drawn_from_min < values * values
+    })
+}
+
+/// Values of a sample that differ.
+struct Distinct {
+    count: usize,
+    /// Of all of them, as a dictionary has them.
+    bytes: usize,
 }
 
 /// How many values there are, nulls left out; `None` for types that are not looked at.
-fn distinct(column: &ArrayRef) -> Option<usize> {
+fn distinct(column: &ArrayRef) -> Option<Distinct> {
     let data = column.to_data();
     let valid = |row: &usize| column.is_valid(*row);
     let rows = (0..column.len()).filter(valid);
@@ -55,7 +68,10 @@ fn distinct(column: &ArrayRef) -> Option<usize> {
             let offsets = &data.buffer::<i32>(0)[data.offset()..];
             let bytes = buffers[1].as_slice();
             let value = |row: usize| &bytes[offsets[row] as usize..offsets[row + 1] as usize];
-            Some(rows.map(value).collect::<HashSet<_>>().len())
+            let values: HashSet<_> = rows.map(value).collect();
+            let lengths = values.len() * size_of::<u32>();
+            let bytes = lengths + values.iter().map(|value| value.len()).sum::<usize>();
+            Some(Distinct { count: values.len(), bytes })
         }
         DataType::Boolean => None,
         fixed => {
@@ -65,7 +81,14 @@ fn distinct(column: &ArrayRef) -> Option<usize> {
             };
             let bytes = buffers[0].as_slice();
             let value = |row: usize| &bytes[(data.offset() + row) * width..][..width];
-            Some(rows.map(value).collect::<HashSet<_>>().len())
+            let count = rows.map(value).collect::<HashSet<_>>().len();
+            // Parquet has short decimals as integers.
+            let stored = match fixed {
+                DataType::Decimal128(..=9, _) => 4,
+                DataType::Decimal128(..=18, _) => 8,
+                _ => width,
+            };
+            Some(Distinct { count, bytes: count * stored })
         }
     }
 }

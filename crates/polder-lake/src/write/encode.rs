@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use iceberg::spec::{DataFile, Struct};
-use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::file::properties::WriterProperties;
 use polder_core::{Error, ErrorCode, Result};
 
 use super::dictionary;
+use super::file::FileWriter;
 use super::layout::Layout;
 use super::metrics::{self, Finished, NanCounts};
 use super::partition::Slice;
@@ -25,8 +25,10 @@ use crate::error;
 
 /// Encoded bytes of a row group; at some 30 bytes a row this is about a million rows.
 const ROW_GROUP_BYTES: u64 = 32 << 20;
-/// Rows of a partition are encoded once they have this many bytes.
+/// Rows of a partition are encoded once they have this many bytes; so are those of a table without
+/// partitions, where one writer has no others to leave memory for.
 const WAITING_BYTES: usize = 1 << 20;
+const WAITING_BYTES_ALONE: usize = 16 << 20;
 /// Partitions one writer has open files in: a year of days. The binary raises its limit of open
 /// files for it.
 const FILES_OPEN_MAX: usize = 512;
@@ -107,7 +109,7 @@ struct Partition {
 #[derive(Debug)]
 struct OpenFile {
     location: String,
-    writer: ArrowWriter<Vec<u8>>,
+    writer: FileWriter,
     nans: NanCounts,
 }
 
@@ -134,7 +136,8 @@ impl Encoder {
         let layout = Arc::clone(&self.layout);
         let Some(partitioner) = &layout.partitioner else {
             let all = Slice { key: Box::default(), values: Struct::empty(), rows: batch.clone() };
-            return self.take(all, 0);
+            let waiting_max = WAITING_BYTES_ALONE.min(self.budget.share() / 4);
+            return self.take(all, waiting_max);
         };
         for slice in partitioner.split(batch)? {
             self.take(slice, WAITING_BYTES)?;
@@ -205,16 +208,16 @@ impl Encoder {
             partition.open = Some(OpenFile::new(&self.layout, location, properties.clone())?);
         }
         let Some(open) = &mut partition.open else { return Ok(()) };
-        for rows in waiting {
-            open.writer.write(&rows).map_err(encoding)?;
-            open.nans.add(&self.layout.floats, &rows);
+        open.writer.write(&waiting).map_err(encoding)?;
+        for rows in &waiting {
+            open.nans.add(&self.layout.floats, rows);
         }
         let target = self.layout.target_file_bytes;
         // What is in progress is not compressed yet: a file's size is known by whole row groups.
-        if open.writer.in_progress_size() as u64 >= target.min(ROW_GROUP_BYTES) {
+        if open.writer.in_progress_bytes() as u64 >= target.min(ROW_GROUP_BYTES) {
             open.writer.flush().map_err(encoding)?;
         }
-        let file_bytes = (open.writer.bytes_written() + open.writer.in_progress_size()) as u64;
+        let file_bytes = (open.writer.bytes_written() + open.writer.in_progress_bytes()) as u64;
         self.ready.extend(open.bytes_made());
         if file_bytes >= target {
             self.close_partition(key)?;
@@ -248,7 +251,7 @@ impl Encoder {
 
     fn recount(&mut self, key: &[u8]) {
         let Some(partition) = self.partitions.get_mut(key) else { return };
-        let encoding = partition.open.as_ref().map_or(0, |open| open.writer.memory_size());
+        let encoding = partition.open.as_ref().map_or(0, |open| open.writer.memory_bytes());
         let now = partition.waiting_bytes + encoding;
         self.budget.replace(partition.held, now);
         self.held = self.held + now - partition.held;
@@ -294,12 +297,12 @@ impl OpenFile {
             .with_properties(properties)
             .with_parquet_schema(layout.parquet.clone());
         let arrow = Arc::clone(&layout.arrow);
-        let writer = ArrowWriter::try_new_with_options(Vec::new(), arrow, options);
+        let writer = FileWriter::new(arrow, options);
         Ok(Self { location, writer: writer.map_err(encoding)?, nans: NanCounts::default() })
     }
 
     fn bytes_made(&mut self) -> Option<Ready> {
-        let bytes = std::mem::take(self.writer.inner_mut());
+        let bytes = self.writer.take_bytes();
         let location = self.location.clone();
         (!bytes.is_empty()).then(|| Ready::Bytes { location, bytes: bytes.into() })
     }

@@ -21,8 +21,6 @@ use crate::storage::Store;
 
 /// 1 is the fastest; 3 saves some 5 % of the size for half as much CPU again.
 const ZSTD_LEVEL: i32 = 1;
-/// Rows of a row group; Parquet's own default.
-const ROW_GROUP_ROWS: usize = 1 << 20;
 /// Bytes of statistics kept per value in the Parquet footer, so that a row with a huge text does not
 /// make a huge footer. Cut values are still bounds, marked as inexact, and [`super::metrics`] knows.
 const STATISTICS_BYTES: usize = 64;
@@ -53,7 +51,6 @@ impl Layout {
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(zstd))
             .set_writer_version(WriterVersion::PARQUET_1_0)
-            .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
             .set_statistics_truncate_length(Some(STATISTICS_BYTES))
             .set_created_by(concat!("polder ", env!("CARGO_PKG_VERSION")).to_owned())
             .build();

@@ -7,6 +7,7 @@
 mod bounds;
 mod dictionary;
 mod encode;
+mod file;
 mod layout;
 mod metrics;
 mod partition;

@@ -39,7 +39,7 @@ const TARGET_FILE_BYTES: u64 = 128 << 20;
 const REREAD_ROWS_MAX: u64 = 10_000;
 /// The bounds of a batch's size, within which it adapts to the run's memory.
 const BATCH_BYTES_MIN: usize = 1 << 20;
-const BATCH_BYTES_MAX: usize = 16 << 20;
+const BATCH_BYTES_MAX: usize = 2 << 20;
 
 /// What one run may use.
 #[derive(Clone, Copy, Debug)]

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use arrow::array::builder::NullBufferBuilder;
 use arrow::array::{
-    ArrayRef, BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder,
+    ArrayRef, BinaryArray, BooleanBuilder, Date32Builder, Decimal128Builder,
     FixedSizeBinaryBuilder, Float32Builder, Float64Builder, Int32Builder, Int64Builder, ListArray,
     StringArray, StructArray, Time64MicrosecondBuilder, TimestampMicrosecondBuilder,
 };
-use arrow::buffer::OffsetBuffer;
+use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, FieldRef, Fields};
 use polder_core::spec::OnUnrepresentable;
 use polder_core::{Field, LakeType};
@@ -73,6 +73,11 @@ impl Column {
     /// What the column has taken so far.
     pub(super) fn taken(&self, rows: usize) -> Room {
         Room { rows, bytes: self.builder.bytes() }
+    }
+
+    /// Bytes of the texts that were written here, and may be far longer than their fields.
+    pub(super) fn written(&self) -> usize {
+        if self.builder.writes() { self.builder.bytes() } else { 0 }
     }
 
     /// Takes one field for each row; `None` is null.
@@ -165,14 +170,12 @@ enum Builder {
         utc: bool,
     },
     /// Checked to be UTF-8 as a whole, at the end: much faster than value by value.
-    Text(BinaryBuilder),
+    Text(BytesBuilder),
     Written {
-        values: BinaryBuilder,
+        values: BytesBuilder,
         form: Written,
-        /// The text at hand.
-        text: Vec<u8>,
     },
-    Binary(BinaryBuilder),
+    Binary(BytesBuilder),
     Uuid(FixedSizeBinaryBuilder),
     Interval(Box<IntervalBuilder>),
     List(Box<ListBuilder>),
@@ -180,7 +183,7 @@ enum Builder {
 
 impl Builder {
     fn new(data_type: &LakeType, written: Option<Written>, room: Room) -> Self {
-        let Room { rows, bytes } = room;
+        let rows = room.rows;
         match data_type {
             LakeType::Boolean => Self::Boolean(BooleanBuilder::with_capacity(rows)),
             LakeType::Int => Self::Int(Int32Builder::with_capacity(rows)),
@@ -199,13 +202,13 @@ impl Builder {
                 utc: *data_type == LakeType::Timestamptz,
             },
             LakeType::String => {
-                let values = BinaryBuilder::with_capacity(rows, bytes);
+                let values = BytesBuilder::new(room);
                 match written {
                     None => Self::Text(values),
-                    Some(form) => Self::Written { values, form, text: Vec::new() },
+                    Some(form) => Self::Written { values, form },
                 }
             }
-            LakeType::Binary => Self::Binary(BinaryBuilder::with_capacity(rows, bytes)),
+            LakeType::Binary => Self::Binary(BytesBuilder::new(room)),
             LakeType::Uuid => Self::Uuid(FixedSizeBinaryBuilder::with_capacity(rows, 16)),
             LakeType::List(element) => {
                 Self::List(Box::new(ListBuilder::new(element, written, room)))
@@ -257,15 +260,15 @@ impl Builder {
                 each(fields, decode, |value| values.append_option(value))
             }
             Self::Text(values) | Self::Binary(values) => {
-                each(fields, |raw| Ok(Some(raw)), |value| values.append_option(value))
+                values.extend(fields);
+                Ok(())
             }
-            Self::Written { values, form, text } => {
+            Self::Written { values, form } => {
                 for field in fields {
                     match field {
                         Some(raw) => {
-                            text.clear();
-                            form.write(raw, text)?;
-                            values.append_value(&text);
+                            form.write(raw, &mut values.bytes)?;
+                            values.end();
                         }
                         None => values.append_null(),
                     }
@@ -286,11 +289,19 @@ impl Builder {
         }
     }
 
+    fn writes(&self) -> bool {
+        match self {
+            Self::Written { .. } => true,
+            Self::List(values) => values.elements.writes(),
+            _ => false,
+        }
+    }
+
     /// Bytes of its texts or binaries.
     fn bytes(&self) -> usize {
         match self {
             Self::Text(values) | Self::Written { values, .. } | Self::Binary(values) => {
-                values.values_slice().len()
+                values.bytes.len()
             }
             Self::List(values) => values.elements.bytes(),
             _ => 0,
@@ -313,15 +324,68 @@ impl Builder {
             Self::Timestamp { mut values, utc } => {
                 Arc::new(values.finish().with_timezone_opt(utc.then_some("+00:00")))
             }
-            Self::Text(mut values) | Self::Written { mut values, .. } => Arc::new(
-                StringArray::try_from_binary(values.finish())
-                    .map_err(|_| Refusal::Malformed("text that is not UTF-8"))?,
-            ),
-            Self::Binary(mut values) => Arc::new(values.finish()),
+            Self::Text(values) | Self::Written { values, .. } => {
+                let (offsets, bytes, nulls) = values.finish();
+                let texts = StringArray::try_new(offsets, bytes, nulls);
+                Arc::new(texts.map_err(|_| Refusal::Malformed("text that is not UTF-8"))?)
+            }
+            Self::Binary(values) => {
+                let (offsets, bytes, nulls) = values.finish();
+                let values = BinaryArray::try_new(offsets, bytes, nulls);
+                Arc::new(values.map_err(|_| Refusal::Malformed("values that make no column"))?)
+            }
             Self::Uuid(mut values) => Arc::new(values.finish()),
             Self::Interval(values) => Arc::new(values.finish()?),
             Self::List(values) => Arc::new(values.finish()?),
         })
+    }
+}
+
+/// Texts or binaries, as they lie in Arrow: all bytes, and where each value ends.
+struct BytesBuilder {
+    bytes: Vec<u8>,
+    offsets: Vec<i32>,
+    nulls: NullBufferBuilder,
+}
+
+impl BytesBuilder {
+    fn new(room: Room) -> Self {
+        let mut offsets = Vec::with_capacity(room.rows + 1);
+        offsets.push(0);
+        Self {
+            bytes: Vec::with_capacity(room.bytes),
+            offsets,
+            nulls: NullBufferBuilder::new(room.rows),
+        }
+    }
+
+    fn extend<'a>(&mut self, fields: impl Iterator<Item = Option<&'a [u8]>>) {
+        for field in fields {
+            match field {
+                Some(raw) => {
+                    self.bytes.extend_from_slice(raw);
+                    self.end();
+                }
+                None => self.append_null(),
+            }
+        }
+    }
+
+    /// What was added to the bytes since the last value is one.
+    #[inline]
+    fn end(&mut self) {
+        self.offsets.push(self.bytes.len() as i32);
+        self.nulls.append_non_null();
+    }
+
+    #[inline]
+    fn append_null(&mut self) {
+        self.offsets.push(self.bytes.len() as i32);
+        self.nulls.append_null();
+    }
+
+    fn finish(mut self) -> (OffsetBuffer<i32>, Buffer, Option<NullBuffer>) {
+        (OffsetBuffer::new(self.offsets.into()), self.bytes.into(), self.nulls.finish())
     }
 }
 

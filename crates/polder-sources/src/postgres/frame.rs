@@ -3,16 +3,18 @@
 //!
 //! What a field's bytes mean is not known here.
 
+use std::ops::Range;
+
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
 const HEADER: usize = SIGNATURE.len() + 8;
 
-/// The framing of one stream. Rows that lie within one chunk are not copied.
+/// The framing of one stream. Rows that lie within one piece are not copied.
 pub(super) struct Frames {
     place: Place,
     /// The beginning of a header or row whose end has not come yet.
     carry: Vec<u8>,
-    /// Start and length of each field of the row at hand; a length of −1 is null.
-    fields: Vec<(usize, i32)>,
+    /// Those of the row at hand.
+    fields: Vec<Field>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,50 +24,58 @@ enum Place {
     End,
 }
 
-/// One row. Lives as long as the chunk it came in.
-pub(super) struct Row<'a> {
-    bytes: &'a [u8],
-    fields: &'a [(usize, i32)],
+/// Where a field lies in its buffer, and its length; −1 is null.
+#[derive(Clone, Copy, Default)]
+struct Field {
+    start: u32,
+    length: i32,
 }
 
-impl<'a> Row<'a> {
-    /// The fields in order; `None` is null.
+impl Field {
     #[inline]
-    pub(super) fn fields(&self) -> impl Iterator<Item = Option<&'a [u8]>> {
-        self.fields.iter().map(|field| field_of(self.bytes, *field))
+    fn of(self, buffer: &[u8]) -> Option<&[u8]> {
+        let (start, length) = (self.start as usize, usize::try_from(self.length).ok()?);
+        Some(&buffer[start..start + length])
     }
+}
 
+/// One row.
+pub(super) struct Row<'a> {
+    /// What it lies in.
+    pub(super) buffer: &'a [u8],
     /// Bytes on the wire, lengths included.
-    pub(super) fn size(&self) -> usize {
-        self.bytes.len()
-    }
+    pub(super) size: usize,
+    fields: &'a [Field],
 }
 
-#[inline]
-fn field_of(bytes: &[u8], (start, length): (usize, i32)) -> Option<&[u8]> {
-    usize::try_from(length).ok().map(|length| &bytes[start..start + length])
+/// Takes the rows that are found.
+pub(super) trait Sink {
+    type Error: From<Broken>;
+
+    fn row(&mut self, row: &Row<'_>) -> Result<(), Self::Error>;
+
+    /// The last call with rows of `buffer`: those that wait must be taken.
+    fn settle(&mut self, buffer: &[u8]) -> Result<(), Self::Error>;
 }
 
-/// Rows that wait to be taken column by column.
+/// Rows of one buffer that wait to be taken column by column.
 pub(super) struct Rows {
     columns: usize,
     count: usize,
-    bytes: Vec<u8>,
+    size: usize,
     /// Of row after row.
-    fields: Vec<(usize, i32)>,
+    fields: Vec<Field>,
 }
 
 impl Rows {
     pub(super) fn new(columns: usize) -> Self {
-        Self { columns, count: 0, bytes: Vec::new(), fields: Vec::new() }
+        Self { columns, count: 0, size: 0, fields: Vec::new() }
     }
 
-    /// Adds a copy of the row.
     #[inline]
     pub(super) fn push(&mut self, row: &Row<'_>) {
-        let base = self.bytes.len();
-        self.bytes.extend_from_slice(row.bytes);
-        self.fields.extend(row.fields.iter().map(|&(start, length)| (base + start, length)));
+        self.fields.extend_from_slice(row.fields);
+        self.size += row.size;
         self.count += 1;
     }
 
@@ -75,19 +85,21 @@ impl Rows {
 
     /// Bytes of all rows.
     pub(super) fn size(&self) -> usize {
-        self.bytes.len()
+        self.size
     }
 
-    /// A column's fields, one for each row.
+    /// A column's fields, one for each row; `None` is null. `buffer` is what the rows lie in.
     #[inline]
-    pub(super) fn column(&self, index: usize) -> impl Iterator<Item = Option<&[u8]>> {
-        let fields = self.fields.iter().skip(index).step_by(self.columns.max(1));
-        fields.map(|field| field_of(&self.bytes, *field))
+    pub(super) fn column<'a>(
+        &self,
+        buffer: &'a [u8],
+        index: usize,
+    ) -> impl Iterator<Item = Option<&'a [u8]>> {
+        self.fields.chunks_exact(self.columns.max(1)).map(move |row| row[index].of(buffer))
     }
 
     pub(super) fn clear(&mut self) {
-        self.count = 0;
-        self.bytes.clear();
+        (self.count, self.size) = (0, 0);
         self.fields.clear();
     }
 }
@@ -98,25 +110,29 @@ pub(super) struct Broken(pub(super) &'static str);
 
 impl Frames {
     pub(super) fn new(columns: usize) -> Self {
-        Self { place: Place::Header, carry: Vec::new(), fields: vec![(0, 0); columns] }
+        Self { place: Place::Header, carry: Vec::new(), fields: vec![Field::default(); columns] }
     }
 
-    /// Calls `row` for every row that is complete with `chunk`.
-    pub(super) fn feed<E: From<Broken>>(
+    /// Passes on every row that is complete with `piece`, a part of `buffer`. Before another buffer,
+    /// the sink has to be [settled](Sink::settle).
+    pub(super) fn feed<S: Sink>(
         &mut self,
-        chunk: &[u8],
-        mut row: impl FnMut(Row<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+        buffer: &[u8],
+        piece: Range<usize>,
+        sink: &mut S,
+    ) -> Result<(), S::Error> {
         if self.carry.is_empty() {
-            let taken = self.take(chunk, &mut row)?;
-            self.carry.extend_from_slice(&chunk[taken..]);
+            let taken = self.take(&buffer[..piece.end], piece.start, sink)?;
+            self.carry.extend_from_slice(&buffer[taken..piece.end]);
             return Ok(());
         }
-        let mut bytes = std::mem::take(&mut self.carry);
-        bytes.extend_from_slice(chunk);
-        let taken = self.take(&bytes, &mut row)?;
-        bytes.drain(..taken);
-        self.carry = bytes;
+        sink.settle(buffer)?;
+        let mut carry = std::mem::take(&mut self.carry);
+        carry.extend_from_slice(&buffer[piece]);
+        let taken = self.take(&carry, 0, sink)?;
+        sink.settle(&carry)?;
+        carry.drain(..taken);
+        self.carry = carry;
         Ok(())
     }
 
@@ -128,58 +144,63 @@ impl Frames {
         }
     }
 
-    /// How many of the bytes were complete.
-    fn take<E: From<Broken>>(
+    /// Where in `buffer` the first row begins that is not complete.
+    fn take<S: Sink>(
         &mut self,
-        bytes: &[u8],
-        row: &mut impl FnMut(Row<'_>) -> Result<(), E>,
-    ) -> Result<usize, E> {
-        let mut at = 0;
+        buffer: &[u8],
+        start: usize,
+        sink: &mut S,
+    ) -> Result<usize, S::Error> {
+        let mut at = start;
         if self.place == Place::Header {
-            let Some(length) = header(bytes)? else { return Ok(0) };
+            let Some(length) = header(&buffer[at..])? else { return Ok(at) };
             self.place = Place::Rows;
-            at = length;
+            at += length;
         }
         while self.place == Place::Rows {
-            match self.scan(&bytes[at..])? {
+            match self.scan(buffer, at)? {
                 Scanned::Part => return Ok(at),
                 Scanned::Trailer => {
                     self.place = Place::End;
                     at += TRAILER.len();
                 }
-                Scanned::Row(length) => {
-                    row(Row { bytes: &bytes[at..at + length], fields: &self.fields })?;
-                    at += length;
+                Scanned::Row { end } => {
+                    sink.row(&Row { buffer, size: end - at, fields: &self.fields })?;
+                    at = end;
                 }
             }
         }
-        if at == bytes.len() { Ok(at) } else { Err(Broken("bytes follow the trailer").into()) }
+        if at == buffer.len() { Ok(at) } else { Err(Broken("bytes follow the trailer").into()) }
     }
 
-    /// Finds the fields of the row at the beginning of `bytes`, if it is all there.
+    /// Finds the fields of the row that begins at `start`, if it is all there.
     #[inline]
-    fn scan(&mut self, bytes: &[u8]) -> Result<Scanned, Broken> {
-        let Some(count) = bytes.first_chunk::<2>() else { return Ok(Scanned::Part) };
+    fn scan(&mut self, buffer: &[u8], start: usize) -> Result<Scanned, Broken> {
+        let Some((count, mut rest)) = buffer[start..].split_first_chunk::<2>() else {
+            return Ok(Scanned::Part);
+        };
         if *count == TRAILER {
             return Ok(Scanned::Trailer);
         }
         if usize::from(u16::from_be_bytes(*count)) != self.fields.len() {
             return Err(Broken("a row has another number of fields than were asked for"));
         }
-        let mut at = count.len();
         for field in &mut self.fields {
-            let Some(length) = bytes.get(at..).and_then(<[u8]>::first_chunk::<4>) else {
+            let Some((length, after)) = rest.split_first_chunk::<4>() else {
                 return Ok(Scanned::Part);
             };
             let length = i32::from_be_bytes(*length);
-            at += 4;
             if length < -1 {
                 return Err(Broken("a field has a negative length"));
             }
-            *field = (at, length);
-            at += length.max(0) as usize;
+            // Rows have at most some 2 GB, and so have buffers.
+            *field = Field { start: (buffer.len() - after.len()) as u32, length };
+            let Some(next) = after.get(length.max(0) as usize..) else {
+                return Ok(Scanned::Part);
+            };
+            rest = next;
         }
-        Ok(if at <= bytes.len() { Scanned::Row(at) } else { Scanned::Part })
+        Ok(Scanned::Row { end: buffer.len() - rest.len() })
     }
 }
 
@@ -190,8 +211,10 @@ enum Scanned {
     /// The row is not complete.
     Part,
     Trailer,
-    /// A row of so many bytes.
-    Row(usize),
+    /// A row, and where it ends.
+    Row {
+        end: usize,
+    },
 }
 
 /// The length of the header at the beginning of `bytes`, if it is all there.
@@ -235,16 +258,60 @@ pub(super) mod tests {
 
     type Read = Vec<Vec<Option<Vec<u8>>>>;
 
+    /// Takes rows in groups of two, as what they are worth.
+    struct Taken {
+        waiting: Rows,
+        rows: Read,
+    }
+
+    impl Sink for Taken {
+        type Error = Broken;
+
+        fn row(&mut self, row: &Row<'_>) -> Result<(), Broken> {
+            self.waiting.push(row);
+            if self.waiting.count() == 2 { self.settle(row.buffer) } else { Ok(()) }
+        }
+
+        fn settle(&mut self, buffer: &[u8]) -> Result<(), Broken> {
+            let first = self.rows.len();
+            self.rows.resize(first + self.waiting.count(), Vec::new());
+            for index in 0..self.waiting.columns {
+                let fields = self.waiting.column(buffer, index);
+                for (row, field) in self.rows[first..].iter_mut().zip(fields) {
+                    row.push(field.map(<[u8]>::to_vec));
+                }
+            }
+            self.waiting.clear();
+            Ok(())
+        }
+    }
+
     fn read(chunks: &[&[u8]], columns: usize) -> Result<Read, Broken> {
         let mut frames = Frames::new(columns);
-        let mut rows = Read::new();
+        let mut taken = Taken { waiting: Rows::new(columns), rows: Read::new() };
         for chunk in chunks {
-            frames.feed(chunk, |row| {
-                rows.push(row.fields().map(|field| field.map(<[u8]>::to_vec)).collect());
-                Ok::<_, Broken>(())
-            })?;
+            frames.feed(chunk, 0..chunk.len(), &mut taken)?;
+            taken.settle(chunk)?;
         }
-        frames.finish().map(|()| rows)
+        frames.finish().map(|()| taken.rows)
+    }
+
+    /// The same, the pieces lying in one buffer with other bytes between them.
+    fn read_apart(chunks: &[&[u8]], columns: usize) -> Result<Read, Broken> {
+        let mut buffer = Vec::new();
+        let mut pieces = Vec::new();
+        for chunk in chunks {
+            buffer.extend_from_slice(b"d....");
+            pieces.push(buffer.len()..buffer.len() + chunk.len());
+            buffer.extend_from_slice(chunk);
+        }
+        let mut frames = Frames::new(columns);
+        let mut taken = Taken { waiting: Rows::new(columns), rows: Read::new() };
+        for piece in pieces {
+            frames.feed(&buffer, piece, &mut taken)?;
+        }
+        taken.settle(&buffer)?;
+        frames.finish().map(|()| taken.rows)
     }
 
     fn example() -> (Vec<u8>, Read) {
@@ -270,30 +337,11 @@ pub(super) mod tests {
             for second in 0..=tail.len() {
                 let (middle, tail) = tail.split_at(second);
                 assert_eq!(read(&[head, middle, tail], 3).expect("three"), expected);
+                assert_eq!(read_apart(&[head, middle, tail], 3).expect("apart"), expected);
             }
         }
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
         assert_eq!(read(&single, 3).expect("bytes"), expected);
-    }
-
-    #[test]
-    fn rows_are_taken_column_by_column() {
-        let (bytes, expected) = example();
-        let mut rows = Rows::new(3);
-        for _ in 0..2 {
-            let mut frames = Frames::new(3);
-            let fed = frames.feed(&bytes, |row| {
-                rows.push(&row);
-                Ok::<_, Broken>(())
-            });
-            assert_eq!((fed, rows.count()), (Ok(()), 3));
-            for index in 0..3 {
-                let column: Vec<_> = rows.column(index).map(|f| f.map(<[u8]>::to_vec)).collect();
-                let wanted: Vec<_> = expected.iter().map(|row| row[index].clone()).collect();
-                assert_eq!(column, wanted);
-            }
-            rows.clear();
-        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::catalog::Identity;
 use super::columns::ColumnRead;
 use super::connect::Session;
 use super::decode::{Column, Refusal, Room, Rules, widths};
-use super::frame::{Broken, Frames, Row, Rows};
+use super::frame::{Broken, Frames, Row, Rows, Sink};
 use super::tls::CopyBytes;
 
 const BATCH_ROWS_MAX: usize = 64 * 1024;
@@ -96,22 +96,21 @@ impl Reader {
                 continue;
             };
             let (frames, assembly) = (&mut self.frames, &mut self.assembly);
-            let mut feed = |chunk: &[u8]| {
-                let fed = frames.feed(chunk, |row| assembly.row(&row));
-                fed.map_err(|stop| stop.into_error(&self.split.job))
-            };
             if let Some(bytes) = &mut self.bytes {
                 if bytes.fill().await {
-                    while let Some(piece) = bytes.piece() {
-                        feed(piece)?;
-                    }
+                    let fed = feed(frames, bytes, assembly);
+                    fed.map_err(|stop| stop.into_error(&self.split.job))?;
                 } else {
                     self.bytes = None;
                 }
                 continue;
             }
             match copy.next().await {
-                Some(Ok(chunk)) => feed(&chunk)?,
+                Some(Ok(chunk)) => {
+                    let fed = frames.feed(&chunk, 0..chunk.len(), assembly);
+                    let fed = fed.and_then(|()| assembly.settle(&chunk));
+                    fed.map_err(|stop| stop.into_error(&self.split.job))?;
+                }
                 Some(Err(error)) => {
                     self.split.session.set_busy(false);
                     let doing = format!("reading {}", self.split.job.table.display);
@@ -138,12 +137,20 @@ impl Reader {
     async fn end(mut self) -> Result<Next> {
         let job = &self.split.job;
         self.frames.finish().map_err(|broken| Stop::from(broken).into_error(job))?;
-        self.assembly.flush().map_err(|stop| stop.into_error(job))?;
+        self.assembly.flush(&[]).map_err(|stop| stop.into_error(job))?;
         self.split.session.set_busy(false);
         self.split.session.close().await;
         // After a row's flush no more than this one is left.
         Ok(self.assembly.done.pop_front().map(|batch| (batch, None)))
     }
+}
+
+/// All that was read of a COPY.
+fn feed(frames: &mut Frames, bytes: &mut CopyBytes, assembly: &mut Assembly) -> Result<(), Stop> {
+    while let Some(piece) = bytes.piece() {
+        frames.feed(bytes.buffer(), piece, assembly)?;
+    }
+    assembly.settle(bytes.buffer())
 }
 
 /// Why reading cannot go on, without the names it takes to say so.
@@ -204,11 +211,13 @@ impl Stop {
 struct Assembly {
     job: Arc<Job>,
     columns: Vec<Column>,
-    /// The last of the rows, not decoded yet.
+    /// The last of the rows, not decoded yet: they lie in a buffer of the caller's.
     waiting: Rows,
     rows: usize,
     /// Arrow bytes of the rows so far, nearly.
     bytes: usize,
+    /// Bytes of the texts among them that were written here.
+    written: usize,
     /// Bytes of the rows so far as they came over the wire.
     wire: usize,
     /// Arrow bytes of a row's values of fixed size, and the wire bytes of the same.
@@ -233,56 +242,22 @@ impl Assembly {
             job,
             rows: 0,
             bytes: 0,
+            written: 0,
             wire: 0,
             widths,
             done: VecDeque::new(),
         }
     }
 
-    #[inline]
-    fn row(&mut self, row: &Row<'_>) -> Result<(), Stop> {
-        let bytes = self.widths.0 + row.size().saturating_sub(self.widths.1);
-        if self.rows == BATCH_ROWS_MAX || (self.rows > 0 && self.bytes + bytes > self.bytes_max) {
-            self.flush()?;
-        }
-        self.rows += 1;
-        self.bytes += bytes;
-        self.wire += row.size();
-        if row.size() > GROUP_BYTES_MAX {
-            self.decode()?;
-            for (index, (column, field)) in self.columns.iter_mut().zip(row.fields()).enumerate() {
-                column
-                    .extend(std::iter::once(field))
-                    .map_err(|refusal| Stop::Column(index, refusal))?;
-            }
-            return Ok(());
-        }
-        self.waiting.push(row);
-        if self.waiting.count() == GROUP_ROWS_MAX || self.waiting.size() > GROUP_BYTES_MAX {
-            self.decode()?;
-        }
-        Ok(())
-    }
-
-    /// Takes the rows that wait into the columns.
-    fn decode(&mut self) -> Result<(), Stop> {
-        for (index, column) in self.columns.iter_mut().enumerate() {
-            let fields = self.waiting.column(index);
-            column.extend(fields).map_err(|refusal| Stop::Column(index, refusal))?;
-        }
-        self.waiting.clear();
-        Ok(())
-    }
-
-    /// Ends the batch at hand, if it has rows.
-    fn flush(&mut self) -> Result<(), Stop> {
+    /// Ends the batch at hand, if it has rows. Those that wait lie in `buffer`.
+    fn flush(&mut self, buffer: &[u8]) -> Result<(), Stop> {
         if self.rows == 0 {
             return Ok(());
         }
-        self.decode()?;
+        self.settle(buffer)?;
         let rows = std::mem::take(&mut self.rows);
         let wire = std::mem::take(&mut self.wire);
-        self.bytes = 0;
+        (self.bytes, self.written) = (0, 0);
         // The next batch will be much like this one.
         let pairs = self.job.columns.iter().zip(&self.columns);
         let next = pairs.map(|(read, full)| column(&self.job, read, full.taken(rows))).collect();
@@ -299,6 +274,40 @@ impl Assembly {
             RecordBatch::try_new_with_options(schema, arrays, &options).map_err(Stop::Batch)?;
         self.job.progress.add_read(rows as u64, wire as u64);
         self.done.push_back(Batch { records });
+        Ok(())
+    }
+}
+
+impl Sink for Assembly {
+    type Error = Stop;
+
+    #[inline]
+    fn row(&mut self, row: &Row<'_>) -> Result<(), Stop> {
+        let bytes = self.widths.0 + row.size.saturating_sub(self.widths.1);
+        let full = self.rows == BATCH_ROWS_MAX
+            || self.bytes + bytes > self.bytes_max
+            || self.written > self.bytes_max;
+        if full && self.rows > 0 {
+            self.flush(row.buffer)?;
+        }
+        self.rows += 1;
+        self.bytes += bytes;
+        self.wire += row.size;
+        self.waiting.push(row);
+        if self.waiting.count() == GROUP_ROWS_MAX || self.waiting.size() > GROUP_BYTES_MAX {
+            self.settle(row.buffer)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the rows that wait into the columns.
+    fn settle(&mut self, buffer: &[u8]) -> Result<(), Stop> {
+        for (index, column) in self.columns.iter_mut().enumerate() {
+            let fields = self.waiting.column(buffer, index);
+            column.extend(fields).map_err(|refusal| Stop::Column(index, refusal))?;
+        }
+        self.waiting.clear();
+        self.written = self.columns.iter().map(Column::written).sum();
         Ok(())
     }
 }

@@ -8,6 +8,7 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -224,9 +225,14 @@ pub(super) struct CopyBytes<S, T> {
 }
 
 impl<S, T> CopyBytes<S, T> {
-    /// The next bytes of those that were read, if any are left.
+    /// What was read last.
+    pub(super) fn buffer(&self) -> &[u8] {
+        &self.ahead
+    }
+
+    /// The next piece of the content in [`Self::buffer`], if any is left.
     #[inline]
-    pub(super) fn piece(&mut self) -> Option<&[u8]> {
+    pub(super) fn piece(&mut self) -> Option<Range<usize>> {
         while self.left == 0 {
             let (tag, size) = message(&self.ahead[self.at..])?;
             if tag != COPY_DATA {
@@ -240,7 +246,7 @@ impl<S, T> CopyBytes<S, T> {
         let count = self.left.min(self.ahead.len() - start);
         self.at += count;
         self.left -= count;
-        (count > 0).then(|| &self.ahead[start..start + count])
+        (count > 0).then_some(start..start + count)
     }
 
     /// Lets the driver read again, from the first byte on that was not given out.
@@ -369,7 +375,7 @@ mod tests {
                 while taken.len() < bytes_max
                     && let Some(piece) = copy.piece()
                 {
-                    taken.extend_from_slice(piece);
+                    taken.extend_from_slice(&copy.buffer()[piece]);
                 }
                 if taken.len() >= bytes_max {
                     break;

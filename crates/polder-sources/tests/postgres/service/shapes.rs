@@ -1,6 +1,8 @@
 //! Tables, views and columns of every shape; whose rows are read; what `discover` shows.
 
-use polder_core::{Capabilities, Source};
+use arrow::array::AsArray;
+use futures::TryStreamExt;
+use polder_core::{Batch, Capabilities, Source};
 
 use super::support::{Database, Vary, open, read, request, with_database};
 
@@ -174,4 +176,30 @@ async fn values_larger_than_a_batch_are_read() {
     let counted = progress.snapshot();
     assert_eq!(counted.rows_read, 1000);
     assert!(counted.bytes_read > 39_000_000, "{}", counted.bytes_read);
+}
+
+/// Ten bytes on the wire, 131,072 as text.
+#[tokio::test]
+async fn texts_far_longer_than_their_fields_make_small_batches_too() {
+    let database = Database::new().await;
+    database
+        .run("CREATE TABLE t AS SELECT 1e131071::numeric AS v FROM generate_series(1, 600)")
+        .await;
+    let source = database.source();
+    let mut request = request("t");
+    request.batch_bytes = 1 << 20;
+    let plan = source.plan(request).await.expect("plan");
+    let (mut rows, mut largest) = (0, 0);
+    for split in plan.splits {
+        let batches: Vec<_> = split.read().try_collect().await.expect("read");
+        for Batch { records } in batches {
+            rows += records.num_rows();
+            largest = largest.max(records.get_array_memory_size());
+            let texts = records.column(0).as_string::<i32>();
+            assert!(texts.iter().all(|text| text.is_some_and(|text| text.len() == 131_072)));
+        }
+    }
+    assert_eq!(rows, 600);
+    // Rows are decoded 64 at a time.
+    assert!(largest < 30 << 20, "{largest} bytes in a batch");
 }

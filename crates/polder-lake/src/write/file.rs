@@ -1,0 +1,126 @@
+//! One Parquet file in the making.
+//!
+//! `ArrowWriter` goes through all columns with every batch. With many columns, each one's dictionary
+//! has left the processor's caches until its next values come; so several batches are written at once
+//! here, column by column.
+
+use std::fmt;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::{
+    ArrowColumnWriter, ArrowRowGroupWriterFactory, ArrowWriterOptions, compute_leaves,
+};
+use parquet::errors::Result;
+use parquet::file::metadata::ParquetMetaData;
+use parquet::file::writer::SerializedFileWriter;
+
+/// Rows of a row group; Parquet's own default.
+const ROW_GROUP_ROWS: usize = 1 << 20;
+
+pub(super) struct FileWriter {
+    schema: SchemaRef,
+    file: SerializedFileWriter<Vec<u8>>,
+    factory: ArrowRowGroupWriterFactory,
+    /// The row group at hand: a writer for each leaf column.
+    columns: Vec<ArrowColumnWriter>,
+    rows: usize,
+}
+
+impl FileWriter {
+    pub(super) fn new(schema: SchemaRef, options: ArrowWriterOptions) -> Result<Self> {
+        let writer = ArrowWriter::try_new_with_options(Vec::new(), schema.clone(), options)?;
+        let (file, factory) = writer.into_serialized_writer()?;
+        Ok(Self { schema, file, factory, columns: Vec::new(), rows: 0 })
+    }
+
+    /// Encodes rows, which may end row groups.
+    pub(super) fn write(&mut self, batches: &[RecordBatch]) -> Result<()> {
+        let mut group = Vec::with_capacity(batches.len());
+        for batch in batches {
+            let mut batch = batch.clone();
+            while self.rows + batch.num_rows() >= ROW_GROUP_ROWS {
+                let fits = ROW_GROUP_ROWS - self.rows;
+                group.push(batch.slice(0, fits));
+                batch = batch.slice(fits, batch.num_rows() - fits);
+                self.encode(&std::mem::take(&mut group))?;
+                self.flush()?;
+            }
+            if batch.num_rows() > 0 {
+                self.rows += batch.num_rows();
+                group.push(batch);
+            }
+        }
+        self.encode(&group)
+    }
+
+    fn encode(&mut self, batches: &[RecordBatch]) -> Result<()> {
+        if batches.is_empty() {
+            return Ok(());
+        }
+        if self.columns.is_empty() {
+            let number = self.file.flushed_row_groups().len();
+            self.columns = self.factory.create_column_writers(number)?;
+        }
+        let mut columns = &mut self.columns[..];
+        for (index, field) in self.schema.fields().iter().enumerate() {
+            let mut leaves = 0;
+            for batch in batches {
+                let parts = compute_leaves(field, batch.column(index))?;
+                leaves = parts.len();
+                for (part, column) in parts.iter().zip(&mut *columns) {
+                    column.write(part)?;
+                }
+            }
+            columns = &mut columns[leaves..];
+        }
+        Ok(())
+    }
+
+    /// Ends the row group at hand, if it has rows.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        self.rows = 0;
+        if self.columns.is_empty() {
+            return Ok(());
+        }
+        let mut group = self.file.next_row_group()?;
+        for column in self.columns.drain(..) {
+            column.close()?.append_to_row_group(&mut group)?;
+        }
+        group.close()?;
+        Ok(())
+    }
+
+    /// Writes the footer.
+    pub(super) fn finish(&mut self) -> Result<ParquetMetaData> {
+        self.flush()?;
+        self.file.finish()
+    }
+
+    /// The bytes made since the last call.
+    pub(super) fn take_bytes(&mut self) -> Vec<u8> {
+        std::mem::take(self.file.inner_mut())
+    }
+
+    /// Of all bytes made so far.
+    pub(super) fn bytes_written(&self) -> usize {
+        self.file.bytes_written()
+    }
+
+    /// What the row group at hand will have, nearly: what is in progress is not compressed yet.
+    pub(super) fn in_progress_bytes(&self) -> usize {
+        self.columns.iter().map(ArrowColumnWriter::get_estimated_total_bytes).sum()
+    }
+
+    /// What the row group at hand takes in memory.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.columns.iter().map(ArrowColumnWriter::memory_size).sum()
+    }
+}
+
+impl fmt::Debug for FileWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileWriter").field("rows", &self.rows).finish_non_exhaustive()
+    }
+}
