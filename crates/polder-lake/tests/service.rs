@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::conformance;
+use crate::faulty::Place;
 use crate::support::*;
 use crate::{faults, faulty, store_faults, stress};
 
@@ -189,7 +190,7 @@ async fn commits_through_postgresql_are_exact() {
     let database = Database::new().await;
     let connect = faulty::sql(database.url.clone());
     faults::hold_all(&connect).await;
-    stress::hold_all(&connect, true).await;
+    stress::hold_all(&connect, Place::Memory, true).await;
     database.drop().await;
 }
 

@@ -13,6 +13,7 @@ use futures::TryStreamExt;
 use futures::future::BoxFuture;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use polder_core::Result;
 use polder_lake::{Catalog, CatalogSettings, Lake, LakeSettings, S3Settings, SqlCatalog, Store};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
@@ -33,14 +34,23 @@ const WAREHOUSE: &str = "s3://memory/lake";
 /// to be held to all that is in here.
 pub(crate) type Connect = Arc<dyn Fn(Store) -> BoxFuture<'static, Arc<dyn Catalog>> + Send + Sync>;
 
+/// Clients opened like this.
+pub(crate) fn by<C, F>(open: impl Fn(Store) -> F + Send + Sync + 'static) -> Connect
+where
+    C: Catalog + 'static,
+    F: Future<Output = Result<C>> + Send + 'static,
+{
+    Arc::new(move |store| {
+        let opened = open(store);
+        Box::pin(async move { Arc::new(opened.await.expect("catalog")) as Arc<dyn Catalog> })
+    })
+}
+
 /// The embedded catalog at this address.
 pub(crate) fn sql(url: String) -> Connect {
-    Arc::new(move |store| {
+    by(move |store| {
         let url = url.clone();
-        Box::pin(async move {
-            let catalog = SqlCatalog::open(&url.into(), store).await.expect("catalog");
-            Arc::new(catalog) as Arc<dyn Catalog>
-        })
+        async move { SqlCatalog::open(&url.into(), store).await }
     })
 }
 
@@ -58,9 +68,41 @@ pub(crate) fn in_memory(objects: Arc<dyn ObjectStore>) -> Store {
     Store::open(&settings).expect("store").with_objects(objects)
 }
 
+/// Where the files of a lake are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On S3, in the memory of this process.
+    Memory,
+    /// On local disk, where a server that writes the states of tables itself finds them too.
+    Disk,
+}
+
+impl Place {
+    /// A new store there, and its folder.
+    pub(crate) fn store(self) -> (Store, Option<TempDir>) {
+        match self {
+            Self::Memory => (in_memory(Arc::new(InMemory::new())), None),
+            Self::Disk => {
+                let (store, _, folder) = on_disk();
+                (store, Some(folder))
+            }
+        }
+    }
+}
+
+/// A store on local disk, its root, and its folder.
+fn on_disk() -> (Store, String, TempDir) {
+    let folder = TempDir::new().expect("folder");
+    let settings = Scratch::settings(&folder);
+    let store = Store::open(&settings).expect("store");
+    (store, format!("file://{}", settings.warehouse), folder)
+}
+
 /// A table in a store of its own, seen through faults and without.
 pub(crate) struct Ground {
     root: String,
+    /// The store's, if it is on local disk; gone with this value.
+    _folder: Option<TempDir>,
     /// Through the faults.
     pub(crate) lake: Lake,
     /// As another process has it, and without faults.
@@ -71,6 +113,13 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
+    pub(crate) async fn on(connect: &Connect, place: Place) -> Self {
+        match place {
+            Place::Memory => Self::new(connect).await,
+            Place::Disk => Self::local(connect).await,
+        }
+    }
+
     /// On S3, in memory.
     pub(crate) async fn new(connect: &Connect) -> Self {
         Self::over(connect, Arc::new(InMemory::new())).await
@@ -84,13 +133,11 @@ impl Ground {
     }
 
     /// On local disk, where writing bypasses the store that fails.
-    pub(crate) async fn local(connect: &Connect) -> (Self, TempDir) {
-        let folder = TempDir::new().expect("folder");
-        let settings = Scratch::settings(&folder);
-        let store = Store::open(&settings).expect("store");
+    async fn local(connect: &Connect) -> Self {
+        let (store, root, folder) = on_disk();
         let objects = Arc::new(FaultyObjects::new(Arc::new(InMemory::new())));
-        let root = format!("file://{}", settings.warehouse);
-        (Self::with(connect, root, store.clone(), store, objects).await, folder)
+        let ground = Self::with(connect, root, store.clone(), store, objects).await;
+        Self { _folder: Some(folder), ..ground }
     }
 
     async fn with(
@@ -104,7 +151,7 @@ impl Ground {
         let lake = Lake::new(faulty, Through::catalog(&catalog));
         let clean = Lake::new(store.clone(), connect(store).await);
         let table = format!("t{}", Uuid::new_v4().simple());
-        Self { root, lake, clean, catalog, objects, table }
+        Self { root, _folder: None, lake, clean, catalog, objects, table }
     }
 
     /// The table's ids, as another process reads them.
@@ -135,13 +182,14 @@ impl Ground {
     }
 }
 
-/// Every file below an address.
+/// Every file below an address, but for the sums that Hadoop keeps of its own on local disk.
 pub(crate) async fn files(lake: &Lake, below: &str) -> BTreeSet<String> {
     let prefix = lake.object_path(below).expect("path");
     let url = lake.store_url();
     let url = url.strip_suffix('/').unwrap_or(url);
     let found: Vec<_> = lake.object_store().list(Some(&prefix)).try_collect().await.expect("list");
-    found.into_iter().map(|file| format!("{url}/{}", file.location)).collect()
+    let found = found.into_iter().map(|file| format!("{url}/{}", file.location));
+    found.filter(|file| !file.ends_with(".crc")).collect()
 }
 
 /// Runs the cases side by side; the first that fails fails all.

@@ -25,7 +25,9 @@ use uuid::Uuid;
 
 use super::{life_of_a_table, s3, variable};
 use crate::conformance;
+use crate::faulty::{self, Connect, Place};
 use crate::support::*;
+use crate::{faults, stress};
 
 /// What happens to one request that changes a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,6 +247,25 @@ async fn a_catalog_in_glue_keeps_its_word() {
     let limits = conformance::Limits { plain_names: true, ..conformance::Limits::default() };
     let catalog = Arc::new(glue.catalog().await);
     conformance::keeps_its_word_within(&glue.lake().await, catalog, limits).await;
+}
+
+/// Clients of an account of its own.
+fn connect() -> Connect {
+    let glue = account();
+    faulty::by(move |store| {
+        let glue = glue.clone();
+        async move { GlueCatalog::open(&glue, store).await }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_through_glue_are_exact() {
+    faults::hold_sample(&connect(), Place::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_writers_through_glue_lose_and_double_nothing() {
+    stress::hold_all(&connect(), Place::Memory, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
