@@ -158,6 +158,12 @@ pub(super) fn choose(relation: &Relation, request: &ReadRequest) -> Result<Vec<C
     chosen.into_iter().map(|column| read(relation, column, request)).collect()
 }
 
+/// Where the columns of these names are among those read; names that are not are left out.
+pub(super) fn numbers(columns: &[ColumnRead], names: &[String]) -> Vec<usize> {
+    let number = |name: &String| columns.iter().position(|column| column.field.name == *name);
+    names.iter().filter_map(number).collect()
+}
+
 pub(super) fn find<'a>(relation: &'a Relation, name: &str, key: &str) -> Result<&'a Column> {
     if let Some(column) = relation.columns.iter().find(|column| column.name == name) {
         return Ok(column);

@@ -84,6 +84,12 @@ impl Column {
         self.builder.extend(fields, &mut Settle { rules: self.rules, altered: &mut self.altered })
     }
 
+    /// How many values were changed since the last [`Self::take_altered`].
+    #[inline]
+    pub(super) fn altered(&self) -> u64 {
+        self.altered
+    }
+
     /// How many values were changed since the last call.
     pub(super) fn take_altered(&mut self) -> u64 {
         std::mem::take(&mut self.altered)

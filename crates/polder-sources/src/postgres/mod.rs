@@ -32,6 +32,7 @@ mod read;
 mod select;
 mod tap;
 mod tls;
+mod trace;
 mod written;
 
 use async_trait::async_trait;

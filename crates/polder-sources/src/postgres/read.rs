@@ -18,6 +18,7 @@ use super::connect::Session;
 use super::decode::{Column, Refusal, Room, Rules, widths};
 use super::frame::{Broken, Frames, Row, Rows};
 use super::tls::CopyBytes;
+use super::trace;
 
 const BATCH_ROWS_MAX: usize = 64 * 1024;
 /// Keeps the 32-bit offsets of strings far from their end, with the largest row of PostgreSQL (1 GB).
@@ -32,6 +33,8 @@ const GROUP_BYTES_MAX: usize = 64 << 10;
 pub(super) struct Job {
     pub(super) columns: Vec<ColumnRead>,
     pub(super) schema: SchemaRef,
+    /// The columns that name a row.
+    pub(super) key: Vec<usize>,
     pub(super) table: Identity,
     pub(super) infinite_intervals: bool,
     pub(super) cursor_is_coarse: bool,
@@ -147,8 +150,13 @@ impl Reader {
 }
 
 /// Why reading cannot go on, without the names it takes to say so.
-enum Stop {
-    Column(usize, Refusal),
+pub(super) enum Stop {
+    Column {
+        index: usize,
+        refusal: Refusal,
+        /// Names the row.
+        key: Option<String>,
+    },
     Broken(Broken),
     /// Arrow's refusal of a batch: a null in a required column, for example.
     Batch(arrow::error::ArrowError),
@@ -163,7 +171,7 @@ impl From<Broken> for Stop {
 impl Stop {
     fn into_error(self, job: &Job) -> Error {
         let table = &job.table.display;
-        let (index, refusal) = match self {
+        let (index, refusal, key) = match self {
             Self::Broken(Broken(what)) => {
                 let message = format!("{table} cannot be read: {what}");
                 return Error::new(ErrorCode::SourceMalformed, message);
@@ -172,14 +180,15 @@ impl Stop {
                 let message = format!("rows of {table} make no batch");
                 return Error::new(ErrorCode::SourceMalformed, message).caused_by(error);
             }
-            Self::Column(index, refusal) => (index, refusal),
+            Self::Column { index, refusal, key } => (index, refusal, key),
         };
         let column = job.columns.get(index);
         let name = column.map(|column| column.field.name.clone()).unwrap_or_default();
         let types = column
             .map(|column| format!("{} read as {}", column.type_name, column.field.data_type))
             .unwrap_or_default();
-        let detail = format!("{table}, column {name:?}, {types}");
+        let row = key.map(|key| format!(", row {key}")).unwrap_or_default();
+        let detail = format!("{table}, column {name:?}, {types}{row}");
         match refusal {
             Refusal::Unrepresentable(reason) => {
                 let message = format!("column {name:?} holds a value that {reason}");
@@ -251,9 +260,11 @@ impl Assembly {
         if row.size() > GROUP_BYTES_MAX {
             self.decode()?;
             for (index, (column, field)) in self.columns.iter_mut().zip(row.fields()).enumerate() {
-                column
-                    .extend(std::iter::once(field))
-                    .map_err(|refusal| Stop::Column(index, refusal))?;
+                let altered = column.altered();
+                let taken = column.extend(std::iter::once(field));
+                if taken.is_err() || column.altered() > altered {
+                    trace::row(&self.job, row, index, taken)?;
+                }
             }
             return Ok(());
         }
@@ -267,8 +278,11 @@ impl Assembly {
     /// Takes the rows that wait into the columns.
     fn decode(&mut self) -> Result<(), Stop> {
         for (index, column) in self.columns.iter_mut().enumerate() {
-            let fields = self.waiting.column(index);
-            column.extend(fields).map_err(|refusal| Stop::Column(index, refusal))?;
+            let altered = column.altered();
+            let taken = column.extend(self.waiting.column(index));
+            if taken.is_err() || column.altered() > altered {
+                trace::rows(&self.job, &self.waiting, index, taken)?;
+            }
         }
         self.waiting.clear();
         Ok(())
@@ -291,7 +305,8 @@ impl Assembly {
         for (index, mut column) in full.into_iter().enumerate() {
             let name = &self.job.columns[index].field.name;
             self.job.progress.add_altered(name, column.take_altered());
-            arrays.push(column.finish().map_err(|refusal| Stop::Column(index, refusal))?);
+            let finished = column.finish();
+            arrays.push(finished.map_err(|refusal| Stop::Column { index, refusal, key: None })?);
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let schema = Arc::clone(&self.job.schema);
@@ -303,7 +318,7 @@ impl Assembly {
     }
 }
 
-fn column(job: &Job, read: &ColumnRead, room: Room) -> Column {
+pub(super) fn column(job: &Job, read: &ColumnRead, room: Room) -> Column {
     let rules = Rules { policy: read.policy, infinite_intervals: job.infinite_intervals };
     Column::new(&read.field.data_type, read.written, rules, room)
 }

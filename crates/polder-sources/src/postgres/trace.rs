@@ -1,0 +1,78 @@
+//! The rows of refused and of altered values, named by their key.
+//!
+//! They are looked for afterwards, in the few rows that were decoded together: reading that meets no
+//! such value pays nothing for it.
+
+use std::iter::once;
+
+use super::decode::{Column, Refusal, Room};
+use super::frame::{Row, Rows};
+use super::read::{Job, Stop, column};
+use crate::keys;
+
+/// Says which of these rows the values were in, if `taken` ends the read or some were altered.
+#[cold]
+pub(super) fn rows(
+    job: &Job,
+    rows: &Rows,
+    index: usize,
+    taken: Result<(), Refusal>,
+) -> Result<(), Stop> {
+    match taken {
+        Ok(()) => {
+            altered(job, rows, index);
+            Ok(())
+        }
+        Err(refusal) => Err(refused(job, rows, index, refusal)),
+    }
+}
+
+/// The same for a row that was decoded alone.
+#[cold]
+pub(super) fn row(
+    job: &Job,
+    row: &Row<'_>,
+    index: usize,
+    taken: Result<(), Refusal>,
+) -> Result<(), Stop> {
+    let mut alone = Rows::new(job.columns.len());
+    alone.push(row);
+    rows(job, &alone, index, taken)
+}
+
+fn refused(job: &Job, rows: &Rows, index: usize, refusal: Refusal) -> Stop {
+    let row = rows.column(index).position(|field| {
+        decoded(job, index, field).and_then(Column::finish).is_err()
+    });
+    Stop::Column { index, refusal, key: row.and_then(|row| key(job, rows, row)) }
+}
+
+/// Remembers those of these rows that have altered values in the column.
+fn altered(job: &Job, rows: &Rows, index: usize) {
+    let Some(read) = job.columns.get(index).filter(|_| !job.key.is_empty()) else { return };
+    for (row, field) in rows.column(index).enumerate() {
+        if !job.progress.wants_altered_key(&read.field.name) {
+            return;
+        }
+        if decoded(job, index, field).is_ok_and(|mut column| column.take_altered() > 0)
+            && let Some(key) = key(job, rows, row)
+        {
+            job.progress.add_altered_key(&read.field.name, key);
+        }
+    }
+}
+
+/// A column of this one field.
+fn decoded(job: &Job, index: usize, field: Option<&[u8]>) -> Result<Column, Refusal> {
+    let mut column = column(job, &job.columns[index], Room::default());
+    column.extend(once(field))?;
+    Ok(column)
+}
+
+fn key(job: &Job, rows: &Rows, row: usize) -> Option<String> {
+    let value = |index: usize| {
+        let array = decoded(job, index, rows.column(index).nth(row)?).and_then(Column::finish);
+        keys::text(&array.ok()?, 0)
+    };
+    keys::name(job.key.iter().map(|&index| (&*job.columns[index].field.name, value(index))))
+}
