@@ -167,8 +167,8 @@ def test_a_value_that_no_lake_type_holds_is_refused(altered, type_: Type, id_: i
     error = run["error"]
     assert error["code"] == "source.unrepresentable"
     assert 'column "v"' in error["message"] and error["detail"].endswith(f", row id={id_}")
-    # The key names the row; its value is not shown.
-    assert odd.value not in error["message"] + error["detail"]
+    # The key names the row. Its value is not shown, but for these, which are reasons by themselves.
+    assert odd.value in {"NaN", "24:00"} or odd.value not in error["message"] + error["detail"]
     assert ("error", name) not in lake.tables()
 
 
@@ -205,7 +205,8 @@ def test_no_null_is_silent(exact, asked, reader):
         array = "a" if type_.arrays else "v" if type_.name.endswith("[]") else "NULL::text[]"
         (expected,) = asked(
             "SELECT count(*) FILTER (WHERE v::text IS NULL), count(*) FILTER (WHERE a IS NULL),"
-            f" coalesce(sum((SELECT count(*) FROM unnest({array}) AS e (e) WHERE e::text IS NULL)), 0)"
+            f" coalesce(sum((SELECT count(*) FROM generate_subscripts({array}, 1) AS i"
+            f" WHERE ({array})[i]::text IS NULL)), 0)"
             f" FROM (SELECT v, {'a' if type_.arrays else '0 AS a'} FROM {table(type_)}) AS t"
         )
         stored = columns(lake, reader, "exact", table(type_), form(type_))

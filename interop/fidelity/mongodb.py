@@ -216,6 +216,10 @@ def element(value) -> bytes:
     """The value as the element `v` of a document."""
     if isinstance(value, Raw):
         return bytes([value.kind]) + b"v\0" + value.content
+    if isinstance(value, Decimal):
+        value = Decimal128(value)
+    elif type(value) is dt.date:
+        value = instant(value.year, value.month, value.day)
     return encode({"v": value}, codec_options=STANDARD)[4:-1]
 
 
@@ -254,7 +258,7 @@ def found(case: Bson, value):
         case "raw":
             return plain(json.loads(value))
         case "same" if "UUID" in case.name:
-            return plain(uuid.UUID(bytes=value) if isinstance(value, bytes) else uuid.UUID(value))
+            return plain(uuid.UUID(bytes=value) if isinstance(value, bytes) else uuid.UUID(str(value)))
         case "members":
             return plain({name: parsed(text) for name, text in value.items()})
         case "elements":

@@ -100,7 +100,10 @@ TIMES = [
         "time", ["00:00", LAST_MICROSECOND, "00:00:00.000001", "12:00"],
         [Odd("24:00", LAST_MICROSECOND)], asked=AS_IT_IS,
     ),
-    Type("time(0)", ["00:00", "23:59:59"], [Odd("23:59:59.5", LAST_MICROSECOND)], asked=AS_IT_IS),
+    Type(
+        "time(0)", ["00:00", "23:59:59"], [Odd("23:59:59.5", Sql(f"time '{LAST_MICROSECOND}'"))],
+        asked=AS_IT_IS,
+    ),
     Type(
         "timestamp",
         [

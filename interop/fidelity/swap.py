@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 from bson import encode
 
 
-def stand_in(document: bytes, id_: int) -> dict:
-    """A document with the same `_id` that any server stores, of the same length in BSON."""
-    shortest = len(encode({"_id": id_, "v": ""}))
-    room = len(document) - shortest
-    found = {"_id": id_, "v": None if room < 0 else "~" * room}
-    assert len(encode(found)) == len(document)
+def stand_in(document: bytes, id_: int, number: int) -> bytes:
+    """A document with the same `_id` and the same length that any server stores and that no other
+    number has; a document too short for a number has a member that no other one has."""
+    room = len(document) - len(encode({"_id": id_, "v": ""}))
+    found = encode({"_id": id_, "v": f"{number:~<{room}}"} if room > 0 else {"_id": id_, "~": None})
+    assert len(found) == len(document)
     return found
 
 

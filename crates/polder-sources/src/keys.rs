@@ -35,9 +35,10 @@ pub(crate) fn name<'a>(
 }
 
 fn one_line(letter: char) -> impl Iterator<Item = char> {
-    let (plain, escaped) = match letter.is_control() {
-        false => (Some(letter), None),
-        true => (None, Some(letter.escape_default())),
+    let (plain, escaped) = if letter.is_control() {
+        (None, Some(letter.escape_default()))
+    } else {
+        (Some(letter), None)
     };
     plain.into_iter().chain(escaped.into_iter().flatten())
 }

@@ -257,7 +257,7 @@ impl Column {
         };
         match outcome {
             Stored::Exactly => {}
-            Stored::Altered => self.note_altered(context),
+            Stored::Altered => self.note_altered(&mut context.altered),
             Stored::Malformed => return Err(self.refused(element)),
             Stored::Inexact => {
                 return Err(self.refused(element).hint(
@@ -270,16 +270,22 @@ impl Column {
         Ok(())
     }
 
-    fn note_altered(&mut self, context: &mut Context) {
+    /// Counts an altered value; `columns` are those that have one in the row at hand.
+    fn note_altered(&mut self, columns: &mut Vec<String>) {
         self.altered += 1;
-        if self.named < ALTERED_KEYS_MAX && !context.altered.contains(&self.path) {
+        if self.named < ALTERED_KEYS_MAX && !columns.contains(&self.path) {
             self.named += 1;
-            context.altered.push(self.path.clone());
+            columns.push(self.path.clone());
         }
     }
 
     /// Adds a text as CSV has it.
-    pub(super) fn append_text(&mut self, text: &[u8], policy: OnUnrepresentable) -> Result<Stored> {
+    pub(super) fn append_text(
+        &mut self,
+        text: &[u8],
+        policy: OnUnrepresentable,
+        altered: &mut Vec<String>,
+    ) -> Result<Stored> {
         let stored = match &mut self.builder {
             Builder::String { builder, .. } => {
                 builder.append_value(utf8(text)?);
@@ -288,7 +294,9 @@ impl Column {
             scalar => scalar.append_scalar(Value::String(text), policy),
         };
         self.rows += usize::from(matches!(stored, Stored::Exactly | Stored::Altered));
-        self.altered += u64::from(matches!(stored, Stored::Altered));
+        if matches!(stored, Stored::Altered) {
+            self.note_altered(altered);
+        }
         Ok(stored)
     }
 

@@ -138,10 +138,9 @@ impl Inference {
     /// has a member twice or more members than a table can have columns.
     pub(crate) fn see(&mut self, document: &[u8]) -> Result<()> {
         let seen = self.root.see_document(&mut self.walk, document, 0);
-        seen.and_then(|()| match self.root.seen.has(Seen::TEXT) {
-            true => Err(no_row(document)),
-            false => Ok(()),
-        })
+        seen.and_then(
+            |()| if self.root.seen.has(Seen::TEXT) { Err(no_row(document)) } else { Ok(()) },
+        )
         .map_err(|error| rows::named(error, document, &self.options.key))
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arrow::array::builder::NullBufferBuilder;
 use arrow::array::{
-    ArrayRef, BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder,
+    ArrayRef, BinaryArray, BinaryBuilder, BooleanBuilder, Date32Builder, Decimal128Builder,
     FixedSizeBinaryBuilder, Float32Builder, Float64Builder, Int32Builder, Int64Builder, ListArray,
     StringArray, StructArray, Time64MicrosecondBuilder, TimestampMicrosecondBuilder,
 };
@@ -34,6 +34,10 @@ pub(super) enum Flaw<T> {
 pub(super) enum Refusal {
     Malformed(&'static str),
     Unrepresentable(&'static str),
+    /// Text that is found not to be UTF-8 when the column ends.
+    NotUtf8 {
+        row: usize,
+    },
 }
 
 /// What a column's values are held against.
@@ -319,16 +323,22 @@ impl Builder {
             Self::Timestamp { mut values, utc } => {
                 Arc::new(values.finish().with_timezone_opt(utc.then_some("+00:00")))
             }
-            Self::Text(mut values) | Self::Written { mut values, .. } => Arc::new(
-                StringArray::try_from_binary(values.finish())
-                    .map_err(|_| Refusal::Malformed("text that is not UTF-8"))?,
-            ),
+            Self::Text(mut values) | Self::Written { mut values, .. } => {
+                Arc::new(utf8(&values.finish())?)
+            }
             Self::Binary(mut values) => Arc::new(values.finish()),
             Self::Uuid(mut values) => Arc::new(values.finish()),
             Self::Interval(values) => Arc::new(values.finish()?),
             Self::List(values) => Arc::new(values.finish()?),
         })
     }
+}
+
+fn utf8(values: &BinaryArray) -> Result<StringArray, Refusal> {
+    StringArray::try_from_binary(values.clone()).map_err(|_| {
+        let broken = |value: Option<&[u8]>| value.is_some_and(|v| std::str::from_utf8(v).is_err());
+        Refusal::NotUtf8 { row: values.iter().position(broken).unwrap_or_default() }
+    })
 }
 
 /// Decodes field after field; `None` is null, on either side.
@@ -590,7 +600,13 @@ impl ListBuilder {
 
     fn finish(mut self) -> Result<ListArray, Refusal> {
         let offsets = OffsetBuffer::new(self.offsets.into());
-        let elements = self.elements.finish()?;
+        let elements = self.elements.finish().map_err(|refusal| match refusal {
+            Refusal::NotUtf8 { row: element } => {
+                let row = offsets.partition_point(|&start| start as usize <= element) - 1;
+                Refusal::NotUtf8 { row }
+            }
+            other => other,
+        })?;
         ListArray::try_new(self.field, offsets, elements, self.nulls.finish())
             .map_err(|_| Refusal::Malformed("arrays that make no column"))
     }

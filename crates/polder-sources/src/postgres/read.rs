@@ -189,22 +189,24 @@ impl Stop {
             .unwrap_or_default();
         let row = key.map(|key| format!(", row {key}")).unwrap_or_default();
         let detail = format!("{table}, column {name:?}, {types}{row}");
+        let malformed = |what: &str| {
+            let message = format!("column {name:?} holds {what}");
+            Error::new(ErrorCode::SourceMalformed, message).detail(&detail).hint(
+                "text in a database of encoding SQL_ASCII can be read with `types`: binary; \
+                 otherwise report this as a bug",
+            )
+        };
         match refusal {
             Refusal::Unrepresentable(reason) => {
                 let message = format!("column {name:?} holds a value that {reason}");
-                Error::new(ErrorCode::SourceUnrepresentable, message).detail(detail).hint(
+                Error::new(ErrorCode::SourceUnrepresentable, message).detail(&detail).hint(
                     "set the table's on_unrepresentable: null stores no value, clamp the nearest \
                      one the type has, text makes a string of such columns, error (the default) \
                      stops as now; or declare the column under `types`",
                 )
             }
-            Refusal::Malformed(what) => {
-                let message = format!("column {name:?} holds {what}");
-                Error::new(ErrorCode::SourceMalformed, message).detail(detail).hint(
-                    "text in a database of encoding SQL_ASCII can be read with `types`: binary; \
-                     otherwise report this as a bug",
-                )
-            }
+            Refusal::Malformed(what) => malformed(what),
+            Refusal::NotUtf8 { .. } => malformed("text that is not UTF-8"),
         }
     }
 }
@@ -300,13 +302,15 @@ impl Assembly {
         // The next batch will be much like this one.
         let pairs = self.job.columns.iter().zip(&self.columns);
         let next = pairs.map(|(read, full)| column(&self.job, read, full.taken(rows))).collect();
-        let full = std::mem::replace(&mut self.columns, next);
+        let mut full = std::mem::replace(&mut self.columns, next).into_iter();
         let mut arrays = Vec::with_capacity(full.len());
-        for (index, mut column) in full.into_iter().enumerate() {
-            let name = &self.job.columns[index].field.name;
+        while let Some(mut column) = full.next() {
+            let name = &self.job.columns[arrays.len()].field.name;
             self.job.progress.add_altered(name, column.take_altered());
-            let finished = column.finish();
-            arrays.push(finished.map_err(|refusal| Stop::Column { index, refusal, key: None })?);
+            match column.finish() {
+                Ok(array) => arrays.push(array),
+                Err(refusal) => return Err(trace::unfinished(&self.job, arrays, refusal, full)),
+            }
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let schema = Arc::clone(&self.job.schema);

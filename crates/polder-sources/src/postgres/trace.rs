@@ -5,6 +5,8 @@
 
 use std::iter::once;
 
+use arrow::array::ArrayRef;
+
 use super::decode::{Column, Refusal, Room};
 use super::frame::{Row, Rows};
 use super::read::{Job, Stop, column};
@@ -41,9 +43,9 @@ pub(super) fn row(
 }
 
 fn refused(job: &Job, rows: &Rows, index: usize, refusal: Refusal) -> Stop {
-    let row = rows.column(index).position(|field| {
-        decoded(job, index, field).and_then(Column::finish).is_err()
-    });
+    let row = rows
+        .column(index)
+        .position(|field| decoded(job, index, field).and_then(Column::finish).is_err());
     Stop::Column { index, refusal, key: row.and_then(|row| key(job, rows, row)) }
 }
 
@@ -62,6 +64,28 @@ fn altered(job: &Job, rows: &Rows, index: usize) {
     }
 }
 
+/// What ends the read because the column after `arrays` could not be finished; the columns after it
+/// are the `rest`.
+#[cold]
+pub(super) fn unfinished(
+    job: &Job,
+    arrays: Vec<ArrayRef>,
+    refusal: Refusal,
+    rest: impl Iterator<Item = Column>,
+) -> Stop {
+    let index = arrays.len();
+    let mut finished: Vec<Option<ArrayRef>> = arrays.into_iter().map(Some).collect();
+    finished.push(None);
+    finished.extend(rest.map(|column| column.finish().ok()));
+    let key = match refusal {
+        Refusal::NotUtf8 { row } => {
+            name(job, |index| keys::text(finished.get(index)?.as_ref()?, row))
+        }
+        _ => None,
+    };
+    Stop::Column { index, refusal, key }
+}
+
 /// A column of this one field.
 fn decoded(job: &Job, index: usize, field: Option<&[u8]>) -> Result<Column, Refusal> {
     let mut column = column(job, &job.columns[index], Room::default());
@@ -70,9 +94,13 @@ fn decoded(job: &Job, index: usize, field: Option<&[u8]>) -> Result<Column, Refu
 }
 
 fn key(job: &Job, rows: &Rows, row: usize) -> Option<String> {
-    let value = |index: usize| {
+    name(job, |index| {
         let array = decoded(job, index, rows.column(index).nth(row)?).and_then(Column::finish);
         keys::text(&array.ok()?, 0)
-    };
+    })
+}
+
+/// A row's name, of the values of its key's columns.
+fn name(job: &Job, value: impl Fn(usize) -> Option<String>) -> Option<String> {
     keys::name(job.key.iter().map(|&index| (&*job.columns[index].field.name, value(index))))
 }

@@ -121,11 +121,36 @@ async fn rows_of_refused_and_altered_values_are_named_by_their_key() {
         let counted = progress.snapshot();
         assert_eq!(counted.altered, [("n".to_owned(), 1), ("v".to_owned(), 16)].into());
         let first = [150, 160, 170, 180, 190].map(|i| format!("org=401, id=row {i}")).to_vec();
-        let keys = [("n".to_owned(), vec!["org=401, id=row 171".to_owned()]), ("v".to_owned(), first)];
+        let keys =
+            [("n".to_owned(), vec!["org=401, id=row 171".to_owned()]), ("v".to_owned(), first)];
         assert_eq!(counted.altered_keys, keys.into());
     }
     let unnamed = request("t").policy(OnUnrepresentable::Null);
     let progress = unnamed.progress.clone();
     read(&source, unnamed).await.expect("read");
     assert!(progress.snapshot().altered_keys.is_empty(), "the spec names no key");
+}
+
+#[tokio::test]
+async fn text_that_is_not_utf_8_is_refused_with_its_row() {
+    let database = Database::with("ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0").await;
+    database
+        .run(
+            "CREATE TABLE t (a integer, v text, l text[], b integer);
+             INSERT INTO t SELECT i, 'x', ARRAY['y', 'z'], -i FROM generate_series(1, 200) AS i;
+             UPDATE t SET v = E'\\xc3' WHERE a = 150;
+             UPDATE t SET l = ARRAY['y', NULL, E'\\xff'] WHERE a = 170",
+        )
+        .await;
+    let source = database.source();
+    for (column, row) in [("v", 150), ("l", 170)] {
+        let asked = request("t").columns(&["a", column, "b"]).key(&["a", "b"]);
+        let error = read(&source, asked).await.err().expect("refused");
+        assert_eq!(error.code(), ErrorCode::SourceMalformed);
+        let detail = error.detail_text().expect("detail");
+        assert!(detail.contains(&format!("column \"{column}\"")), "{detail}");
+        assert!(detail.ends_with(&format!("row a={row}, b=-{row}")), "{detail}");
+    }
+    let bytes = request("t").columns(&["v"]).types(&[("v", "binary")]).filter("a = 150");
+    assert_eq!(read(&source, bytes).await.expect("read").shown("v"), ["0xc3"]);
 }
