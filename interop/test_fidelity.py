@@ -7,116 +7,27 @@ value comes back equal, or its run is refused with column and key, or it is alte
 the spec names and counted. The page docs/reference/types.md is made of the same cases.
 """
 
-import re
-
 import psycopg
 import pytest
 from fidelity.cases import Odd, Type, canonical, nulls
-from fidelity.lake import columns, lake_types, make_lake, runs
+from fidelity.lake import columns
 from fidelity.postgres import TYPES
-from fidelity.postgres_texts import DEFINITIONS, WITHOUT_VALUES
-from lakes import READERS, Lake, Services
+from fidelity.postgres_lake import ODD_TYPES, POLICIES, form, odd_table, table
+from fidelity.postgres_texts import WITHOUT_VALUES
+from lakes import READERS
 
-SOURCE = """
-[sources.pg]
-type = "postgres"
-url = "env:FIDELITY_URL"
-"""
-POLICIES = ["null", "clamp", "text"]
 # The most rows that the report names for each column.
 KEYS_MAX = 5
 
-ODD_TYPES = [type_ for type_ in TYPES if type_.odd]
 EVERY_TYPE = pytest.mark.parametrize("type_", TYPES, ids=lambda type_: type_.title)
 EVERY_ODD_TYPE = pytest.mark.parametrize("type_", ODD_TYPES, ids=lambda type_: type_.title)
 EVERY_READER = pytest.mark.parametrize("reader", READERS)
 
 
-def table(type_: Type) -> str:
-    """The table that holds a type's values."""
-    return re.sub(r"\W+", "_", f"t{TYPES.index(type_)}_{type_.name.lower()}").strip("_")
-
-
-def odd_table(type_: Type) -> str:
-    return f"odd_{table(type_)}"
-
-
-def form(type_: Type):
-    return lambda value: canonical(value, type_.name)
-
-
-def spec(type_: Type, name: str, of: str, **more: str) -> dict:
-    types = {"types": {"v": type_.declared}} if type_.declared else {}
-    return {"name": name, "source": "pg", "from": f"public.{of}", "key": ["id"], **types, **more}
-
-
-def create(name: str, type_: Type, values: list[str], arrays: bool) -> str:
-    """A table with a row for each value, the first of which have arrays too, and a row of nulls."""
-    cells = [type_.literal(value) for value in [*values, None]]
-    lists = ["'{}'", f"ARRAY[{', '.join(cells)}]::{type_.name}[]"]
-    lists += ["NULL"] * (len(cells) - len(lists))
-    rows = zip(cells, lists) if arrays else zip(cells)
-    rows = ", ".join(f"({id_}, {', '.join(row)})" for id_, row in enumerate(rows, 1))
-    array = f", a {type_.name}[]" if arrays else ""
-    return (
-        f"CREATE TABLE {name} (id integer PRIMARY KEY, v {type_.name}{array});"
-        f"INSERT INTO {name} VALUES {rows};"
-    )
-
-
 @pytest.fixture(scope="module")
-def database(services: Services, suffix: str):
-    """A database of our own with all values; dropped at the end."""
-    name = f"fidelity_{suffix}"
-    with psycopg.connect(services.postgres, autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name}")
-        server.execute(f"ALTER DATABASE {name} SET TimeZone = 'UTC'")
-    url = services.database(name)
-    with psycopg.connect(url) as connection:
-        connection.execute(DEFINITIONS)
-        for type_ in TYPES:
-            connection.execute(create(table(type_), type_, type_.values, type_.arrays))
-        for type_ in ODD_TYPES:
-            values = [type_.values[0], *(odd.value for odd in type_.odd)]
-            connection.execute(create(odd_table(type_), type_, values, False))
-    yield url
-    with psycopg.connect(services.postgres, autocommit=True) as server:
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture(scope="module")
-def exact(services: Services, database: str, tmp_path_factory) -> tuple[Lake, dict]:
-    """All values that the lake holds, read under the default policy, and the reports."""
-    tables = [spec(type_, table(type_), table(type_)) for type_ in TYPES]
-    work = tmp_path_factory.mktemp("exact")
-    lake = make_lake(services, work, SOURCE, {"exact": tables}, FIDELITY_URL=database)
-    return lake, runs(lake)
-
-
-@pytest.fixture(scope="module")
-def altered(services: Services, database: str, tmp_path_factory) -> tuple[Lake, dict]:
-    """The values that it does not hold: under each policy an org, with a table for each type; in the
-    org `error` one for each value."""
-    orgs = {
-        policy: [
-            spec(type_, odd_table(type_), odd_table(type_), on_unrepresentable=policy)
-            for type_ in ODD_TYPES
-        ]
-        for policy in POLICIES
-    }
-    orgs["error"] = [
-        spec(type_, f"{odd_table(type_)}_{id_}", odd_table(type_), filter=f"id = {id_}")
-        for type_ in ODD_TYPES
-        for id_, _ in enumerate(type_.odd, 2)
-    ]
-    work = tmp_path_factory.mktemp("altered")
-    lake = make_lake(services, work, SOURCE, orgs, FIDELITY_URL=database)
-    return lake, runs(lake)
-
-
-@pytest.fixture(scope="module")
-def asked(database: str):
-    with psycopg.connect(database) as connection:
+def asked(postgres_database: str):
+    """Puts a question to the source."""
+    with psycopg.connect(postgres_database) as connection:
         yield lambda sql: connection.execute(sql).fetchall()
 
 
@@ -140,8 +51,8 @@ def test_there_are_enough_values():
 
 @EVERY_TYPE
 @EVERY_READER
-def test_every_value_comes_back_equal(exact, asked, reader, type_):
-    lake, reports = exact
+def test_every_value_comes_back_equal(postgres_exact, asked, reader, type_):
+    lake, reports = postgres_exact
     run = reports["exact", table(type_)]
     assert run["state"] == "succeeded", run["error"]
     assert (run["report"]["altered"], run["report"]["altered_keys"]) == ({}, {})
@@ -159,8 +70,8 @@ def odd_values() -> list:
 
 
 @pytest.mark.parametrize("type_, id_, odd", odd_values())
-def test_a_value_that_no_lake_type_holds_is_refused(altered, type_: Type, id_: int, odd: Odd):
-    lake, reports = altered
+def test_a_value_that_no_lake_type_holds_is_refused(postgres_altered, type_: Type, id_: int, odd: Odd):
+    lake, reports = postgres_altered
     name = f"{odd_table(type_)}_{id_}"
     run = reports["error", name]
     assert run["state"] == "failed"
@@ -175,8 +86,8 @@ def test_a_value_that_no_lake_type_holds_is_refused(altered, type_: Type, id_: i
 @EVERY_ODD_TYPE
 @pytest.mark.parametrize("policy", POLICIES)
 @EVERY_READER
-def test_a_policy_alters_such_values_and_counts_them(altered, asked, reader, policy, type_):
-    lake, reports = altered
+def test_a_policy_alters_such_values_and_counts_them(postgres_altered, asked, reader, policy, type_):
+    lake, reports = postgres_altered
     run = reports[policy, odd_table(type_)]
     assert run["state"] == "succeeded", run["error"]
     report = run["report"]
@@ -196,9 +107,9 @@ def test_a_policy_alters_such_values_and_counts_them(altered, asked, reader, pol
 
 
 @EVERY_READER
-def test_no_null_is_silent(exact, asked, reader):
+def test_no_null_is_silent(postgres_exact, asked, reader):
     """As many nulls as the source has, in values, arrays and elements."""
-    lake, _ = exact
+    lake, _ = postgres_exact
     wrong = {}
     for type_ in TYPES:
         # What an array is made of is counted here, if the value is one itself.
