@@ -37,6 +37,8 @@ class Type:
     odd: list[Odd] = field(default_factory=list)
     # `{}` stands for the value. Types without a counterpart in the lake are kept as their text.
     asked: str = "{}::text"
+    # What it is, for types that the tests create.
+    made: str = ""
     # The type is as the table spec declares it under `types`.
     declared: str | None = None
     # Arrays of it are tried too.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
+from pyiceberg.types import IcebergType
 
 from lakes import Lake, Services
 
@@ -71,7 +72,7 @@ def with_null_lists(lake: Lake, org: str, table: str, read: pa.Table) -> pa.Tabl
     return read
 
 
-def lake_types(lake: Lake, org: str, table: str) -> dict[str, str]:
-    """A table's column types, as Iceberg writes them."""
+def lake_types(lake: Lake, org: str, table: str) -> dict[str, IcebergType]:
+    """The types of a table's columns."""
     schema = lake.load(org, table).schema()
-    return {field.name: str(field.field_type) for field in schema.fields}
+    return {field.name: field.field_type for field in schema.fields}

@@ -92,7 +92,7 @@ TIMES = [
         [
             Odd("infinity", LAST), Odd("-infinity", FIRST), Odd("10000-01-01", LAST),
             Odd("5874897-12-31", LAST), Odd("0001-01-01 BC", FIRST), Odd("0001-12-31 BC", FIRST),
-            Odd("4713-11-24 BC", FIRST),
+            Odd("0044-03-15 BC", FIRST), Odd("4713-11-24 BC", FIRST),
         ],
         asked=AS_IT_IS,
     ),

@@ -140,7 +140,7 @@ RANGES = [
     Type("tsrange", ["empty", "[infinity,infinity]", "(-infinity,2024-01-01 00:00:00.000001)", "(,)"]),
     Type("tstzrange", ["empty", "[2024-01-01 00:00Z,infinity)", "[0044-03-15 00:00Z BC,)", "(,)"]),
     Type("daterange", ["empty", "[2024-01-01,2024-02-29]", "(,infinity)", "[4713-11-24 BC,5874897-12-31)"]),
-    Type("float_range", ["[NaN,NaN]", "(-Infinity,5e-324]", "empty"]),
+    Type("float_range", ["[NaN,NaN]", "(-Infinity,5e-324]", "empty"], made="a range of `double precision`"),
     Type("int4multirange", ["{}", "{[1,3),[5,7)}", "{(,)}"]),
     Type("int8multirange", ["{}", "{(,0),[9223372036854775806,9223372036854775807)}"]),
     Type("nummultirange", ["{}", "{[1.10,2.2),(3,]}"]),
@@ -157,20 +157,21 @@ ZONED = [
 ]
 
 MADE_BY_USERS = [
-    Type("mood", ["happy", 'très "sad"', ""]),
-    Type("positive", ["1", "2147483647"], asked="{}::integer"),
-    Type("positive_again", ["1"], asked="{}::integer"),
-    Type("short", ["", "abc", "漢字😀"]),
-    Type("price", ["0", "99999999.99", "-0.01"], asked="{}::numeric"),
-    Type("any_number", ["1e200", "NaN", "0.10"]),
+    Type("mood", ["happy", 'très "sad"', ""], made="an enum"),
+    Type("positive", ["1", "2147483647"], asked="{}::integer", made="a domain over `integer`"),
+    Type("positive_again", ["1"], asked="{}::integer", made="a domain over a domain"),
+    Type("short", ["", "abc", "漢字😀"], made="a domain over `varchar(3)`"),
+    Type("price", ["0", "99999999.99", "-0.01"], asked="{}::numeric", made="a domain over `numeric(10,2)`"),
+    Type("any_number", ["1e200", "NaN", "0.10"], made="a domain over `numeric`"),
     Type("citext", ["", "Straße", "ÀÉ"]),
-    Type("pair", ["(1,\"a,b\")", "(,)", '(-2147483648,"")', '(0,"""\\\\")']),
+    Type("pair", ["(1,\"a,b\")", "(,)", '(-2147483648,"")', '(0,"""\\\\")'], made="a composite"),
     Type(
         "nest",
         [
             Sql("ROW(ROW(1, 'x'), ARRAY[ROW(2, NULL)::pair, NULL], 'infinity')::nest"),
             Sql("ROW(NULL, '{}', NULL)::nest"),
         ],
+        made="a composite of composites",
     ),
 ]
 

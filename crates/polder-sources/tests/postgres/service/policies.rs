@@ -106,16 +106,16 @@ async fn rows_of_refused_and_altered_values_are_named_by_their_key() {
         )
         .await;
     let source = database.source();
-    let named = request("t").key(&["org", "id"]);
-    let error = read(&source, named.clone()).await.err().expect("refused");
+    let named = || request("t").key(&["org", "id"]);
+    let error = read(&source, named()).await.err().expect("refused");
     let detail = error.detail_text().expect("detail");
     assert!(detail.contains("column \"v\"") && detail.contains("org=401, id=row 150"), "{detail}");
-    let large = named.clone().filter("id >= 'row 24' AND id < 'row 25'");
+    let large = named().filter("id >= 'row 24' AND id < 'row 25'");
     let error = read(&source, large).await.err().expect("refused");
     assert!(error.detail_text().expect("detail").ends_with("row org=401, id=row 240"));
 
     for policy in [OnUnrepresentable::Null, OnUnrepresentable::Clamp] {
-        let named = named.clone().policy(policy);
+        let named = named().policy(policy);
         let progress = named.progress.clone();
         read(&source, named).await.expect("read");
         let counted = progress.snapshot();
@@ -131,15 +131,17 @@ async fn rows_of_refused_and_altered_values_are_named_by_their_key() {
     assert!(progress.snapshot().altered_keys.is_empty(), "the spec names no key");
 }
 
+/// Such as `"char"` has before PostgreSQL 16.
 #[tokio::test]
 async fn text_that_is_not_utf_8_is_refused_with_its_row() {
-    let database = Database::with("ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0").await;
+    let database = Database::new().await;
     database
         .run(
-            "CREATE TABLE t (a integer, v text, l text[], b integer);
+            "CREATE CAST (bytea AS text) WITHOUT FUNCTION;
+             CREATE TABLE t (a integer, v text, l text[], b integer);
              INSERT INTO t SELECT i, 'x', ARRAY['y', 'z'], -i FROM generate_series(1, 200) AS i;
-             UPDATE t SET v = E'\\xc3' WHERE a = 150;
-             UPDATE t SET l = ARRAY['y', NULL, E'\\xff'] WHERE a = 170",
+             UPDATE t SET v = (bytea '\\xc3')::text WHERE a = 150;
+             UPDATE t SET l = ARRAY['y', NULL, (bytea '\\xff')::text] WHERE a = 170",
         )
         .await;
     let source = database.source();
@@ -151,6 +153,26 @@ async fn text_that_is_not_utf_8_is_refused_with_its_row() {
         assert!(detail.contains(&format!("column \"{column}\"")), "{detail}");
         assert!(detail.ends_with(&format!("row a={row}, b=-{row}")), "{detail}");
     }
-    let bytes = request("t").columns(&["v"]).types(&[("v", "binary")]).filter("a = 150");
-    assert_eq!(read(&source, bytes).await.expect("read").shown("v"), ["0xc3"]);
+}
+
+#[tokio::test]
+async fn text_without_an_encoding_is_refused_or_bytes() {
+    let database = Database::with("ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0").await;
+    database
+        .run(
+            "CREATE TABLE t (v text, c char(3), n name);
+             INSERT INTO t VALUES (E'\\xc3', E'\\xff', E'\\xfe'), (NULL, NULL, NULL)",
+        )
+        .await;
+    let source = database.source();
+    let error = read(&source, request("t")).await.err().expect("refused");
+    assert_eq!(error.code(), ErrorCode::SourceMalformed);
+    assert!(error.hint_text().expect("hint").contains("binary"), "{error:?}");
+    assert!(!format!("{error:?}").contains("0xc3"), "no values: {error:?}");
+    let bytes = request("t").types(&[("v", "binary"), ("c", "binary"), ("n", "binary")]);
+    let found = read(&source, bytes).await.expect("read");
+    let expected = [("v", "\\xc3"), ("c", "\\xff2020"), ("n", "\\xfe")];
+    for (column, bytes) in expected {
+        assert_eq!(found.texts(column), [Some(bytes.to_owned()), None]);
+    }
 }
