@@ -129,7 +129,11 @@ TEXTS = [
     Bson("binary, subtype 0", [b"", b"\0", b"\0\xff", bytes(range(256)) * 400]),
     Bson("binary, subtype 4 (UUID)", [uuid.UUID(int=0), uuid.UUID(int=2**128 - 1), uuid.UUID(int=1)]),
     *(
-        Bson(f"binary, subtype {subtype}", [Binary(b"\xfb\xff" * 8, subtype), Binary(content, subtype)], kept="json")
+        Bson(
+            f"binary, subtype {subtype}",
+            [Binary(b"\xfb\xff" * 8, subtype), Binary(content, subtype)],
+            kept="json",
+        )
         for subtype, content in [
             (1, b""), (2, b"\1"), (3, b"\0" * 16), (5, b"md5"), (6, b"\1"), (7, b"\1"), (8, b"\1"),
             (9, b"\x03\0\1"), (128, b""), (255, b"\1\2\3"),
@@ -141,7 +145,11 @@ TEXTS = [
 NESTED = [
     Bson("object", [{"a": 1, "b": {"c": "x"}}, {"a": None, "b": {"c": "\0"}}, {"a": -1, "b": None}]),
     Bson("object, empty", [{}, {}], kept="json"),
-    Bson("object, members of several types", [{"a": 1, "b": {}}, {"a": "x", "b": {"": 1}}], kept="members"),
+    Bson(
+        "object, members of several types",
+        [{"a": 1, "b": {}}, {"a": "x", "b": {"": 1}}],
+        kept="members",
+    ),
     Bson("array", [[1, None, -(2**31)], [], [None]]),
     Bson("array of arrays", [[[1, 2], [], None, [3]], []]),
     Bson("array of objects", [[{"a": 1}, None, {"a": None}], [], None]),
@@ -160,7 +168,12 @@ REST = [
     Bson("symbol", [Raw(0x0E, text("x\0é"), {"$symbol": "x\0é"})], kept="raw"),
     Bson(
         "dbPointer",
-        [Raw(0x0C, text("db.c") + LAST_ID.binary, {"$dbPointer": {"$ref": "db.c", "$id": {"$oid": "f" * 24}}})],
+        [
+            Raw(
+                0x0C, text("db.c") + LAST_ID.binary,
+                {"$dbPointer": {"$ref": "db.c", "$id": {"$oid": "f" * 24}}},
+            )
+        ],
         kept="raw",
     ),
 ]
@@ -196,7 +209,8 @@ ODD_TYPES = [
         "decimal128", Decimal("7.25"),
         [
             OddBson(Decimal128("1.005"), Decimal("1.01")), OddBson(Decimal128("-1.005"), Decimal("-1.01")),
-            OddBson(Decimal128("1E+6000"), Decimal("999.99")), OddBson(Decimal128("-Infinity"), Decimal("-999.99")),
+            OddBson(Decimal128("1E+6000"), Decimal("999.99")),
+            OddBson(Decimal128("-Infinity"), Decimal("-999.99")),
             OddBson(Decimal128("NaN")), OddBson(0.001, Decimal("0.00")), OddBson({"a": 1}, refused=True),
         ],
         declared="decimal(5, 2)",

@@ -155,48 +155,52 @@ names up to five rows for each column with altered values:
 "altered_keys": {{ "closed_on": ["id=7", "id=31", "id=40", "id=44", "id=58"] }}
 ```
 
-No value of another column is shown. Files say where a value is by file and line; of Parquet files the altered
-values are counted, and their rows not named.
+No value of another column is shown. In CSV and JSON lines an error names file and line instead. Of Parquet
+files altered values are counted, and their rows not named.
 
 Every value below is stored in a real source, read by a run, and read back from the lake by DuckDB and by
-PyIceberg. It comes back equal (floats bit by bit, numbers digit by digit, text character by character), or it is
-one of those under *what the lake does not hold*, and then refused, or altered and counted. Nothing else becomes
-null. `cargo xtask fidelity` does it again, and writes this page.
+PyIceberg. It comes back equal (floats bit by bit, numbers digit by digit, text character by character), or it
+is one of those under *what the lake does not hold*, and then refused, or altered and counted. Nothing else
+becomes null. `cargo xtask fidelity` does it again, and writes this page.
 
 ## PostgreSQL
 
-{postgres_count} values, extremes of every type among them; what the server prints is what text has to be. In short:
+{postgres_count} values, extremes of every type among them; what the server prints is what text has to be. In
+short:
 
-- Numbers, dates, times, `bytea`, `uuid` keep their kind. `numeric(p, s)` is a decimal where p ≤ 38 and 0 ≤ s ≤ p;
-  any other `numeric` is text with every digit, the 147,455 that PostgreSQL can store as well.
+- Numbers, dates, times, `bytea`, `uuid` keep their kind. `numeric(p, s)` is a decimal where p ≤ 38 and
+  0 ≤ s ≤ p; any other `numeric` is text with every digit, also the 147,455 that PostgreSQL can store.
 - Types without a counterpart are text, as PostgreSQL prints them: `json` byte for byte, `\\u0000` and lone
   surrogates included.
 - Domains are read as their base type, enums and composites as text, arrays as lists of their element's type.
-- `types:` may declare `decimal(p, s)` for an unbounded `numeric`, `long` for an `int4`, `string` for anything.
+- `types:` may declare `decimal(p, s)` for an unbounded `numeric`, `long` for an `int4`, `string` for anything,
+  and `binary` for text, which is then its bytes in the database's encoding.
 
 {postgres_types}
 
 ### What the lake does not hold
 
-Years outside 1 to 9999, which not every reader can show; infinities and `NaN` where there are none; `24:00`; arrays
-of several dimensions or with another lower bound than 1, which a list has not. (Infinite intervals, since PostgreSQL
-17, too: both policies make them null.) `text` keeps what PostgreSQL prints.
+Years outside 1 to 9999, which not every reader can show; infinities and `NaN` where there are none; `24:00`;
+arrays of several dimensions or with another lower bound than 1, which a list has not. (Infinite intervals,
+since PostgreSQL 17, too: both policies make them null.) `text` keeps what PostgreSQL prints.
 
 {postgres_odd}
 
 ## MongoDB and JSON lines
 
-The schema is inferred over every document read; `int32` and `int64` may mix, and so may integers and doubles, or
-decimals, as long as every value fits. A decimal column keeps the number, not how many zeros it was written with. A column whose values have no common type is string with lossless
-([extended](https://www.mongodb.com/docs/manual/reference/mongodb-extended-json/)) JSON, and stays so until a full
+The schema is inferred over every document read; `int32` and `int64` may mix, and so may integers and
+doubles, or decimals, as long as every value fits. A decimal column keeps the number, not how many zeros it was
+written with. A column whose values have no common type is string with lossless
+[extended JSON](https://www.mongodb.com/docs/manual/reference/mongodb-extended-json/), and stays so until a full
 refresh. {bson_count} values:
 
 {bson_types}
 
 ### What the lake does not hold
 
-Dates outside the years 1 to 9999: `text` makes extended JSON of such a column. And values that a declared type has
-no exact place for; what is no value of the type at all is refused under any policy, and under `text` all of them.
+Dates outside the years 1 to 9999: `text` makes extended JSON of such a column. And values that a declared
+type has no exact place for. What is no value of the type at all is refused under any policy; under `text` both
+are.
 
 {bson_odd}
 

@@ -60,7 +60,12 @@ JSON = [
         ],
     ),
     Type("jsonpath", ["$", "$.a[*] ? (@.b > 1)", "strict $.\"x y\"", "$.**.size()", "lax $[0 to last]"]),
-    Type("xml", ["<a b=\"c\">é</a>", "<a/>", "text only", "<!-- c --><a>&lt;😀</a>", "<a><![CDATA[<]]></a>"]),
+    Type(
+        "xml",
+        [
+            '<a b="c">é</a>', "<a/>", "text only", "<!-- c --><a>&lt;😀</a>", "<a><![CDATA[<]]></a>",
+        ],
+    ),
     Type("hstore", ["", '"a"=>NULL', '"a b"=>"c\\"d", "é"=>""']),
 ]
 
