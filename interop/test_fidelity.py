@@ -125,3 +125,13 @@ def test_no_null_is_silent(postgres_exact, asked, reader):
         if found != sum(expected):
             wrong[type_.title] = (found, expected)
     assert wrong == {}
+
+
+def test_people_are_told_the_rows_too(postgres_altered):
+    lake, reports = postgres_altered
+    name = next(odd_table(type_) for type_ in ODD_TYPES if type_.name == "date")
+    done = lake.run("run", "--org", "null", "--table", name)
+    assert done.returncode == 0, done.stderr
+    count = reports["null", name]["report"]["altered"]["v"]
+    told = f"{count} values of v altered by on_unrepresentable, in rows like id=2; id=3; id=4; id=5; id=6"
+    assert told in done.stdout + done.stderr

@@ -155,8 +155,7 @@ names up to five rows for each column with altered values:
 "altered_keys": {{ "closed_on": ["id=7", "id=31", "id=40", "id=44", "id=58"] }}
 ```
 
-No value of another column is shown. In CSV and JSON lines an error names file and line instead. Of Parquet
-files altered values are counted, and their rows not named.
+No value of another column is shown. An error of a file names the file instead, and the line where it has such.
 
 Every value below is stored in a real source, read by a run, and read back from the lake by DuckDB and by
 PyIceberg. It comes back equal (floats bit by bit, numbers digit by digit, text character by character), or it
