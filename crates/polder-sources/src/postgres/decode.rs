@@ -18,6 +18,7 @@ use polder_core::spec::OnUnrepresentable;
 use polder_core::{Field, LakeType};
 
 use super::numeric;
+use super::times::{date, time, timestamp};
 use super::written::Written;
 
 /// Why a field has no exact place in its column.
@@ -391,48 +392,6 @@ fn double(raw: &[u8]) -> Result<f64, Refusal> {
     }
 }
 
-/// From PostgreSQL's epoch, 2000-01-01, to Unix's.
-const EPOCH_DAYS: i32 = 10_957;
-const DAY_MICROS: i64 = 86_400_000_000;
-/// 0001-01-01 and 9999-12-31 in days since 1970: the years every reader of the lake can show.
-const DATES: (i32, i32) = (-719_162, 2_932_896);
-
-const OUTSIDE: &str = "is outside the years 1 to 9999 (or infinite)";
-
-#[inline]
-fn date(raw: [u8; 4]) -> Result<i32, Flaw<i32>> {
-    let days = i32::from_be_bytes(raw).saturating_add(EPOCH_DAYS);
-    within(days, DATES)
-}
-
-#[inline]
-fn timestamp(raw: [u8; 8]) -> Result<i64, Flaw<i64>> {
-    let micros = i64::from_be_bytes(raw).saturating_add(i64::from(EPOCH_DAYS) * DAY_MICROS);
-    let (first, last) = DATES;
-    within(micros, (i64::from(first) * DAY_MICROS, (i64::from(last) + 1) * DAY_MICROS - 1))
-}
-
-#[inline]
-fn within<T: Ord + Copy>(value: T, (first, last): (T, T)) -> Result<T, Flaw<T>> {
-    if value >= first && value <= last {
-        return Ok(value);
-    }
-    Err(Flaw::Unrepresentable { reason: OUTSIDE, nearest: Some(value.clamp(first, last)) })
-}
-
-/// PostgreSQL has 24:00:00, which no lake type has.
-#[inline]
-fn time(raw: [u8; 8]) -> Result<i64, Flaw<i64>> {
-    let micros = i64::from_be_bytes(raw);
-    match micros {
-        0..DAY_MICROS => Ok(micros),
-        DAY_MICROS => {
-            Err(Flaw::Unrepresentable { reason: "is 24:00:00", nearest: Some(DAY_MICROS - 1) })
-        }
-        _ => Err(Flaw::Malformed("a time outside the day")),
-    }
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Interval {
     months: i32,
@@ -625,6 +584,7 @@ mod tests {
 
     use super::*;
     use crate::postgres::numeric::tests::encode;
+    use crate::postgres::times::{DATES, DAY_MICROS, EPOCH_DAYS, OUTSIDE};
 
     fn one(
         data_type: &LakeType,

@@ -31,6 +31,7 @@ mod plan;
 mod read;
 mod select;
 mod tap;
+mod times;
 mod tls;
 mod trace;
 mod written;
