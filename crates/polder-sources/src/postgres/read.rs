@@ -189,12 +189,9 @@ impl Stop {
             .unwrap_or_default();
         let row = key.map(|key| format!(", row {key}")).unwrap_or_default();
         let detail = format!("{table}, column {name:?}, {types}{row}");
-        let malformed = |what: &str| {
+        let malformed = |what: &str, hint: &str| {
             let message = format!("column {name:?} holds {what}");
-            Error::new(ErrorCode::SourceMalformed, message).detail(&detail).hint(
-                "text in a database of encoding SQL_ASCII can be read with `types`: binary; \
-                 otherwise report this as a bug",
-            )
+            Error::new(ErrorCode::SourceMalformed, message).detail(&detail).hint(hint)
         };
         match refusal {
             Refusal::Unrepresentable(reason) => {
@@ -205,8 +202,11 @@ impl Stop {
                      stops as now; or declare the column under `types`",
                 )
             }
-            Refusal::Malformed(what) => malformed(what),
-            Refusal::NotUtf8 { .. } => malformed("text that is not UTF-8"),
+            Refusal::Malformed(what) => malformed(what, "report this as a bug"),
+            Refusal::NotUtf8 { .. } => malformed(
+                "text that is not UTF-8",
+                "declare the column as binary under `types`, or leave it out with `columns`",
+            ),
         }
     }
 }
