@@ -13,7 +13,10 @@ import pytest
 INTEROP = Path(__file__).resolve().parent
 sys.path[:0] = [str(INTEROP), str(INTEROP.parent / "demo")]
 
-from lakes import Services  # noqa: E402  (found through the line above)
+# Found through the line above.
+from fidelity.mongodb_lake import bson_database, bson_lake  # noqa: E402, F401
+from fidelity.postgres_lake import postgres_altered, postgres_database, postgres_exact  # noqa: E402, F401
+from lakes import Services  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import duckdb
 import pyarrow as pa
 from duckdb_extensions import import_extension
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.table import Table
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,10 +100,14 @@ class Lake:
         )
         return db
 
+    def load(self, org: str, table: str) -> Table:
+        """A table as PyIceberg opens it."""
+        return self._catalog.load_table((f"org_{org}", table))
+
     def read_with_pyiceberg(
         self, org: str, table: str, *columns: str, snapshot_id: int | None = None
     ) -> pa.Table:
-        found = self._catalog.load_table((f"org_{org}", table))
+        found = self.load(org, table)
         return found.scan(selected_fields=columns or ("*",), snapshot_id=snapshot_id).to_arrow()
 
     def read_with_duckdb(self, org: str, table: str, *columns: str) -> pa.Table:
@@ -114,13 +119,13 @@ class Lake:
     def read_with_polars(self, org: str, table: str, *columns: str) -> pa.Table:
         import polars
 
-        found = polars.scan_iceberg(self._catalog.load_table((f"org_{org}", table)))
+        found = polars.scan_iceberg(self.load(org, table))
         return (found.select(columns) if columns else found).collect().to_arrow()
 
     def read_with_daft(self, org: str, table: str, *columns: str) -> pa.Table:
         import daft
 
-        found = daft.read_iceberg(self._catalog.load_table((f"org_{org}", table)))
+        found = daft.read_iceberg(self.load(org, table))
         return (found.select(*columns) if columns else found).to_arrow()
 
     def read(self, reader: str, org: str, table: str, *columns: str) -> pa.Table:

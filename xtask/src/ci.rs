@@ -10,6 +10,13 @@ use crate::{Result, places, rck, tidy};
 /// Tests that need servers, and those that hold every commit to every fault, which take a minute.
 const NOT_QUICK: [&str; 4] = ["service::", "faults::", "stress::", "histories::"];
 
+/// Every type of the sources and what becomes of each value.
+const FIDELITY: [&str; 3] = [
+    "interop/test_fidelity.py",
+    "interop/test_fidelity_mongodb.py",
+    "interop/test_fidelity_page.py",
+];
+
 /// Tidy, clippy and every quick test that needs no server.
 pub(crate) fn check() -> Result {
     tidy::run()?;
@@ -22,12 +29,26 @@ pub(crate) fn check() -> Result {
 /// Everything that shows the product works, with the servers it needs.
 pub(crate) fn test() -> Result {
     services::install()?;
-    services::install_catalogs()?;
     services::install_engines()?;
+    with_servers(tests)
+}
+
+/// The fidelity suite alone, which also writes the page it proves.
+pub(crate) fn fidelity() -> Result {
+    services::install()?;
+    with_servers(|instance| {
+        let mut python = command(places::venv_bin("python"));
+        python.envs(instance.env()?).env("POLDER_FIDELITY_PAGE", "write");
+        readers(&mut python, &FIDELITY)
+    })
+}
+
+fn with_servers(work: impl FnOnce(&Instance) -> Result) -> Result {
+    services::install_catalogs()?;
     let instance = Instance::named("test")?;
     // Servers that were up before stay up; others end with us, however we end.
     let guard = if instance.is_up() { None } else { Some(Guard::start(&instance, true)?) };
-    let outcome = instance.up_all().and_then(|()| tests(&instance));
+    let outcome = instance.up_all().and_then(|()| work(&instance));
     let stopped = guard.map_or(Ok(()), Guard::stop);
     outcome.and(stopped)
 }
@@ -40,7 +61,7 @@ fn tests(instance: &Instance) -> Result {
     };
     // The runners all run, so that one summary tells everything that is wrong.
     let rust = run("Rust tests", &mut with_env(cargo(&["test", "--workspace", "--no-fail-fast"])));
-    let readers = readers(&mut with_env(command(places::venv_bin("python"))));
+    let readers = readers(&mut with_env(command(places::venv_bin("python"))), &["interop"]);
     let kit = rck::rck(&[]);
     println!("\n── summary");
     let all = [("Rust tests", &rust), ("reader tests", &readers), ("Iceberg REST kit", &kit)];
@@ -51,9 +72,9 @@ fn tests(instance: &Instance) -> Result {
 }
 
 /// Other engines against lakes that the binary made, and lakes that they made through it.
-fn readers(python: &mut Command) -> Result {
+fn readers(python: &mut Command, tests: &[&str]) -> Result {
     run("building polder", &mut cargo(&["build", "--package", "polder"]))?;
-    python.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "interop"]);
+    python.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]).args(tests);
     python.env("POLDER_BIN", places::polder("debug")).env("TRINO_HOME", places::trino());
     python.env("SPARK_JARS", places::spark_jars()).env("PYTHONDONTWRITEBYTECODE", "1");
     if let Some(java) = places::java_17() {

@@ -26,6 +26,7 @@ cargo xtask <command>
 
   check                   quick loop: tidy, clippy, tests that need no server
   test                    everything: install, services, all tests, reader tests
+  fidelity                every type of the sources, read back; writes docs/reference/types.md
   ci                      fmt, tidy, clippy, test, doc, deny, unused dependencies
   tidy                    layering, sizes, banned words, ARCHITECTURE.md's map
   services install        PostgreSQL and the Python environment, if missing
@@ -57,6 +58,7 @@ fn dispatch(args: &[String]) -> Result {
     match words.as_slice() {
         ["check"] => ci::check(),
         ["test"] => ci::test(),
+        ["fidelity"] => ci::fidelity(),
         ["ci"] => ci::ci(),
         ["tidy"] => tidy::run(),
         ["services", rest @ ..] => services::command(rest),

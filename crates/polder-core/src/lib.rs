@@ -20,7 +20,7 @@ pub use checkpoint::{Checkpoint, CursorValue};
 pub use engine::{Engine, QueryStream, Session};
 pub use error::{Error, ErrorCode, Result};
 pub use org::{Authorized, OrgId, Principal};
-pub use progress::{ProgressSnapshot, RunProgress, Stage};
+pub use progress::{ALTERED_KEYS_MAX, ProgressSnapshot, RunProgress, Stage};
 pub use schema::{Field, LakeType, TableSchema, TextOf};
 pub use secret::{SecretRef, SecretResolver};
 pub use source::{

@@ -9,6 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
+/// The most rows with altered values that are remembered by their key, for each column.
+pub const ALTERED_KEYS_MAX: usize = 5;
+
 /// What a run is busy with or waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -53,6 +56,7 @@ struct Notes {
     stage: Stage,
     waiting_for: Option<String>,
     altered: BTreeMap<String, u64>,
+    altered_keys: BTreeMap<String, Vec<String>>,
     rejected: BTreeMap<String, u64>,
 }
 
@@ -74,6 +78,8 @@ pub struct ProgressSnapshot {
     pub rows_estimated: u64,
     /// Values changed because the spec says so (`on_unrepresentable`), by column.
     pub altered: BTreeMap<String, u64>,
+    /// The keys of a few rows with such values, by column; none where the spec names no key.
+    pub altered_keys: BTreeMap<String, Vec<String>>,
     /// Lines set aside because the spec says so (`on_bad_line: reject`), by file.
     pub rejected: BTreeMap<String, u64>,
 }
@@ -114,6 +120,20 @@ impl RunProgress {
         }
     }
 
+    /// Whether another row with altered values of this column would be remembered.
+    pub fn wants_altered_key(&self, column: &str) -> bool {
+        self.notes().altered_keys.get(column).is_none_or(|keys| keys.len() < ALTERED_KEYS_MAX)
+    }
+
+    /// Remembers a row with altered values of a column by its key; only the first few of each.
+    pub fn add_altered_key(&self, column: &str, key: String) {
+        let mut notes = self.notes();
+        let keys = notes.altered_keys.entry(column.to_owned()).or_default();
+        if keys.len() < ALTERED_KEYS_MAX && !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+
     /// Counts lines of a file that were set aside by policy.
     pub fn add_rejected(&self, file: &str, lines: u64) {
         if lines > 0 {
@@ -141,6 +161,7 @@ impl RunProgress {
             rows_known: self.rows_known.load(Ordering::Relaxed),
             rows_estimated: self.rows_estimated.load(Ordering::Relaxed),
             altered: notes.altered.clone(),
+            altered_keys: notes.altered_keys.clone(),
             rejected: notes.rejected.clone(),
         }
     }

@@ -66,6 +66,9 @@ pub struct ReadRequest {
     /// The columns to read, in this order; `None` for all.
     pub columns: Option<Vec<String>>,
     pub cursor: Option<CursorRange>,
+    /// The columns that identify a row, if the spec says so: rows are named by them in errors and in
+    /// the run's report.
+    pub key: Vec<String>,
     /// Objects read earlier; they are left out unless their etag changed.
     pub objects_read: BTreeMap<String, ObjectState>,
     /// The lake table's present schema. A source that infers starts from it, so that a column keeps

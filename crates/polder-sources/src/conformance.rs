@@ -46,6 +46,7 @@ impl Fixture {
             filter: self.filter.clone(),
             columns: None,
             cursor: None,
+            key: Vec::new(),
             objects_read: BTreeMap::new(),
             known_schema: None,
             types: BTreeMap::new(),

@@ -7,6 +7,7 @@ mod blocking;
 pub mod conformance;
 mod document;
 pub mod files;
+mod keys;
 pub mod memory;
 pub mod mongodb;
 mod names;

@@ -100,7 +100,10 @@ impl Check<'_> {
         let path = self.lake.object_path(location).expect("a path of the store");
         let found = self.lake.object_store().get(&path).await;
         let found = found.unwrap_or_else(|error| panic!("{location} is reached: {error}"));
-        self.files.insert(location.to_owned());
+        // Java's local paths have one slash.
+        let java = location.strip_prefix("file:/").filter(|path| !path.starts_with('/'));
+        self.files
+            .insert(java.map_or_else(|| location.to_owned(), |path| format!("file:///{path}")));
         found.bytes().await.expect("bytes")
     }
 

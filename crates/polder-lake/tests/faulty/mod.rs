@@ -188,8 +188,8 @@ pub(crate) async fn files(lake: &Lake, below: &str) -> BTreeSet<String> {
     let url = lake.store_url();
     let url = url.strip_suffix('/').unwrap_or(url);
     let found: Vec<_> = lake.object_store().list(Some(&prefix)).try_collect().await.expect("list");
-    let found = found.into_iter().map(|file| format!("{url}/{}", file.location));
-    found.filter(|file| !file.ends_with(".crc")).collect()
+    let found = found.into_iter().filter(|file| file.location.extension() != Some("crc"));
+    found.map(|file| format!("{url}/{}", file.location)).collect()
 }
 
 /// Runs the cases side by side; the first that fails fails all.

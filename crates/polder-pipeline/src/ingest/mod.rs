@@ -293,6 +293,7 @@ fn read_request(
         filter: spec.filter.clone(),
         columns: spec.columns.clone(),
         cursor,
+        key: spec.key.clone(),
         objects_read: since.map(|checkpoint| checkpoint.objects.clone()).unwrap_or_default(),
         known_schema,
         types: spec.types.iter().map(|(name, t)| (name.clone(), t.0.clone())).collect(),

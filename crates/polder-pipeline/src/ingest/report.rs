@@ -49,6 +49,8 @@ pub struct IngestReport {
     pub source_snapshot: Option<String>,
     /// Values changed because the spec says so, by column.
     pub altered: BTreeMap<String, u64>,
+    /// The keys of a few rows with such values, by column; none where the spec names no key.
+    pub altered_keys: BTreeMap<String, Vec<String>>,
     /// Lines set aside because the spec says so, by file.
     pub rejected: BTreeMap<String, u64>,
     pub warnings: Vec<String>,
@@ -81,6 +83,7 @@ pub(super) fn begin(
         checkpoint: None,
         source_snapshot: plan.snapshot.clone(),
         altered: BTreeMap::new(),
+        altered_keys: BTreeMap::new(),
         rejected: BTreeMap::new(),
         warnings: plan.warnings.clone(),
         attempts: 1,
@@ -142,6 +145,7 @@ fn counted(report: IngestReport, request: &IngestRequest) -> IngestReport {
         rows_written: counts.rows_written,
         rows_known: counts.rows_known,
         altered: counts.altered,
+        altered_keys: counts.altered_keys,
         rejected: counts.rejected,
         ..report
     }

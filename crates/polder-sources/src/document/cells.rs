@@ -19,6 +19,8 @@ pub(crate) struct TextColumns {
     columns: Vec<Column>,
     rows: usize,
     policy: OnUnrepresentable,
+    /// The columns with altered values in the present row, as long as their rows are remembered.
+    altered: Vec<String>,
 }
 
 /// Why a text is no value of a column.
@@ -43,22 +45,24 @@ impl Refusal {
 impl TextColumns {
     pub(crate) fn new(schema: &TableSchema, policy: OnUnrepresentable) -> Self {
         let columns = schema.fields.iter().map(|field| Column::new(field, "")).collect();
-        Self { schema: schema.to_arrow(), columns, rows: 0, policy }
+        Self { schema: schema.to_arrow(), columns, rows: 0, policy, altered: Vec::new() }
     }
 
     /// Sets a column's value in the present row. Columns without one become null.
     pub(crate) fn set(&mut self, column: usize, text: &[u8]) -> Result<ControlFlow<Refusal>> {
         let column = &mut self.columns[column];
         column.pad(self.rows);
-        Ok(match column.append_text(text, self.policy)? {
+        Ok(match column.append_text(text, self.policy, &mut self.altered)? {
             Stored::Malformed => ControlFlow::Break(Refusal::Malformed),
             Stored::Inexact => ControlFlow::Break(Refusal::Inexact),
             Stored::Exactly | Stored::Altered => ControlFlow::Continue(()),
         })
     }
 
-    pub(crate) fn end_row(&mut self) {
+    /// Returns the columns with altered values, while their rows are to be remembered.
+    pub(crate) fn end_row(&mut self) -> Vec<String> {
         self.rows += 1;
+        std::mem::take(&mut self.altered)
     }
 
     pub(crate) fn rows(&self) -> usize {

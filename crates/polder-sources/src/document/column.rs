@@ -14,12 +14,15 @@ use arrow::array::{ArrayRef, ListArray, RecordBatch, RecordBatchOptions, StructA
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, FieldRef, Fields, SchemaRef};
 use polder_core::spec::OnUnrepresentable;
-use polder_core::{Error, ErrorCode, Field, LakeType, Result, RunProgress, TableSchema, TextOf};
+use polder_core::{
+    ALTERED_KEYS_MAX, Error, ErrorCode, Field, LakeType, Result, RunProgress, TableSchema, TextOf,
+};
 
 use super::convert;
 use super::infer::UNNAMED;
 use super::names::Names;
 use super::raw::{Element, Elements, Value, malformed, utf8};
+use super::rows;
 use super::text::{self, Dialect};
 use crate::values::{Exact, Unfit};
 
@@ -37,12 +40,18 @@ pub(crate) struct Decoder {
     rows: usize,
     fixed_width: usize,
     context: Context,
+    /// The columns that name a row.
+    key: Vec<String>,
+    /// Columns with altered values, and the rows they are in, since the last batch.
+    altered_keys: Vec<(String, String)>,
 }
 
 struct Context {
     options: DecoderOptions,
     /// Reused for every text that is written.
     text: String,
+    /// The columns with altered values in the row at hand, as long as their rows are remembered.
+    altered: Vec<String>,
 }
 
 /// The columns of a struct, or of the table.
@@ -58,6 +67,8 @@ pub(super) struct Column {
     rows: usize,
     /// Values changed by policy since the last batch.
     altered: u64,
+    /// How many of them were named with their row.
+    named: usize,
 }
 
 enum Builder {
@@ -98,16 +109,35 @@ impl Decoder {
             root: Members::new(&schema.fields, ""),
             rows: 0,
             fixed_width: schema.fields.iter().map(|f| convert::fixed_width(&f.data_type)).sum(),
-            context: Context { options, text: String::new() },
+            context: Context { options, text: String::new(), altered: Vec::new() },
+            key: Vec::new(),
+            altered_keys: Vec::new(),
         }
+    }
+
+    /// Names rows by these columns.
+    pub(crate) fn with_key(self, key: Vec<String>) -> Self {
+        Self { key, ..self }
     }
 
     /// Adds one document as a row. Top-level members that are no columns are left out: the schema
     /// was made from all documents, so they were not asked for.
     pub(crate) fn append(&mut self, document: &[u8]) -> Result<()> {
-        self.root.append(document, self.rows, &mut self.context, true)?;
+        let appended = self.root.append(document, self.rows, &mut self.context, true);
+        appended.map_err(|error| rows::named(error, document, &self.key))?;
+        if !self.context.altered.is_empty() {
+            self.remember(document);
+        }
         self.rows += 1;
         Ok(())
+    }
+
+    #[cold]
+    fn remember(&mut self, document: &[u8]) {
+        let key = rows::name(document, &self.key);
+        for column in self.context.altered.drain(..) {
+            self.altered_keys.extend(key.iter().map(|key| (column.clone(), key.clone())));
+        }
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -123,6 +153,9 @@ impl Decoder {
     pub(crate) fn finish(&mut self, progress: &RunProgress) -> Result<RecordBatch> {
         let rows = std::mem::take(&mut self.rows);
         let arrays = self.root.finish(rows, progress)?;
+        for (column, key) in self.altered_keys.drain(..) {
+            progress.add_altered_key(&column, key);
+        }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options).map_err(internal)
     }
@@ -181,7 +214,7 @@ impl Column {
             parent => format!("{parent}.{}", field.name),
         };
         let builder = Builder::new(field, &path);
-        Self { path, builder, rows: 0, altered: 0 }
+        Self { path, builder, rows: 0, altered: 0, named: 0 }
     }
 
     /// Adds nulls up to `rows`.
@@ -202,7 +235,8 @@ impl Column {
         let outcome = match &mut self.builder {
             Builder::String { builder, text_of } => {
                 context.text.clear();
-                write_text(&mut context.text, element, *text_of, context.options.dialect)?;
+                write_text(&mut context.text, element, *text_of, context.options.dialect)
+                    .map_err(|error| error.within(&format!("column {}", self.path)))?;
                 builder.append_value(&context.text);
                 self.rows += 1;
                 return Ok(());
@@ -223,7 +257,7 @@ impl Column {
         };
         match outcome {
             Stored::Exactly => {}
-            Stored::Altered => self.altered += 1,
+            Stored::Altered => self.note_altered(&mut context.altered),
             Stored::Malformed => return Err(self.refused(element)),
             Stored::Inexact => {
                 return Err(self.refused(element).hint(
@@ -236,8 +270,22 @@ impl Column {
         Ok(())
     }
 
+    /// Counts an altered value; `columns` are those that have one in the row at hand.
+    fn note_altered(&mut self, columns: &mut Vec<String>) {
+        self.altered += 1;
+        if self.named < ALTERED_KEYS_MAX && !columns.contains(&self.path) {
+            self.named += 1;
+            columns.push(self.path.clone());
+        }
+    }
+
     /// Adds a text as CSV has it.
-    pub(super) fn append_text(&mut self, text: &[u8], policy: OnUnrepresentable) -> Result<Stored> {
+    pub(super) fn append_text(
+        &mut self,
+        text: &[u8],
+        policy: OnUnrepresentable,
+        altered: &mut Vec<String>,
+    ) -> Result<Stored> {
         let stored = match &mut self.builder {
             Builder::String { builder, .. } => {
                 builder.append_value(utf8(text)?);
@@ -246,7 +294,9 @@ impl Column {
             scalar => scalar.append_scalar(Value::String(text), policy),
         };
         self.rows += usize::from(matches!(stored, Stored::Exactly | Stored::Altered));
-        self.altered += u64::from(matches!(stored, Stored::Altered));
+        if matches!(stored, Stored::Altered) {
+            self.note_altered(altered);
+        }
         Ok(stored)
     }
 
@@ -451,7 +501,7 @@ impl ListBuilder {
     }
 }
 
-fn write_text(
+pub(super) fn write_text(
     out: &mut String,
     element: &Element<'_>,
     text_of: Option<TextOf>,

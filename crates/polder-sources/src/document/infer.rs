@@ -12,6 +12,7 @@ use polder_core::{CursorValue, Error, ErrorCode, Field, LakeType, Result, TableS
 
 use super::names::Names;
 use super::raw::{Decimal, Element, Elements, Value, malformed};
+use super::rows;
 use super::types;
 
 /// Nesting beyond this becomes text: engines and Parquet readers get slow or give up.
@@ -33,6 +34,8 @@ pub(crate) struct InferenceOptions {
     /// The columns wanted, in order; all when absent.
     pub(crate) columns: Option<Vec<String>>,
     pub(crate) on_unrepresentable: OnUnrepresentable,
+    /// The columns that name a row.
+    pub(crate) key: Vec<String>,
 }
 
 /// The tree of paths.
@@ -134,17 +137,11 @@ impl Inference {
     /// `source.malformed` for broken bytes; `source.unrepresentable` for a document whose top level
     /// has a member twice or more members than a table can have columns.
     pub(crate) fn see(&mut self, document: &[u8]) -> Result<()> {
-        self.root.see_document(&mut self.walk, document, 0)?;
-        if self.root.seen.has(Seen::TEXT) {
-            return Err(Error::new(
-                ErrorCode::SourceUnrepresentable,
-                "a document cannot become a row: it has a member twice, or the table would have \
-                 too many columns",
-            )
-            .detail(format!("the limit is {MEMBERS_MAX} columns and {PATHS_MAX} nested fields"))
-            .hint("choose the columns to read with `columns:`"));
-        }
-        Ok(())
+        let seen = self.root.see_document(&mut self.walk, document, 0);
+        seen.and_then(
+            |()| if self.root.seen.has(Seen::TEXT) { Err(no_row(document)) } else { Ok(()) },
+        )
+        .map_err(|error| rows::named(error, document, &self.options.key))
     }
 
     /// Whether a column's values, null aside, compare with each other and with the lower bound of
@@ -171,6 +168,21 @@ impl Inference {
     /// The schema of all documents seen, and what the reader should know about it.
     pub(crate) fn finish(&self) -> Result<(TableSchema, Vec<String>)> {
         types::schema(&self.root, &self.options)
+    }
+}
+
+/// Why a document's members cannot be the columns of a table.
+#[cold]
+fn no_row(document: &[u8]) -> Error {
+    let refused = |what: &str| {
+        let message = format!("a document cannot become a row: {what}");
+        Error::new(ErrorCode::SourceUnrepresentable, message)
+            .detail(format!("the limit is {MEMBERS_MAX} columns and {PATHS_MAX} nested fields"))
+            .hint("choose the columns to read with `columns:`")
+    };
+    match rows::twice(document) {
+        Some(name) => refused(&format!("it has the member {name:?} twice")),
+        None => refused("the table would have too many columns"),
     }
 }
 
@@ -320,6 +332,7 @@ impl InferenceOptions {
             declared: request.types.clone(),
             columns: request.columns.clone(),
             on_unrepresentable: request.on_unrepresentable,
+            key: request.key.clone(),
         }
     }
 }

@@ -10,6 +10,7 @@ mod convert;
 mod infer;
 mod names;
 mod raw;
+mod rows;
 mod spill;
 mod split;
 mod text;

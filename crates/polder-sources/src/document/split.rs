@@ -17,6 +17,7 @@ struct DocumentSplit {
     runs: Range<usize>,
     schema: Arc<TableSchema>,
     options: DecoderOptions,
+    key: Vec<String>,
     batch_bytes: usize,
     progress: Arc<RunProgress>,
 }
@@ -39,6 +40,7 @@ pub(crate) fn splits(
                 runs,
                 schema: schema.clone(),
                 options,
+                key: request.key.clone(),
                 batch_bytes: request.batch_bytes,
                 progress: request.progress.clone(),
             }) as Box<dyn Split>
@@ -52,7 +54,7 @@ impl Split for DocumentSplit {
     }
 
     fn read(self: Box<Self>) -> BatchStream {
-        let decoder = Decoder::new(&self.schema, self.options);
+        let decoder = Decoder::new(&self.schema, self.options).with_key(self.key);
         match DocumentBatches::new(self.spill, self.runs, decoder, self.batch_bytes, self.progress)
         {
             Ok(batches) => blocking::stream(batches),

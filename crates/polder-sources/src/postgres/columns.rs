@@ -61,6 +61,10 @@ enum Cast {
     /// By the server, before it sends it.
     Text,
     Long,
+    /// To the bytes of a text, as the database has them. A cast would drop the blanks of a `char(n)`.
+    Bytes {
+        blanks: bool,
+    },
     /// To text, once it has come.
     Here(Written),
 }
@@ -158,6 +162,12 @@ pub(super) fn choose(relation: &Relation, request: &ReadRequest) -> Result<Vec<C
     chosen.into_iter().map(|column| read(relation, column, request)).collect()
 }
 
+/// Where the columns of these names are among those read; names that are not are left out.
+pub(super) fn numbers(columns: &[ColumnRead], names: &[String]) -> Vec<usize> {
+    let number = |name: &String| columns.iter().position(|column| column.field.name == *name);
+    names.iter().filter_map(number).collect()
+}
+
 pub(super) fn find<'a>(relation: &'a Relation, name: &str, key: &str) -> Result<&'a Column> {
     if let Some(column) = relation.columns.iter().find(|column| column.name == name) {
         return Ok(column);
@@ -202,7 +212,7 @@ fn read(relation: &Relation, column: &Column, request: &ReadRequest) -> Result<C
         sql: expression(&column.name, &field.data_type, cast),
         written: match cast {
             Cast::Here(written) => Some(written),
-            Cast::No | Cast::Text | Cast::Long => None,
+            Cast::No | Cast::Text | Cast::Long | Cast::Bytes { .. } => None,
         },
         field: if required { field.required() } else { field },
         type_name: column.type_name.clone(),
@@ -217,6 +227,14 @@ fn expression(name: &str, data_type: &LakeType, cast: Cast) -> String {
         Cast::No | Cast::Here(_) => column,
         Cast::Text => format!("{column}::pg_catalog.text{list}"),
         Cast::Long => format!("{column}::pg_catalog.int8{list}"),
+        // The server sends no text that is not what its encoding says; as SQL_ASCII it is bytes.
+        Cast::Bytes { blanks: false } => {
+            format!("pg_catalog.convert_to({column}::pg_catalog.text, 'SQL_ASCII')")
+        }
+        Cast::Bytes { blanks: true } => format!(
+            "CASE WHEN {column} IS NOT NULL \
+             THEN pg_catalog.convert_to(pg_catalog.concat({column}), 'SQL_ASCII') END"
+        ),
     }
 }
 
@@ -267,7 +285,11 @@ fn declare(relation: &Relation, column: &Column, declared: &LakeType) -> Result<
         other => natural == *other || (natural.promotes_to(other) && cast == Cast::No),
     };
     if possible {
-        let cast = if numeric || text { Cast::No } else { cast };
+        let cast = match declared {
+            LakeType::Binary if text => Cast::Bytes { blanks: oid == oid::BPCHAR },
+            _ if numeric => Cast::No,
+            _ => cast,
+        };
         return Ok((declared.clone(), cast));
     }
     let mut ways = vec!["string".to_owned()];

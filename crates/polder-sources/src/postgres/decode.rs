@@ -8,16 +8,18 @@ use std::sync::Arc;
 
 use arrow::array::builder::NullBufferBuilder;
 use arrow::array::{
-    ArrayRef, BinaryArray, BooleanBuilder, Date32Builder, Decimal128Builder,
-    FixedSizeBinaryBuilder, Float32Builder, Float64Builder, Int32Builder, Int64Builder, ListArray,
-    StringArray, StructArray, Time64MicrosecondBuilder, TimestampMicrosecondBuilder,
+    ArrayRef, BooleanBuilder, Date32Builder, Decimal128Builder, FixedSizeBinaryBuilder,
+    Float32Builder, Float64Builder, Int32Builder, Int64Builder, ListArray, StructArray,
+    Time64MicrosecondBuilder, TimestampMicrosecondBuilder,
 };
-use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer};
+use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, FieldRef, Fields};
 use polder_core::spec::OnUnrepresentable;
 use polder_core::{Field, LakeType};
 
+use super::bytes::BytesBuilder;
 use super::numeric;
+use super::times::{date, time, timestamp};
 use super::written::Written;
 
 /// Why a field has no exact place in its column.
@@ -34,6 +36,10 @@ pub(super) enum Flaw<T> {
 pub(super) enum Refusal {
     Malformed(&'static str),
     Unrepresentable(&'static str),
+    /// Text that is found not to be UTF-8 when the column ends.
+    NotUtf8 {
+        row: usize,
+    },
 }
 
 /// What a column's values are held against.
@@ -87,6 +93,12 @@ impl Column {
         fields: impl Iterator<Item = Option<&'a [u8]>>,
     ) -> Result<(), Refusal> {
         self.builder.extend(fields, &mut Settle { rules: self.rules, altered: &mut self.altered })
+    }
+
+    /// How many values were changed since the last [`Self::take_altered`].
+    #[inline]
+    pub(super) fn altered(&self) -> u64 {
+        self.altered
     }
 
     /// How many values were changed since the last call.
@@ -158,23 +170,12 @@ enum Builder {
     Long(Int64Builder),
     Float(Float32Builder),
     Double(Float64Builder),
-    Decimal {
-        values: Decimal128Builder,
-        precision: u8,
-        scale: u8,
-    },
+    Decimal { values: Decimal128Builder, precision: u8, scale: u8 },
     Date(Date32Builder),
     Time(Time64MicrosecondBuilder),
-    Timestamp {
-        values: TimestampMicrosecondBuilder,
-        utc: bool,
-    },
-    /// Checked to be UTF-8 as a whole, at the end: much faster than value by value.
+    Timestamp { values: TimestampMicrosecondBuilder, utc: bool },
     Text(BytesBuilder),
-    Written {
-        values: BytesBuilder,
-        form: Written,
-    },
+    Written { values: BytesBuilder, form: Written },
     Binary(BytesBuilder),
     Uuid(FixedSizeBinaryBuilder),
     Interval(Box<IntervalBuilder>),
@@ -324,68 +325,12 @@ impl Builder {
             Self::Timestamp { mut values, utc } => {
                 Arc::new(values.finish().with_timezone_opt(utc.then_some("+00:00")))
             }
-            Self::Text(values) | Self::Written { values, .. } => {
-                let (offsets, bytes, nulls) = values.finish();
-                let texts = StringArray::try_new(offsets, bytes, nulls);
-                Arc::new(texts.map_err(|_| Refusal::Malformed("text that is not UTF-8"))?)
-            }
-            Self::Binary(values) => {
-                let (offsets, bytes, nulls) = values.finish();
-                let values = BinaryArray::try_new(offsets, bytes, nulls);
-                Arc::new(values.map_err(|_| Refusal::Malformed("values that make no column"))?)
-            }
+            Self::Text(values) | Self::Written { values, .. } => Arc::new(values.finish_texts()?),
+            Self::Binary(values) => Arc::new(values.finish()?),
             Self::Uuid(mut values) => Arc::new(values.finish()),
             Self::Interval(values) => Arc::new(values.finish()?),
             Self::List(values) => Arc::new(values.finish()?),
         })
-    }
-}
-
-/// Texts or binaries, as they lie in Arrow: all bytes, and where each value ends.
-struct BytesBuilder {
-    bytes: Vec<u8>,
-    offsets: Vec<i32>,
-    nulls: NullBufferBuilder,
-}
-
-impl BytesBuilder {
-    fn new(room: Room) -> Self {
-        let mut offsets = Vec::with_capacity(room.rows + 1);
-        offsets.push(0);
-        Self {
-            bytes: Vec::with_capacity(room.bytes),
-            offsets,
-            nulls: NullBufferBuilder::new(room.rows),
-        }
-    }
-
-    fn extend<'a>(&mut self, fields: impl Iterator<Item = Option<&'a [u8]>>) {
-        for field in fields {
-            match field {
-                Some(raw) => {
-                    self.bytes.extend_from_slice(raw);
-                    self.end();
-                }
-                None => self.append_null(),
-            }
-        }
-    }
-
-    /// What was added to the bytes since the last value is one.
-    #[inline]
-    fn end(&mut self) {
-        self.offsets.push(self.bytes.len() as i32);
-        self.nulls.append_non_null();
-    }
-
-    #[inline]
-    fn append_null(&mut self) {
-        self.offsets.push(self.bytes.len() as i32);
-        self.nulls.append_null();
-    }
-
-    fn finish(mut self) -> (OffsetBuffer<i32>, Buffer, Option<NullBuffer>) {
-        (OffsetBuffer::new(self.offsets.into()), self.bytes.into(), self.nulls.finish())
     }
 }
 
@@ -436,48 +381,6 @@ fn double(raw: &[u8]) -> Result<f64, Refusal> {
     match raw.len() {
         8 => Ok(f64::from_be_bytes(fixed(raw)?)),
         _ => Ok(f64::from(f32::from_be_bytes(fixed(raw)?))),
-    }
-}
-
-/// From PostgreSQL's epoch, 2000-01-01, to Unix's.
-const EPOCH_DAYS: i32 = 10_957;
-const DAY_MICROS: i64 = 86_400_000_000;
-/// 0001-01-01 and 9999-12-31 in days since 1970: the years every reader of the lake can show.
-const DATES: (i32, i32) = (-719_162, 2_932_896);
-
-const OUTSIDE: &str = "is outside the years 1 to 9999 (or infinite)";
-
-#[inline]
-fn date(raw: [u8; 4]) -> Result<i32, Flaw<i32>> {
-    let days = i32::from_be_bytes(raw).saturating_add(EPOCH_DAYS);
-    within(days, DATES)
-}
-
-#[inline]
-fn timestamp(raw: [u8; 8]) -> Result<i64, Flaw<i64>> {
-    let micros = i64::from_be_bytes(raw).saturating_add(i64::from(EPOCH_DAYS) * DAY_MICROS);
-    let (first, last) = DATES;
-    within(micros, (i64::from(first) * DAY_MICROS, (i64::from(last) + 1) * DAY_MICROS - 1))
-}
-
-#[inline]
-fn within<T: Ord + Copy>(value: T, (first, last): (T, T)) -> Result<T, Flaw<T>> {
-    if value >= first && value <= last {
-        return Ok(value);
-    }
-    Err(Flaw::Unrepresentable { reason: OUTSIDE, nearest: Some(value.clamp(first, last)) })
-}
-
-/// PostgreSQL has 24:00:00, which no lake type has.
-#[inline]
-fn time(raw: [u8; 8]) -> Result<i64, Flaw<i64>> {
-    let micros = i64::from_be_bytes(raw);
-    match micros {
-        0..DAY_MICROS => Ok(micros),
-        DAY_MICROS => {
-            Err(Flaw::Unrepresentable { reason: "is 24:00:00", nearest: Some(DAY_MICROS - 1) })
-        }
-        _ => Err(Flaw::Malformed("a time outside the day")),
     }
 }
 
@@ -648,7 +551,13 @@ impl ListBuilder {
 
     fn finish(mut self) -> Result<ListArray, Refusal> {
         let offsets = OffsetBuffer::new(self.offsets.into());
-        let elements = self.elements.finish()?;
+        let elements = self.elements.finish().map_err(|refusal| match refusal {
+            Refusal::NotUtf8 { row: element } => {
+                let row = offsets.partition_point(|&start| start as usize <= element) - 1;
+                Refusal::NotUtf8 { row }
+            }
+            other => other,
+        })?;
         ListArray::try_new(self.field, offsets, elements, self.nulls.finish())
             .map_err(|_| Refusal::Malformed("arrays that make no column"))
     }
@@ -667,6 +576,7 @@ mod tests {
 
     use super::*;
     use crate::postgres::numeric::tests::encode;
+    use crate::postgres::times::{DATES, DAY_MICROS, EPOCH_DAYS, OUTSIDE};
 
     fn one(
         data_type: &LakeType,

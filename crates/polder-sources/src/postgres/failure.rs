@@ -101,6 +101,13 @@ fn meaning(state: &SqlState) -> (ErrorCode, Option<&'static str>) {
             ErrorCode::SourceDenied,
             Some("GRANT USAGE ON SCHEMA and GRANT SELECT ON TABLE to the role of the address"),
         ),
+        "22021" => (
+            ErrorCode::SourceMalformed,
+            Some(
+                "a text is not what the database's encoding says: declare its column as binary \
+                 under `types`",
+            ),
+        ),
         "3D000" => (ErrorCode::SourceNotFound, Some("check the database's name")),
         "42P01" | "3F000" => {
             (ErrorCode::SourceNotFound, Some("`polder discover` lists the tables"))

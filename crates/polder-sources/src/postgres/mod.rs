@@ -13,8 +13,9 @@
 //! | `columns` | PostgreSQL types → lake types |
 //! | `cursor`, `horizon` | the bound of an incremental read, and how far it may move |
 //! | `plan`, `select`, `read` | snapshot, splits, batches |
-//! | `frame`, `decode`, `numeric`, `written` | COPY's binary form |
+//! | `frame`, `decode`, `bytes`, `numeric`, `written` | COPY's binary form |
 
+mod bytes;
 mod catalog;
 mod columns;
 mod connect;
@@ -31,7 +32,9 @@ mod plan;
 mod read;
 mod select;
 mod tap;
+mod times;
 mod tls;
+mod trace;
 mod written;
 
 use async_trait::async_trait;

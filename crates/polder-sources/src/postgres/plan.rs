@@ -72,6 +72,7 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
     let sessions = helpers.join(session, wanted, &mut warnings).await?;
     let schema = TableSchema::new(columns.iter().map(|column| column.field.clone()).collect());
     let job = Job {
+        key: columns::numbers(&columns, &request.key),
         columns: columns.clone(),
         schema: schema.to_arrow(),
         table: identity.clone(),

@@ -18,6 +18,7 @@ use super::connect::Session;
 use super::decode::{Column, Refusal, Room, Rules, widths};
 use super::frame::{Broken, Frames, Row, Rows, Sink};
 use super::tls::CopyBytes;
+use super::trace;
 
 const BATCH_ROWS_MAX: usize = 64 * 1024;
 /// Keeps the 32-bit offsets of strings far from their end, with the largest row of PostgreSQL (1 GB).
@@ -32,6 +33,8 @@ const GROUP_BYTES_MAX: usize = 64 << 10;
 pub(super) struct Job {
     pub(super) columns: Vec<ColumnRead>,
     pub(super) schema: SchemaRef,
+    /// The columns that name a row.
+    pub(super) key: Vec<usize>,
     pub(super) table: Identity,
     pub(super) infinite_intervals: bool,
     pub(super) cursor_is_coarse: bool,
@@ -154,8 +157,13 @@ fn feed(frames: &mut Frames, bytes: &mut CopyBytes, assembly: &mut Assembly) -> 
 }
 
 /// Why reading cannot go on, without the names it takes to say so.
-enum Stop {
-    Column(usize, Refusal),
+pub(super) enum Stop {
+    Column {
+        index: usize,
+        refusal: Refusal,
+        /// Names the row.
+        key: Option<String>,
+    },
     Broken(Broken),
     /// Arrow's refusal of a batch: a null in a required column, for example.
     Batch(arrow::error::ArrowError),
@@ -170,7 +178,7 @@ impl From<Broken> for Stop {
 impl Stop {
     fn into_error(self, job: &Job) -> Error {
         let table = &job.table.display;
-        let (index, refusal) = match self {
+        let (index, refusal, key) = match self {
             Self::Broken(Broken(what)) => {
                 let message = format!("{table} cannot be read: {what}");
                 return Error::new(ErrorCode::SourceMalformed, message);
@@ -179,30 +187,33 @@ impl Stop {
                 let message = format!("rows of {table} make no batch");
                 return Error::new(ErrorCode::SourceMalformed, message).caused_by(error);
             }
-            Self::Column(index, refusal) => (index, refusal),
+            Self::Column { index, refusal, key } => (index, refusal, key),
         };
         let column = job.columns.get(index);
         let name = column.map(|column| column.field.name.clone()).unwrap_or_default();
         let types = column
             .map(|column| format!("{} read as {}", column.type_name, column.field.data_type))
             .unwrap_or_default();
-        let detail = format!("{table}, column {name:?}, {types}");
+        let row = key.map(|key| format!(", row {key}")).unwrap_or_default();
+        let detail = format!("{table}, column {name:?}, {types}{row}");
+        let malformed = |what: &str, hint: &str| {
+            let message = format!("column {name:?} holds {what}");
+            Error::new(ErrorCode::SourceMalformed, message).detail(&detail).hint(hint)
+        };
         match refusal {
             Refusal::Unrepresentable(reason) => {
                 let message = format!("column {name:?} holds a value that {reason}");
-                Error::new(ErrorCode::SourceUnrepresentable, message).detail(detail).hint(
+                Error::new(ErrorCode::SourceUnrepresentable, message).detail(&detail).hint(
                     "set the table's on_unrepresentable: null stores no value, clamp the nearest \
                      one the type has, text makes a string of such columns, error (the default) \
                      stops as now; or declare the column under `types`",
                 )
             }
-            Refusal::Malformed(what) => {
-                let message = format!("column {name:?} holds {what}");
-                Error::new(ErrorCode::SourceMalformed, message).detail(detail).hint(
-                    "text in a database of encoding SQL_ASCII can be read with `types`: binary; \
-                     otherwise report this as a bug",
-                )
-            }
+            Refusal::Malformed(what) => malformed(what, "report this as a bug"),
+            Refusal::NotUtf8 { .. } => malformed(
+                "text that is not UTF-8",
+                "declare the column as binary under `types`, or leave it out with `columns`",
+            ),
         }
     }
 }
@@ -261,12 +272,15 @@ impl Assembly {
         // The next batch will be much like this one.
         let pairs = self.job.columns.iter().zip(&self.columns);
         let next = pairs.map(|(read, full)| column(&self.job, read, full.taken(rows))).collect();
-        let full = std::mem::replace(&mut self.columns, next);
+        let mut full = std::mem::replace(&mut self.columns, next).into_iter();
         let mut arrays = Vec::with_capacity(full.len());
-        for (index, mut column) in full.into_iter().enumerate() {
-            let name = &self.job.columns[index].field.name;
+        while let Some(mut column) = full.next() {
+            let name = &self.job.columns[arrays.len()].field.name;
             self.job.progress.add_altered(name, column.take_altered());
-            arrays.push(column.finish().map_err(|refusal| Stop::Column(index, refusal))?);
+            match column.finish() {
+                Ok(array) => arrays.push(array),
+                Err(refusal) => return Err(trace::unfinished(&self.job, arrays, refusal, full)),
+            }
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         let schema = Arc::clone(&self.job.schema);
@@ -303,8 +317,11 @@ impl Sink for Assembly {
     /// Takes the rows that wait into the columns.
     fn settle(&mut self, buffer: &[u8]) -> Result<(), Stop> {
         for (index, column) in self.columns.iter_mut().enumerate() {
-            let fields = self.waiting.column(buffer, index);
-            column.extend(fields).map_err(|refusal| Stop::Column(index, refusal))?;
+            let altered = column.altered();
+            let taken = column.extend(self.waiting.column(buffer, index));
+            if taken.is_err() || column.altered() > altered {
+                trace::rows(&self.job, &self.waiting, buffer, index, taken)?;
+            }
         }
         self.waiting.clear();
         self.written = self.columns.iter().map(Column::written).sum();
@@ -312,7 +329,7 @@ impl Sink for Assembly {
     }
 }
 
-fn column(job: &Job, read: &ColumnRead, room: Room) -> Column {
+pub(super) fn column(job: &Job, read: &ColumnRead, room: Room) -> Column {
     let rules = Rules { policy: read.policy, infinite_intervals: job.infinite_intervals };
     Column::new(&read.field.data_type, read.written, rules, room)
 }

@@ -208,13 +208,16 @@ async fn declared_types_are_exact_or_follow_the_policy() {
         (OnUnrepresentable::Null, NULL, NULL, 1),
         (OnUnrepresentable::Clamp, "1.01", "2147483647", 1),
     ] {
-        let asked = request("a.csv").types(&declared).policy(policy);
+        let asked = request("a.csv").types(&declared).policy(policy).key(&["zip"]);
         let progress = asked.progress.clone();
         let found = read(&source, asked).await.expect("read");
         assert_eq!(found.shown("amount"), [amount, NULL], "{policy:?}");
         assert_eq!(found.shown("id"), ["1", id], "{policy:?}");
         let counted = [("amount".to_owned(), altered), ("id".to_owned(), altered)].into();
         assert_eq!(progress.snapshot().altered, counted, "{policy:?}");
+        let key = |column: &str, zip: &str| (column.to_owned(), vec![format!("zip={zip}")]);
+        let keys = [key("amount", "00123"), key("id", "10115")].into();
+        assert_eq!(progress.snapshot().altered_keys, keys, "{policy:?}");
     }
     for (declared, line) in [
         (("amount", "decimal(18, 2)"), "line 2: column amount does not fit decimal(18, 2) exactly"),

@@ -13,7 +13,7 @@ use arrow::array::{
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Int32Type, i256};
+use arrow::datatypes::{DataType, Field, Int32Type, TimestampNanosecondType, i256};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, GzipLevel, ZstdLevel};
 use parquet::data_type::{FixedLenByteArrayType, Int96, Int96Type};
@@ -295,10 +295,16 @@ async fn old_timestamps_and_uuids_are_read() {
 
 #[tokio::test]
 async fn digits_below_the_microsecond_follow_the_policy() {
-    let values = [(
-        "v",
-        array(TimestampNanosecondArray::from(vec![Some(-1), None, Some(1_001), Some(2_000)])),
-    )];
+    let nested =
+        [Some(vec![]), Some(vec![Some(2_000), Some(1), Some(2)]), None, Some(vec![Some(5)])];
+    let values = [
+        (
+            "v",
+            array(TimestampNanosecondArray::from(vec![Some(-1), None, Some(1_001), Some(2_000)])),
+        ),
+        ("id", array(StringArray::from(vec!["a", "b", "c", "d"]))),
+        ("l", array(ListArray::from_iter_primitive::<TimestampNanosecondType, _, _>(nested))),
+    ];
     let folder = folder(&[("a.parquet", file(&values))]);
     let source = folder.source();
     let error = refused(&source, request("a.parquet")).await;
@@ -309,11 +315,15 @@ async fn digits_below_the_microsecond_follow_the_policy() {
         (OnUnrepresentable::Null, [NULL, NULL, NULL, even]),
         (OnUnrepresentable::Clamp, ["1969-12-31T23:59:59.999999", NULL, one, even]),
     ] {
-        let asked = request("a.parquet").policy(policy);
+        let asked = request("a.parquet").policy(policy).key(&["id"]);
         let progress = asked.progress.clone();
         let found = read(&source, asked).await.expect("read");
         assert_eq!(found.shown("v"), shown, "{policy:?}");
-        assert_eq!(progress.snapshot().altered, [("v".to_owned(), 2)].into());
+        let counted = progress.snapshot();
+        assert_eq!(counted.altered, [("v".to_owned(), 2), ("l".to_owned(), 3)].into());
+        let keys = |rows: [&str; 2]| rows.map(|row| format!("id={row}")).to_vec();
+        let named = [("v".to_owned(), keys(["a", "c"])), ("l".to_owned(), keys(["b", "d"]))];
+        assert_eq!(counted.altered_keys, named.into());
     }
 }
 
@@ -399,9 +409,12 @@ async fn types_that_do_not_meet_are_told_and_can_be_declared() {
     let error = refused(&source, request("b.parquet").types(&[("v", "long")])).await;
     assert_eq!(error.code(), ErrorCode::SourceUnrepresentable, "007 would be 7: {error:?}");
     let null = request("b.parquet").types(&[("v", "long")]).policy(OnUnrepresentable::Null);
+    let null = null.key(&["v"]);
     let progress = null.progress.clone();
     assert_eq!(read(&source, null).await.expect("null").shown("v"), [NULL]);
     assert_eq!(progress.snapshot().altered, [("v".to_owned(), 1)].into());
+    let named = [("v".to_owned(), vec!["v=007".to_owned()])];
+    assert_eq!(progress.snapshot().altered_keys, named.into());
 }
 
 #[tokio::test]

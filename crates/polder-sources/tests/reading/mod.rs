@@ -29,6 +29,7 @@ pub(crate) fn request(from: &str) -> ReadRequest {
         filter: None,
         columns: None,
         cursor: None,
+        key: Vec::new(),
         objects_read: BTreeMap::new(),
         known_schema: None,
         types: BTreeMap::new(),
@@ -49,6 +50,7 @@ pub(crate) trait Vary {
     fn policy(self, policy: OnUnrepresentable) -> Self;
     fn splits(self, splits: usize) -> Self;
     fn cursor(self, column: &str, lower: Option<CursorValue>) -> Self;
+    fn key(self, columns: &[&str]) -> Self;
     fn types(self, types: &[(&str, &str)]) -> Self;
     fn columns(self, columns: &[&str]) -> Self;
     fn known(self, schema: &TableSchema) -> Self;
@@ -74,6 +76,10 @@ impl Vary for ReadRequest {
 
     fn cursor(self, column: &str, lower: Option<CursorValue>) -> Self {
         Self { cursor: Some(CursorRange { column: column.to_owned(), lower }), ..self }
+    }
+
+    fn key(self, columns: &[&str]) -> Self {
+        Self { key: columns.iter().map(|&name| name.to_owned()).collect(), ..self }
     }
 
     fn types(self, types: &[(&str, &str)]) -> Self {

@@ -132,6 +132,9 @@ fn sentence(end: &Ended) -> String {
     }
     for (column, count) in &report.altered {
         let _ = write!(text, "\n  {count} values of {column} altered by on_unrepresentable");
+        if let Some(keys) = report.altered_keys.get(column) {
+            let _ = write!(text, ", in rows like {}", keys.join("; "));
+        }
     }
     for (file, count) in &report.rejected {
         let _ = write!(text, "\n  {count} lines of {file} set aside");

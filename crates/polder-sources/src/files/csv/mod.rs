@@ -21,6 +21,7 @@ use super::object::{Input, Slice};
 use super::reject::{BadLine, BadLines};
 use crate::blocking::Batches;
 use crate::document::{TextColumns, accepts};
+use crate::keys;
 
 const ROWS_MAX: usize = 65_536;
 /// Columns of one file.
@@ -311,6 +312,19 @@ fn row(
             return Err(super::object::changed(&file.input.object.key));
         }
     }
-    columns.end_row();
+    for column in columns.end_row() {
+        if let Some(key) = key(format, file) {
+            format.request.progress.add_altered_key(&column, key);
+        }
+    }
     Ok(bytes)
+}
+
+/// The present record's name, of its key's fields.
+fn key(format: &CsvFormat, file: &CsvFile) -> Option<String> {
+    let value = |column: &String| {
+        let number = file.names.iter().position(|name| name == column)?;
+        String::from_utf8(file.record.field(number).0.to_vec()).ok()
+    };
+    keys::name(format.request.key.iter().map(|column| (&**column, value(column))))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, ListArray, PrimitiveArray, StructArray, new_null_array,
+    Array, ArrayRef, AsArray, ListArray, PrimitiveArray, RecordBatch, StructArray, new_null_array,
 };
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{
@@ -12,24 +12,46 @@ use arrow::datatypes::{
 };
 use arrow::error::ArrowError;
 use polder_core::spec::OnUnrepresentable;
-use polder_core::{Error, ErrorCode, Field, LakeType, ReadRequest, Result};
+use polder_core::{ALTERED_KEYS_MAX, Error, ErrorCode, Field, LakeType, ReadRequest, Result};
+
+use crate::keys;
 
 /// Converts the columns of one batch.
 pub(super) struct Conform<'a> {
     request: &'a ReadRequest,
+    batch: &'a RecordBatch,
     altered: u64,
+    /// The rows of the first few altered values, in the array at hand.
+    rows: Vec<usize>,
 }
 
 impl<'a> Conform<'a> {
-    pub(super) fn new(request: &'a ReadRequest) -> Self {
-        Self { request, altered: 0 }
+    pub(super) fn new(request: &'a ReadRequest, batch: &'a RecordBatch) -> Self {
+        Self { request, batch, altered: 0, rows: Vec::new() }
     }
 
     /// A top-level column; counts the values that policy changed.
     pub(super) fn column(&mut self, array: &ArrayRef, field: &Field) -> Result<ArrayRef> {
         let converted = self.array(array, &field.data_type, &field.name);
-        self.request.progress.add_altered(&field.name, std::mem::take(&mut self.altered));
+        let progress = &self.request.progress;
+        progress.add_altered(&field.name, std::mem::take(&mut self.altered));
+        for row in std::mem::take(&mut self.rows) {
+            if let Some(key) = self.key(row) {
+                progress.add_altered_key(&field.name, key);
+            }
+        }
         converted
+    }
+
+    fn key(&self, row: usize) -> Option<String> {
+        let value = |column: &String| keys::text(self.batch.column_by_name(column)?, row);
+        keys::name(self.request.key.iter().map(|column| (&**column, value(column))))
+    }
+
+    /// Counts altered values of the array at hand, and remembers the first few of their rows.
+    fn alter(&mut self, count: usize, rows: impl Iterator<Item = usize>) {
+        self.altered += count as u64;
+        self.rows.extend(rows.take(ALTERED_KEYS_MAX));
     }
 
     fn array(&mut self, array: &ArrayRef, target: &LakeType, path: &str) -> Result<ArrayRef> {
@@ -80,7 +102,11 @@ impl<'a> Conform<'a> {
             }
             other => return Err(refused(path, other, &DataType::List(target))),
         };
+        let known = self.rows.len();
         let values = self.array(&values, &element.data_type, path)?;
+        for row in &mut self.rows[known..] {
+            *row = offsets.partition_point(|&start| start as usize <= *row) - 1;
+        }
         let list = ListArray::try_new(target, offsets, values, nulls);
         Ok(Arc::new(list.map_err(|error| unbuilt(path, error))?))
     }
@@ -110,17 +136,20 @@ impl<'a> Conform<'a> {
         From: ArrowPrimitiveType<Native = i64>,
         To: ArrowPrimitiveType<Native = i64>,
     {
-        let uneven = array.iter().flatten().filter(|value| value % 1000 != 0).count();
+        let is_uneven = |value: i64| value % 1000 != 0;
+        let uneven = array.iter().flatten().filter(|value| is_uneven(*value)).count();
         if uneven == 0 {
             return Ok(array.unary(|value| value / 1000));
         }
+        let rows = array.iter().enumerate().filter(|(_, value)| value.is_some_and(is_uneven));
+        let rows = rows.map(|(row, _)| row);
         match self.request.on_unrepresentable {
             OnUnrepresentable::Clamp => {
-                self.altered += uneven as u64;
+                self.alter(uneven, rows);
                 Ok(array.unary(|value: i64| value.div_euclid(1000)))
             }
             OnUnrepresentable::Null => {
-                self.altered += uneven as u64;
+                self.alter(uneven, rows);
                 Ok(array.unary_opt(|value: i64| (value % 1000 == 0).then_some(value / 1000)))
             }
             OnUnrepresentable::Error | OnUnrepresentable::Text => {
@@ -159,7 +188,7 @@ impl<'a> Conform<'a> {
         let to = cast_with_options(array, target, &lenient).map_err(failed)?;
         let back = cast_with_options(&to, array.data_type(), &lenient).map_err(failed)?;
         let differs = arrow::compute::kernels::cmp::distinct(&back, array).map_err(failed)?;
-        self.altered += differs.true_count() as u64;
+        self.alter(differs.true_count(), differs.values().set_indices());
         arrow::compute::nullif(&to, &differs).map_err(failed)
     }
 }

@@ -207,7 +207,7 @@ fn conform(
     input: &Input,
 ) -> Result<RecordBatch> {
     let layout = schema.to_arrow();
-    let mut conform = Conform::new(request);
+    let mut conform = Conform::new(request, batch);
     let columns = schema.fields.iter().zip(layout.fields()).map(|(field, target)| {
         match batch.column_by_name(&field.name) {
             Some(array) => conform.column(array, field),

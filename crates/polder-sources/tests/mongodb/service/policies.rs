@@ -34,6 +34,28 @@ async fn dates(millis: &[i64], name: &str) -> (Vec<Document>, Swap) {
     (stored, swap)
 }
 
+#[tokio::test]
+async fn documents_of_refused_and_altered_values_are_named_by_their_key() {
+    let database = Database::new().await;
+    let value = |id: i32| doc! { "_id": { "org": "a", "n": id }, "v": f64::from(id) / 2.0 };
+    database.insert("t", (1..=20).map(value).collect()).await;
+    let source = database.source();
+    let named = request("t").key(&["_id"]).types(&[("v", "int")]);
+    let error = refused(&source, named.clone()).await;
+    assert!(error.message().contains("column v "), "{error:?}");
+    let key = |id: i32| format!("_id={{\"org\":\"a\",\"n\":{id}}}");
+    assert!(
+        error.detail_text().expect("detail").ends_with(&format!("row {}", key(1))),
+        "{error:?}"
+    );
+    let progress = named.progress.clone();
+    read(&source, named.policy(OnUnrepresentable::Null)).await.expect("read");
+    let counted = progress.snapshot();
+    assert_eq!(counted.altered, [("v".to_owned(), 10)].into());
+    let keys = [1, 3, 5, 7, 9].map(key).to_vec();
+    assert_eq!(counted.altered_keys, [("v".to_owned(), keys)].into());
+}
+
 fn altered(values: u64) -> BTreeMap<String, u64> {
     if values == 0 { BTreeMap::new() } else { [("v".to_owned(), values)].into() }
 }

@@ -89,3 +89,90 @@ async fn a_cursor_is_never_made_null() {
     let found = read(&source, clamp).await.expect("read");
     assert_eq!(found.texts("at"), [Some("9999-12-31 23:59:59.999999+00".to_owned())]);
 }
+
+#[tokio::test]
+async fn rows_of_refused_and_altered_values_are_named_by_their_key() {
+    let database = Database::new().await;
+    // Rows of all sizes: some are decoded together, large ones alone.
+    database
+        .run(
+            "CREATE TABLE t (v date, n numeric(5,2), org integer, id text, filler text);
+             INSERT INTO t SELECT
+               CASE WHEN i >= 150 AND i % 10 = 0 THEN date 'infinity' END,
+               CASE WHEN i = 171 THEN 'NaN'::numeric ELSE i END, 401, 'row ' || i,
+               (SELECT string_agg(md5(i::text || j), '') FROM generate_series(1, 3000) AS j
+                WHERE i % 60 = 0)
+             FROM generate_series(1, 300) AS i",
+        )
+        .await;
+    let source = database.source();
+    let named = || request("t").key(&["org", "id"]);
+    let error = read(&source, named()).await.err().expect("refused");
+    let detail = error.detail_text().expect("detail");
+    assert!(detail.contains("column \"v\"") && detail.contains("org=401, id=row 150"), "{detail}");
+    let large = named().filter("id >= 'row 24' AND id < 'row 25'");
+    let error = read(&source, large).await.err().expect("refused");
+    assert!(error.detail_text().expect("detail").ends_with("row org=401, id=row 240"));
+
+    for policy in [OnUnrepresentable::Null, OnUnrepresentable::Clamp] {
+        let named = named().policy(policy);
+        let progress = named.progress.clone();
+        read(&source, named).await.expect("read");
+        let counted = progress.snapshot();
+        assert_eq!(counted.altered, [("n".to_owned(), 1), ("v".to_owned(), 16)].into());
+        let first = [150, 160, 170, 180, 190].map(|i| format!("org=401, id=row {i}")).to_vec();
+        let keys =
+            [("n".to_owned(), vec!["org=401, id=row 171".to_owned()]), ("v".to_owned(), first)];
+        assert_eq!(counted.altered_keys, keys.into());
+    }
+    let unnamed = request("t").policy(OnUnrepresentable::Null);
+    let progress = unnamed.progress.clone();
+    read(&source, unnamed).await.expect("read");
+    assert!(progress.snapshot().altered_keys.is_empty(), "the spec names no key");
+}
+
+/// Such as `"char"` has before PostgreSQL 16.
+#[tokio::test]
+async fn text_that_is_not_utf_8_is_refused_with_its_row() {
+    let database = Database::new().await;
+    database
+        .run(
+            "CREATE CAST (bytea AS text) WITHOUT FUNCTION;
+             CREATE TABLE t (a integer, v text, l text[], b integer);
+             INSERT INTO t SELECT i, 'x', ARRAY['y', 'z'], -i FROM generate_series(1, 200) AS i;
+             UPDATE t SET v = (bytea '\\xc3')::text WHERE a = 150;
+             UPDATE t SET l = ARRAY['y', NULL, (bytea '\\xff')::text] WHERE a = 170",
+        )
+        .await;
+    let source = database.source();
+    for (column, row) in [("v", 150), ("l", 170)] {
+        let asked = request("t").columns(&["a", column, "b"]).key(&["a", "b"]);
+        let error = read(&source, asked).await.err().expect("refused");
+        assert_eq!(error.code(), ErrorCode::SourceMalformed);
+        let detail = error.detail_text().expect("detail");
+        assert!(detail.contains(&format!("column \"{column}\"")), "{detail}");
+        assert!(detail.ends_with(&format!("row a={row}, b=-{row}")), "{detail}");
+    }
+}
+
+#[tokio::test]
+async fn text_without_an_encoding_is_refused_or_bytes() {
+    let database = Database::with("ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0").await;
+    database
+        .run(
+            "CREATE TABLE t (v text, c char(3), n name);
+             INSERT INTO t VALUES (E'\\xc3', E'\\xff', E'\\xfe'), (NULL, NULL, NULL)",
+        )
+        .await;
+    let source = database.source();
+    let error = read(&source, request("t")).await.err().expect("refused");
+    assert_eq!(error.code(), ErrorCode::SourceMalformed);
+    assert!(error.hint_text().expect("hint").contains("binary"), "{error:?}");
+    assert!(!format!("{error:?}").contains("0xc3"), "no values: {error:?}");
+    let bytes = request("t").types(&[("v", "binary"), ("c", "binary"), ("n", "binary")]);
+    let found = read(&source, bytes).await.expect("read");
+    let expected = [("v", "\\xc3"), ("c", "\\xff2020"), ("n", "\\xfe")];
+    for (column, bytes) in expected {
+        assert_eq!(found.texts(column), [Some(bytes.to_owned()), None]);
+    }
+}

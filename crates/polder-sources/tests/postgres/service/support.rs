@@ -25,14 +25,24 @@ pub(super) struct Database {
 
 impl Database {
     pub(super) async fn new() -> Self {
+        Self::with("").await
+    }
+
+    /// `options` are those of CREATE DATABASE.
+    pub(super) async fn with(options: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self::named(&format!("polder_test_{}_{number}", std::process::id())).await
+        Self::create(&format!("polder_test_{}_{number}", std::process::id()), options).await
     }
 
     pub(super) async fn named(name: &str) -> Self {
+        Self::create(name, "").await
+    }
+
+    async fn create(name: &str, options: &str) -> Self {
         let (admin, _connection) = connect(&server_url()).await;
-        admin.batch_execute(&format!("CREATE DATABASE \"{name}\"")).await.expect("database");
+        let sql = format!("CREATE DATABASE \"{name}\" {options}");
+        admin.batch_execute(&sql).await.expect("database");
         let url = with_database(&server_url(), name);
         let (client, connection) = connect(&url).await;
         Self { name: name.to_owned(), url, client, _connection: connection }
