@@ -334,6 +334,9 @@ impl Catalog for RestCatalog {
             }
         } else if commit::needs_base(&updates) {
             base = self.load(ident).await.map_err(CommitFailure::Rejected)?;
+            // Others may have been there: what the changes lead to is asked of the state they are for.
+            super::check(base.as_ref(), requirements)?;
+            super::check_sequence(base.as_ref(), &updates)?;
         }
         let (document, new) = commit::document(ident, base.as_ref(), requirements, updates)?;
         let url = self.server.paths.table(ident).map_err(CommitFailure::Rejected)?;
