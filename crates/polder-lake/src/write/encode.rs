@@ -136,7 +136,9 @@ impl Encoder {
         let layout = Arc::clone(&self.layout);
         let Some(partitioner) = &layout.partitioner else {
             let all = Slice { key: Box::default(), values: Struct::empty(), rows: batch.clone() };
-            let waiting_max = WAITING_BYTES_ALONE.min(self.budget.share() / 4);
+            // A file's size is known, and its end decided, only by what is encoded.
+            let of_file = layout.target_file_bytes as usize / 8;
+            let waiting_max = WAITING_BYTES_ALONE.min(of_file).min(self.budget.share() / 4);
             return self.take(all, waiting_max);
         };
         for slice in partitioner.split(batch)? {
