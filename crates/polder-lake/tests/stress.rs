@@ -44,7 +44,6 @@ pub(crate) struct World {
     until: Instant,
     /// Whether the catalog loses answers.
     faulty: bool,
-    place: Place,
     _folder: Option<TempDir>,
 }
 
@@ -65,7 +64,7 @@ impl World {
         let columns = schema(&[("id", LakeType::Long), ("text", LakeType::String)]);
         run(&lakes[0], &table, request(StageKind::Replace, &columns), &[]).await.expect("create");
         let until = Instant::now() + Duration::from_secs(seconds);
-        Self { lakes, catalogs, table, ledger, until, faulty, place, _folder: folder }
+        Self { lakes, catalogs, table, ledger, until, faulty, _folder: folder }
     }
 
     /// Everybody at once, until the time is up.
@@ -102,9 +101,7 @@ impl World {
         let checked = check::check(lake, &self.table).await;
         let mut left = files(lake, now.location()).await;
         left.retain(|file| !checked.files.contains(file));
-        // A server that writes the states of tables itself may leave those of refused commits.
-        let servers = self.place == Place::Disk;
-        if servers || checked.metadata.metadata_log().len() == METADATA_LOG_MAX {
+        if checked.metadata.metadata_log().len() == METADATA_LOG_MAX {
             left.retain(|file| !file.ends_with(".metadata.json"));
         }
         assert!(self.faulty || left.is_empty(), "nothing is left behind: {left:?}");

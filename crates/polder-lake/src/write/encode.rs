@@ -25,9 +25,9 @@ use crate::error;
 
 /// Encoded bytes of a row group; at some 30 bytes a row this is about a million rows.
 const ROW_GROUP_BYTES: u64 = 32 << 20;
-/// Rows of a partition are encoded once they have this many bytes; so are those of a table without
-/// partitions, where one writer has no others to leave memory for.
+/// Rows of a partition are encoded once they have this many bytes.
 const WAITING_BYTES: usize = 1 << 20;
+/// The same for a table without partitions, if memory and files are large: see `super::file`.
 const WAITING_BYTES_ALONE: usize = 16 << 20;
 /// Partitions one writer has open files in: a year of days. The binary raises its limit of open
 /// files for it.
