@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::checkpoint::ObjectState;
 use crate::spec::{Filter, FormatOptions, OnUnrepresentable};
-use crate::{CursorValue, LakeType, OrgId, Result, RunProgress, TableSchema};
+use crate::{CursorValue, LakeType, OrgId, Predicate, Result, RunProgress, TableSchema};
 
 /// What a source can do, as data: the pipeline branches on these and never on the source's kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -63,6 +63,9 @@ pub struct ReadRequest {
     /// as only it knows how.
     pub from: String,
     pub filter: Option<Filter>,
+    /// Rows for which this is not true may be left out. It speaks of the source's columns, by name. A
+    /// source leaves out what it can tell exactly, and reads the rest: whoever asks filters again.
+    pub predicate: Predicate,
     /// The columns to read, in this order; `None` for all.
     pub columns: Option<Vec<String>>,
     pub cursor: Option<CursorRange>,
@@ -143,6 +146,10 @@ pub trait Source: Send + Sync {
 
     /// The tables this source offers.
     async fn discover(&self) -> Result<Vec<SourceTable>>;
+
+    /// What [`ReadRequest::from`] says for the table that SQL calls `<source>.<schema>.<table>`, or
+    /// `<source>.<table>` without `schema`; `None` if such names lead nowhere in this source.
+    fn from_of_sql(&self, schema: Option<&str>, table: &str) -> Option<String>;
 
     /// Fixes a state of the source and says what reading it will bring.
     async fn plan(&self, request: ReadRequest) -> Result<ReadPlan>;

@@ -31,7 +31,7 @@ pub use catalog::{Catalog, CommitFailure, GlueCatalog, RestCatalog, SqlCatalog, 
 pub use commit::{Expired, FilesCommitted, RolledBack};
 pub use field_ids::{check_readable, field_id, read_as};
 pub use lake::Lake;
-pub use predicate::{CmpOp, Literal, Predicate};
+pub use polder_core::{CmpOp, Literal, Predicate};
 pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};
 pub use settings::{CatalogSettings, GlueSettings, LakeSettings, RestSettings, S3Settings};
 pub use stage::{Committed, RunSummary, Stage, StageKind, StageRequest};

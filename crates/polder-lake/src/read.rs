@@ -22,10 +22,10 @@ use polder_core::{Error, ErrorCode, Result};
 
 use crate::error;
 use crate::field_ids::{check_readable, field_id, read_as};
-use crate::predicate::Predicate;
 use crate::scan::{BatchStream, Layout, ScanRequest};
 use crate::storage::Store;
 use crate::table::LakeTable;
+use polder_core::Predicate;
 
 /// Files read at the same time by [`LakeTable::read`].
 const FILES_MAX: usize = 2;

@@ -17,10 +17,11 @@ use polder_core::{Error, ErrorCode, Result};
 use crate::catalog::TableState;
 use crate::commit::read_list;
 use crate::error;
-use crate::predicate::{Predicate, Prunable, pruning};
+use crate::predicate::{Prunable, pruning};
 use crate::schema;
 use crate::storage::Store;
 use crate::table::LakeTable;
+use polder_core::Predicate;
 
 /// Which rows and columns of which state.
 #[derive(Clone, Debug)]

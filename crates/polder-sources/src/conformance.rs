@@ -44,6 +44,7 @@ impl Fixture {
             org: self.org.clone(),
             from: self.from.clone(),
             filter: self.filter.clone(),
+            predicate: polder_core::Predicate::True,
             columns: None,
             cursor: None,
             key: Vec::new(),

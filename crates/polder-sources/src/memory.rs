@@ -104,6 +104,10 @@ impl Source for MemorySource {
         Ok(described.collect())
     }
 
+    fn from_of_sql(&self, schema: Option<&str>, table: &str) -> Option<String> {
+        schema.is_none().then(|| table.to_owned())
+    }
+
     async fn plan(&self, request: ReadRequest) -> Result<ReadPlan> {
         let table = self.table(&request.from.replace("{org}", request.org.as_str()))?;
         names::each_once(request.columns.as_deref())?;

@@ -8,6 +8,7 @@ use polder_control::{Config, ProcessSecrets, Store};
 use polder_core::spec::{GlueConfig, RestCatalogConfig, S3Config};
 use polder_core::{Error, ErrorCode, Result, SecretRef, SecretResolver, Source};
 use polder_lake::{CatalogSettings, GlueSettings, Lake, LakeSettings, RestSettings, S3Settings};
+use polder_query::OpenSource;
 use secrecy::{ExposeSecret, SecretString};
 
 /// The configuration and the means to open what it names.
@@ -89,6 +90,17 @@ impl App {
         let storage = &self.config.process.storage;
         polder_sources::open(name, spec, storage, &self.secrets, &self.config.base)
             .map_err(|error| error.within(&format!("source {name}")))
+    }
+
+    /// Opens sources by name, later, for queries that name them.
+    pub(crate) fn source_opener(&self) -> OpenSource {
+        let (process, base) = (self.config.process.clone(), self.config.base.clone());
+        let secrets = ProcessSecrets::new(base.clone());
+        Arc::new(move |name| {
+            let Some(spec) = process.sources.get(name) else { return Ok(None) };
+            let opened = polder_sources::open(name, spec, &process.storage, &secrets, &base);
+            opened.map(Some).map_err(|error| error.within(&format!("source {name}")))
+        })
     }
 
     /// Every source that any of these names mentions, once each.

@@ -15,11 +15,11 @@ use super::snapshot::{Change, NewFile, SnapshotWriter, path_bounds, read_list};
 use super::{Action, Failure, Prepared, conflict, main_to};
 use crate::catalog::TableState;
 use crate::error;
-use crate::predicate::Predicate;
 use crate::scan::ScanRequest;
 use crate::stage::Stage;
 use crate::table::{LakeTable, Properties, commit_of, descends, references};
 use crate::write::{StagedDeletes, StagedFile};
+use polder_core::Predicate;
 
 /// A change of files that is visible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use polder_core::evolution::{self, Evolution, SchemaChange};
 use polder_core::spec::{Mode, OnSchemaChange, TableSpec};
 use polder_core::{
-    Authorized, Checkpoint, CursorRange, CursorValue, Error, ErrorCode, OrgId, ReadPlan,
+    Authorized, Checkpoint, CursorRange, CursorValue, Error, ErrorCode, OrgId, Predicate, ReadPlan,
     ReadRequest, Result, RunProgress, Source, Stage as RunStage, TableSchema,
 };
 use polder_lake::{Lake, LakeTable, RunSummary, StageKind, StageRequest};
@@ -291,6 +291,7 @@ fn read_request(
         org: request.org.get().clone(),
         from: spec.from.clone(),
         filter: spec.filter.clone(),
+        predicate: Predicate::True,
         columns: spec.columns.clone(),
         cursor,
         key: spec.key.clone(),

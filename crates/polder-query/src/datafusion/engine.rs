@@ -30,7 +30,8 @@ use tokio::task::JoinSet;
 
 use super::doubles::DoublesWithDecimals;
 use super::error::{planning, running};
-use super::names::{CATALOG, INFORMATION_SCHEMA, Listing, Names, default_schema};
+use super::names::{CATALOG, INFORMATION_SCHEMA, Listing, Names, Sources, default_schema};
+use super::source::OpenSource;
 use super::statement;
 use super::table::Files;
 use super::uuids::{UuidComparisons, UuidLists};
@@ -61,9 +62,10 @@ pub struct DataFusionSettings {
     pub spill_dir: PathBuf,
 }
 
-/// SQL over the lake with DataFusion, in this process.
+/// SQL over the lake and the sources with DataFusion, in this process.
 ///
-/// Tables are named `lake.org_<id>.<table>`; a session of one org may leave out all but the table.
+/// Tables are named `lake.org_<id>.<table>`; a session of one org may leave out all but the table. The
+/// operator's sessions also have `<source>.<schema>.<table>`, read where they are, as they are now.
 pub struct DataFusionEngine {
     shared: Arc<Shared>,
     workers: Arc<Workers>,
@@ -75,6 +77,7 @@ pub struct DataFusionEngine {
 struct Shared {
     settings: DataFusionSettings,
     files: Files,
+    sources: Sources,
     /// Functions and rules, made once.
     functions: SessionState,
 }
@@ -86,21 +89,31 @@ struct Planned {
 }
 
 impl DataFusionEngine {
-    /// Starts the engine's threads.
+    /// An engine over the lake alone. See [`Self::with_sources`].
+    pub fn new(lake: &Lake, settings: DataFusionSettings) -> Result<Self> {
+        Self::with_sources(lake, Arc::new(|_| Ok(None)), settings)
+    }
+
+    /// Starts the engine's threads. Sources are opened when a query names them.
     ///
     /// # Errors
     /// `query.failed` when the system gives no threads.
-    pub fn new(lake: &Lake, settings: DataFusionSettings) -> Result<Self> {
+    pub fn with_sources(
+        lake: &Lake,
+        open: OpenSource,
+        settings: DataFusionSettings,
+    ) -> Result<Self> {
         let files = Files {
             url: ObjectStoreUrl::parse(lake.store_url()).map_err(planning)?,
             lake: lake.clone(),
             footers: Arc::new(DefaultFilesMetadataCache::new(FOOTERS_BYTES)),
         };
+        let sources = Sources { open, partitions: settings.partitions };
         let functions = functions();
         let workers = Arc::new(Workers::start(settings.partitions)?);
         let memory_units = (settings.memory_bytes / MEMORY_UNIT).max(1);
         Ok(Self {
-            shared: Arc::new(Shared { settings, files, functions }),
+            shared: Arc::new(Shared { settings, files, sources, functions }),
             workers,
             planners: Arc::new(Semaphore::new(PLANNERS)),
             memory: Arc::new(Semaphore::new(memory_units)),
@@ -205,11 +218,13 @@ impl Shared {
             principal: &session.principal,
             versions: &prepared.versions,
             files: self.files.clone(),
+            sources: &self.sources,
         };
         let listing = if listing_tables { Listing::Names } else { listing(&references) };
-        let catalog = names.resolve(&references, listing).await?;
         let catalogs = MemoryCatalogProviderList::new();
-        catalogs.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
+        for (name, catalog) in names.resolve(&references, listing).await? {
+            catalogs.register_catalog(name, Arc::new(catalog));
+        }
         let state = SessionStateBuilder::new_from_existing(self.functions.clone())
             .with_config(self.config(session))
             .with_catalog_list(Arc::new(catalogs))

@@ -1,4 +1,4 @@
-//! DataFusion over the lake.
+//! DataFusion over the lake and the sources.
 
 mod doubles;
 mod engine;
@@ -9,6 +9,7 @@ mod metadata;
 mod names;
 mod parquet;
 mod rewrite;
+mod source;
 mod statement;
 mod table;
 mod uuids;
@@ -18,3 +19,4 @@ mod with_queries;
 mod workers;
 
 pub use engine::{DataFusionEngine, DataFusionSettings};
+pub use source::OpenSource;

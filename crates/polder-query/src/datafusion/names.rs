@@ -18,11 +18,12 @@ use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
 
 use super::error::{list, near, quoted};
 use super::metadata;
+use super::source::{OpenSource, SourceTable};
 use super::table::{Files, LakeTableProvider};
 use super::version::{self, Clause, Version};
 use polder_lake::LakeTable;
 
-/// The one catalog.
+/// The catalog of the lake.
 pub(super) const CATALOG: &str = "lake";
 pub(super) const INFORMATION_SCHEMA: &str = "information_schema";
 
@@ -39,11 +40,20 @@ pub(super) enum Listing {
     Columns,
 }
 
+/// The sources that queries may name.
+#[derive(Clone)]
+pub(super) struct Sources {
+    pub(super) open: OpenSource,
+    /// Splits that a table is read by at most.
+    pub(super) partitions: usize,
+}
+
 /// Looks names up for one principal.
 pub(super) struct Names<'a> {
     pub(super) principal: &'a Principal,
     pub(super) versions: &'a HashMap<String, Clause>,
     pub(super) files: Files,
+    pub(super) sources: &'a Sources,
 }
 
 /// The namespace in which bare table names are looked up, if the principal has one.
@@ -55,20 +65,29 @@ pub(super) fn default_schema(principal: &Principal) -> Option<String> {
 }
 
 impl Names<'_> {
-    /// The catalog of a statement with these references.
+    /// The catalogs of a statement with these references, by name.
     ///
     /// # Errors
-    /// `query.invalid` for a name that is not there, `lake.not_found` for a version that is not,
+    /// `source.*` for a source's table that cannot be read, `query.invalid` for a name that is not there, `lake.not_found` for a version that is not,
     /// `query.limit` when `information_schema` would have to list too much.
     pub(super) async fn resolve(
         &self,
         references: &[TableReference],
         listing: Listing,
-    ) -> Result<QueryCatalog> {
-        let mut schemas: BTreeMap<String, QuerySchema> = BTreeMap::new();
+    ) -> Result<BTreeMap<String, QueryCatalog>> {
+        let mut catalogs: BTreeMap<String, Schemas> = BTreeMap::new();
+        let mut schemas = Schemas::new();
         let mut loaded: HashMap<(OrgId, String), LakeTable> = HashMap::new();
         for reference in references {
             if reference.schema() == Some(INFORMATION_SCHEMA) {
+                continue;
+            }
+            if let Some(found) = self.source_table(reference).await? {
+                let catalog = reference.catalog().unwrap_or(CATALOG);
+                let of_source = catalogs.entry(catalog.to_owned()).or_default();
+                let schema = of_source.entry(reference.schema().unwrap_or_default().to_owned());
+                let tables = &mut schema.or_default().tables;
+                tables.insert(reference.table().to_owned(), Some(Arc::new(found)));
                 continue;
             }
             let org = self.org(reference)?;
@@ -83,8 +102,42 @@ impl Names<'_> {
         if listing > Listing::Nothing {
             self.list(&mut schemas, listing).await?;
         }
-        let schemas = schemas.into_iter().map(|(name, schema)| (name, Arc::new(schema))).collect();
-        Ok(QueryCatalog { schemas })
+        catalogs.entry(CATALOG.to_owned()).or_default().extend(schemas);
+        let catalog = |schemas: Schemas| QueryCatalog {
+            schemas: schemas.into_iter().map(|(name, schema)| (name, Arc::new(schema))).collect(),
+        };
+        Ok(catalogs.into_iter().map(|(name, schemas)| (name, catalog(schemas))).collect())
+    }
+
+    /// The source's table that a reference means; `None` if it means no source. Only the operator has
+    /// sources: their tables hold the rows of many orgs.
+    async fn source_table(&self, reference: &TableReference) -> Result<Option<SourceTable>> {
+        if *self.principal != Principal::Operator {
+            return Ok(None);
+        }
+        let table = reference.table();
+        let (name, schema) = match (reference.catalog(), reference.schema()) {
+            (Some(catalog), Some(schema)) if catalog != CATALOG => (catalog, Some(schema)),
+            (None, Some(schema)) if OrgId::from_namespace(schema).is_none() => (schema, None),
+            _ => return Ok(None),
+        };
+        let Some(source) = (self.sources.open)(name)? else { return Ok(None) };
+        if self.versions.contains_key(table) {
+            let message = format!("source {} has no versions", quoted(name));
+            return Err(Error::new(ErrorCode::QueryInvalid, message)
+                .hint("time travel is the lake's: lake.org_<id>.<table> FOR VERSION AS OF …"));
+        }
+        let place = schema.map_or_else(
+            || format!("{name}.{}", quoted(table)),
+            |schema| format!("{name}.{}.{}", quoted(schema), quoted(table)),
+        );
+        let from = source.from_of_sql(schema, table).ok_or_else(|| {
+            Error::new(ErrorCode::QueryInvalid, format!("{place} is no table of the source")).hint(
+                "a table of PostgreSQL is <source>.<schema>.<table>, a collection of MongoDB \
+                     <source>.<database>.<collection>, files are <source>.\"<glob>\"",
+            )
+        })?;
+        SourceTable::open(source, place, from, self.sources.partitions).await.map(Some)
     }
 
     fn org(&self, reference: &TableReference) -> Result<Authorized<OrgId>> {
@@ -159,11 +212,7 @@ impl Names<'_> {
         Ok(Error::new(ErrorCode::QueryInvalid, message).hint(hint))
     }
 
-    async fn list(
-        &self,
-        schemas: &mut BTreeMap<String, QuerySchema>,
-        listing: Listing,
-    ) -> Result<()> {
+    async fn list(&self, schemas: &mut Schemas, listing: Listing) -> Result<()> {
         let mut listed = 0;
         let orgs = self.files.lake.orgs(self.principal).await?;
         for org in orgs.iter().chain([&OrgId::management()]) {
@@ -221,7 +270,9 @@ fn snapshot(table: &LakeTable, version: Option<&Version>) -> Result<Option<i64>>
     }
 }
 
-/// The lake as one query sees it.
+type Schemas = BTreeMap<String, QuerySchema>;
+
+/// The lake, or a source, as one query sees it.
 #[derive(Debug)]
 pub(super) struct QueryCatalog {
     schemas: BTreeMap<String, Arc<QuerySchema>>,
@@ -242,7 +293,7 @@ impl CatalogProvider for QueryCatalog {
     }
 }
 
-/// One org's namespace as one query sees it.
+/// One org's namespace, or a source's, as one query sees it.
 #[derive(Debug, Default)]
 struct QuerySchema {
     /// What `information_schema` shows; empty when the query does not ask.

@@ -170,6 +170,11 @@ impl Source for FilesSource {
         Ok(tables.collect())
     }
 
+    /// The name is the glob: `files."401/forecast/*.csv"`.
+    fn from_of_sql(&self, schema: Option<&str>, table: &str) -> Option<String> {
+        (schema.is_none() && !table.contains("{org}")).then(|| table.to_owned())
+    }
+
     async fn plan(&self, request: ReadRequest) -> Result<ReadPlan> {
         let unfit = |what: &str| {
             Err(Error::new(ErrorCode::SpecInvalid, format!("tables of files have no {what}"))

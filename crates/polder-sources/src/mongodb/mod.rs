@@ -147,6 +147,11 @@ impl Source for MongodbSource {
         Ok(tables)
     }
 
+    fn from_of_sql(&self, schema: Option<&str>, table: &str) -> Option<String> {
+        let ours = schema == Some(self.database.as_str()) && !table.contains("{org}");
+        ours.then(|| table.to_owned())
+    }
+
     async fn plan(&self, request: ReadRequest) -> Result<ReadPlan> {
         let collection = query::collection(&request.from, &request.org)?;
         let filter = query::filter(request.filter.as_ref(), request.cursor.as_ref(), &request.org)?;

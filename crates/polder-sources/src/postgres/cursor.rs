@@ -200,12 +200,12 @@ impl Cursor {
     }
 }
 
-fn days_text(days: i32) -> Option<String> {
+pub(super) fn days_text(days: i32) -> Option<String> {
     let date = chrono::NaiveDate::from_epoch_days(days)?;
     in_range(chrono::Datelike::year(&date)).then(|| date.format("%Y-%m-%d").to_string())
 }
 
-fn micros_text(micros: i64) -> Option<String> {
+pub(super) fn micros_text(micros: i64) -> Option<String> {
     let time = chrono::DateTime::from_timestamp_micros(micros)?;
     in_range(chrono::Datelike::year(&time))
         .then(|| time.format("%Y-%m-%d %H:%M:%S%.6f").to_string())

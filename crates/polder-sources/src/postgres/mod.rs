@@ -7,7 +7,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | `names`, `filter` | what may be put into SQL text, and how |
+//! | `names`, `filter`, `predicate` | what may be put into SQL text, and how |
 //! | `connect`, `tls`, `tap`, `failure` | sessions, TLS, who reads the wire, errors |
 //! | `catalog`, `discover` | the server's tables, columns and types |
 //! | `columns` | PostgreSQL types → lake types |
@@ -29,6 +29,7 @@ mod horizon;
 mod names;
 mod numeric;
 mod plan;
+mod predicate;
 mod read;
 mod select;
 mod tap;
@@ -88,6 +89,10 @@ impl Source for PostgresSource {
         let tables = discover::tables(&session).await;
         session.close().await;
         tables
+    }
+
+    fn from_of_sql(&self, schema: Option<&str>, table: &str) -> Option<String> {
+        names::from_of(schema?, table)
     }
 
     /// Fixes a snapshot. The sessions that hold it are closed as their splits are read or dropped;

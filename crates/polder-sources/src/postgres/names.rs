@@ -65,6 +65,12 @@ pub(super) fn display(schema: &str, table: &str) -> String {
     format!("{}.{}", display_part(schema), display_part(table))
 }
 
+/// A table's name as [`TableName::parse`] takes it; `None` for one that no `from` can name.
+pub(super) fn from_of(schema: &str, table: &str) -> Option<String> {
+    let nameable = |part: &str| !part.is_empty() && !part.contains(['\0']) && !part.contains(ORG);
+    (nameable(schema) && nameable(table)).then(|| display(schema, table))
+}
+
 fn display_part(part: &str) -> String {
     let plain = !part.is_empty()
         && !part.contains(['.', '"'])

@@ -18,6 +18,7 @@ use super::cursor::Cursor;
 use super::filter;
 use super::horizon::Horizon;
 use super::names::TableName;
+use super::predicate;
 use super::read::Job;
 use super::select::Select;
 
@@ -52,7 +53,8 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
         ));
     }
     let tree = catalog::tree(&session, relation.oid).await?;
-    let conditions = conditions(request, filter, cursor.as_ref())?;
+    let mut conditions = conditions(request, filter, cursor.as_ref())?;
+    conditions.extend(predicate::condition(&session, &relation, &columns, request).await?);
     let select = Select::new(&relation, &columns, conditions, &tree);
     // The first statement that locks what LOCK did not.
     let outlook = Outlook::of(&session, &select, &tree).await?;

@@ -27,6 +27,7 @@ pub(crate) fn request(from: &str) -> ReadRequest {
         org: "401".parse().expect("org"),
         from: from.to_owned(),
         filter: None,
+        predicate: polder_core::Predicate::True,
         columns: None,
         cursor: None,
         key: Vec::new(),

@@ -53,7 +53,7 @@ enum Command {
     Rollback(rollback::Rollback),
     /// Look after tables between runs.
     Maintain(maintain::Maintain),
-    /// Answer one SQL query over the lake.
+    /// Answer one SQL query over the lake and the sources.
     Query(query::Query),
     /// Serve the lake over HTTP: the Iceberg REST catalog at /iceberg.
     Serve(serve::Serve),

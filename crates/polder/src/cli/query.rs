@@ -23,7 +23,8 @@ const TABLE_ROWS_MAX: u64 = 10_000;
 
 #[derive(Debug, Args)]
 pub(crate) struct Query {
-    /// One SELECT over `lake.org_<id>.<table>`; time travel by FOR VERSION AS OF <snapshot or tag>.
+    /// One SELECT over `lake.org_<id>.<table>`, with time travel by FOR VERSION AS OF <snapshot or
+    /// tag>, and over the sources: `<source>.<schema>.<table>`.
     sql: String,
     /// How to print the rows.
     #[arg(long, value_enum, default_value = "table")]
@@ -53,7 +54,8 @@ impl Query {
             partitions: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
             spill_dir: std::env::temp_dir(),
         };
-        let engine = DataFusionEngine::new(&app.lake().await?, settings)?;
+        let (lake, sources) = (app.lake().await?, app.source_opener());
+        let engine = DataFusionEngine::with_sources(&lake, sources, settings)?;
         let table_max = (self.format == Format::Table).then_some(TABLE_ROWS_MAX);
         let session = Session {
             principal: Principal::Operator,

@@ -2,6 +2,7 @@
 
 mod evolution;
 mod external;
+mod federation;
 mod kill;
 mod postgres;
 

@@ -1,0 +1,334 @@
+//! A table of a source as DataFusion scans it: columns and what can be said of the rows go to the
+//! source, its splits become partitions.
+//!
+//! The source's connections belong to the runtime that asked the query, so reading happens there; the
+//! engine's threads get batches.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::stats::Precision;
+use datafusion::common::{ColumnStatistics, Statistics, project_schema};
+use datafusion::datasource::TableType;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_expr::EquivalenceProperties;
+use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
+};
+use futures::{Stream, StreamExt};
+use polder_core::spec::{FormatOptions, OnUnrepresentable};
+use polder_core::{
+    Error, ErrorCode, OrgId, Predicate, ReadPlan, ReadRequest, RunProgress, Source, Split,
+    TableSchema,
+};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::filter;
+use super::workers::lost;
+
+/// Bytes a batch of a source aims at.
+const BATCH_BYTES: usize = 1 << 20;
+/// Batches read ahead of the engine, for each split.
+const BATCHES_AHEAD: usize = 2;
+/// A limit below which one split is enough.
+const FEW_ROWS: usize = 10_000;
+
+/// Gives the source of a name; `None` if the configuration has none.
+pub type OpenSource =
+    Arc<dyn Fn(&str) -> polder_core::Result<Option<Arc<dyn Source>>> + Send + Sync>;
+
+/// A source's table that a query names.
+pub(super) struct SourceTable {
+    source: Arc<dyn Source>,
+    /// As EXPLAIN shows it.
+    place: String,
+    from: String,
+    columns: TableSchema,
+    schema: SchemaRef,
+    rows: Option<u64>,
+    splits: NonZeroUsize,
+    /// The plan that the columns were learnt with, where learning them meant reading all rows.
+    learnt: Mutex<Option<ReadPlan>>,
+}
+
+impl SourceTable {
+    /// # Errors
+    /// What [`Source::plan`] says of the table.
+    pub(super) async fn open(
+        source: Arc<dyn Source>,
+        place: String,
+        from: String,
+        partitions: usize,
+    ) -> polder_core::Result<Self> {
+        let splits = NonZeroUsize::new(partitions).unwrap_or(NonZeroUsize::MIN);
+        let complete = source.capabilities().complete_schema;
+        let at_once = if complete { NonZeroUsize::MIN } else { splits };
+        let request = request(&from, at_once);
+        let plan = source.plan(request).await.map_err(|error| error.within(&place))?;
+        let (columns, rows) = (plan.schema.clone(), plan.rows_estimated);
+        let schema = columns.to_arrow();
+        let learnt = Mutex::new((!complete).then_some(plan));
+        Ok(Self { source, place, from, columns, schema, rows, splits, learnt })
+    }
+
+    /// A plan for these columns, and where in its batches they are.
+    async fn plan(
+        &self,
+        wanted: &[usize],
+        predicate: &Predicate,
+        splits: NonZeroUsize,
+    ) -> polder_core::Result<(ReadPlan, Vec<usize>)> {
+        let learnt = self.learnt.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(plan) = learnt {
+            return Ok((plan, wanted.to_vec()));
+        }
+        // Counting rows needs a column too.
+        let read = if wanted.is_empty() { &[0][..] } else { wanted };
+        let fields = read.iter().filter_map(|index| self.columns.fields.get(*index)).cloned();
+        let columns = TableSchema::new(fields.collect());
+        let names = columns.fields.iter().map(|field| field.name.clone()).collect();
+        let request = ReadRequest {
+            columns: Some(names),
+            predicate: predicate.clone(),
+            known_schema: Some(columns.clone()),
+            ..request(&self.from, splits)
+        };
+        let plan = self.source.plan(request).await?;
+        if plan.schema.to_arrow() != columns.to_arrow() {
+            let message = "the source's columns changed while the query was planned";
+            return Err(Error::new(ErrorCode::SourceUnavailable, message).hint("try again"));
+        }
+        Ok((plan, (0..wanted.len()).collect()))
+    }
+}
+
+/// All of a table, as Polder's own request.
+fn request(from: &str, splits_max: NonZeroUsize) -> ReadRequest {
+    ReadRequest {
+        org: OrgId::management(),
+        from: from.to_owned(),
+        filter: None,
+        predicate: Predicate::True,
+        columns: None,
+        cursor: None,
+        key: Vec::new(),
+        objects_read: BTreeMap::new(),
+        known_schema: None,
+        types: BTreeMap::new(),
+        on_unrepresentable: OnUnrepresentable::Error,
+        format: FormatOptions::default(),
+        splits_max,
+        batch_bytes: BATCH_BYTES,
+        progress: Arc::new(RunProgress::default()),
+    }
+}
+
+impl fmt::Debug for SourceTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceTable").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl TableProvider for SourceTable {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    /// The source may leave rows out; which, the engine decides.
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        _state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let schema = project_schema(&self.schema, projection)?;
+        let all = || (0..self.columns.fields.len()).collect();
+        let wanted = projection.cloned().unwrap_or_else(all);
+        let predicate = filter::predicate(filters, &self.columns);
+        let few = limit.is_some_and(|limit| limit <= FEW_ROWS);
+        let splits = if few { NonZeroUsize::MIN } else { self.splits };
+        let planned = self.plan(&wanted, &predicate, splits).await;
+        let (plan, positions) = planned.map_err(|error| external(error.within(&self.place)))?;
+        let rows = if predicate == Predicate::True { self.rows } else { plan.rows_estimated };
+        Ok(Arc::new(SourceScan::new(&self.place, schema, positions, plan, rows)))
+    }
+}
+
+fn external(error: Error) -> DataFusionError {
+    DataFusionError::External(Box::new(error))
+}
+
+/// The splits of one plan, read once.
+struct SourceScan {
+    place: String,
+    positions: Vec<usize>,
+    splits: Vec<Mutex<Option<Box<dyn Split>>>>,
+    rows: Option<u64>,
+    properties: Arc<PlanProperties>,
+    /// Where the source's connections live.
+    io: Handle,
+}
+
+impl SourceScan {
+    fn new(
+        place: &str,
+        schema: SchemaRef,
+        positions: Vec<usize>,
+        plan: ReadPlan,
+        rows: Option<u64>,
+    ) -> Self {
+        let partitions = Partitioning::UnknownPartitioning(plan.splits.len());
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(schema),
+            partitions,
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        Self {
+            place: place.to_owned(),
+            positions,
+            splits: plan.splits.into_iter().map(|split| Mutex::new(Some(split))).collect(),
+            rows,
+            properties: Arc::new(properties),
+            io: Handle::current(),
+        }
+    }
+}
+
+impl fmt::Debug for SourceScan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceScan").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl DisplayAs for SourceScan {
+    fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let schema = self.schema();
+        let columns: Vec<&str> =
+            schema.fields().iter().map(|field| field.name().as_str()).collect();
+        write!(
+            f,
+            "SourceScan: {}, columns=[{}], splits={}",
+            self.place,
+            columns.join(", "),
+            self.splits.len()
+        )
+    }
+}
+
+impl ExecutionPlan for SourceScan {
+    fn name(&self) -> &'static str {
+        "SourceScan"
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        _children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn execute(
+        &self,
+        partition: usize,
+        _context: Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        let split = self
+            .splits
+            .get(partition)
+            .and_then(|split| split.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let split = split.ok_or_else(|| {
+            external(Error::new(ErrorCode::Internal, "a source's split was read twice"))
+        })?;
+        let (schema, positions) = (self.schema(), self.positions.clone());
+        let place = self.place.clone();
+        let batches = read(split, &self.io).map(move |batch| {
+            let batch = batch.map_err(|error| external(error.within(&place)))?;
+            Ok(batch.project(&positions)?)
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
+    }
+
+    fn partition_statistics(&self, partition: Option<usize>) -> Result<Statistics> {
+        let mut known = Statistics::new_unknown(&self.schema());
+        let parts = if partition.is_some() { self.splits.len().max(1) as u64 } else { 1 };
+        known.num_rows =
+            self.rows.map_or(Precision::Absent, |rows| Precision::Inexact((rows / parts) as usize));
+        known.column_statistics =
+            vec![ColumnStatistics::new_unknown(); self.schema().fields().len()];
+        Ok(known)
+    }
+}
+
+/// Reads a split on `io`, a few batches ahead. Dropping the stream cancels the read.
+fn read(
+    split: Box<dyn Split>,
+    io: &Handle,
+) -> impl Stream<Item = polder_core::Result<RecordBatch>> + use<> {
+    let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
+    let mut tasks = JoinSet::new();
+    tasks.spawn_on(
+        async move {
+            let mut batches = split.read();
+            while let Some(batch) = batches.next().await {
+                let last = batch.is_err();
+                if sender.send(batch.map(|batch| batch.records)).await.is_err() || last {
+                    return;
+                }
+            }
+        },
+        io,
+    );
+    futures::stream::unfold((receiver, tasks), async |(mut receiver, mut tasks)| {
+        if let Some(batch) = receiver.recv().await {
+            return Some((batch, (receiver, tasks)));
+        }
+        // The channel also closes when the task panics: rows would be missing without a word.
+        match tasks.join_next().await {
+            Some(Err(error)) => Some((Err(lost(error)), (receiver, tasks))),
+            Some(Ok(())) | None => None,
+        }
+    })
+}

@@ -1,0 +1,260 @@
+//! SQL over PostgreSQL where it is: the same answers as over the lake, whatever the server leaves out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use futures::TryStreamExt;
+use polder_core::{Engine, Error, ErrorCode, Principal, Session, Source};
+use polder_lake::{CatalogSettings, Lake, LakeSettings};
+use polder_query::{DataFusionEngine, DataFusionSettings};
+use polder_sources::postgres::PostgresSource;
+
+use super::Database;
+use crate::project::Project;
+
+const TABLE: &str = r#"
+CREATE TYPE stage AS ENUM ('won', 'lost', 'open');
+CREATE TABLE everything (
+    id int PRIMARY KEY, "Big" bigint, small smallint, amount numeric(12,2), words text,
+    code varchar(20), padded char(6), ok boolean, day date, at timestamp, stamp timestamptz,
+    key uuid, ratio float8, doc jsonb, numbers int[], stage stage
+);
+INSERT INTO everything SELECT i,
+    CASE WHEN i % 11 = 0 THEN NULL ELSE (i::bigint - 1500) * 1000000007 END, i % 300 - 150,
+    CASE WHEN i % 7 = 0 THEN NULL ELSE (i - 1500) * 1.37 END,
+    CASE i % 9 WHEN 0 THEN NULL WHEN 1 THEN '' WHEN 2 THEN 'a' || i WHEN 3 THEN 'A' || i
+        WHEN 4 THEN 'é' || i WHEN 5 THEN '漢' WHEN 6 THEN 'O''Neil \ ' || i % 40
+        WHEN 7 THEN 'Zebra' ELSE 'zebra ' || i END,
+    'c' || i % 50, 'p' || i % 20, CASE WHEN i % 5 = 0 THEN NULL ELSE i % 2 = 0 END,
+    date '2024-01-01' + i % 700, timestamp '1969-12-31 23:59:59.5' + i * interval '7 hours 1.000001 s',
+    CASE WHEN i % 13 = 0 THEN NULL
+        ELSE timestamptz '2024-06-01 12:00:00+02' + i * interval '3 hours 17 minutes' END,
+    md5(i::text)::uuid, CASE WHEN i % 17 = 0 THEN 'NaN' ELSE i / 3.0 END,
+    CASE WHEN i % 4 = 0 THEN NULL ELSE jsonb_build_object('n', i % 10) END,
+    CASE WHEN i % 6 = 0 THEN NULL ELSE ARRAY[i, NULL, i + 1] END,
+    (ARRAY['won', 'lost', 'open']::stage[])[i % 3 + 1]
+    FROM generate_series(1, 3000) i;
+ANALYZE everything;
+"#;
+
+const SPEC: &str =
+    "      - { name: everything, source: revdb, from: everything, mode: full_refresh }\n";
+
+/// Conditions of every kind: those the server is asked, and those it must not be.
+const CONDITIONS: &[&str] = &[
+    "true",
+    "id = 77",
+    "id <> 77",
+    "id BETWEEN 100 AND 200",
+    "id NOT BETWEEN 100 AND 2900",
+    "id IN (1, 2, 3, 5000)",
+    "id NOT IN (1, 2, 3)",
+    "id + 1 = 78",
+    "\"Big\" > 1000000000000",
+    "\"Big\" <= -1",
+    "\"Big\" IS NULL",
+    "NOT (\"Big\" > 0)",
+    "small < -100",
+    "small = 0",
+    "amount > 100.5",
+    "amount <= -0.01",
+    "amount = 1.37",
+    "amount IS NOT NULL AND amount < 10",
+    "amount > 0.1 OR amount IS NULL",
+    "words = 'Zebra'",
+    "words <> 'Zebra'",
+    "words < 'b'",
+    "words >= 'Z'",
+    "words > 'é'",
+    "words = ''",
+    "words IS NULL",
+    "words LIKE 'a%'",
+    "words NOT LIKE 'a%'",
+    "words LIKE '%ebra'",
+    "words LIKE 'O''Neil \\\\ 7%'",
+    "words IN ('漢', 'Zebra', 'no')",
+    "words NOT IN ('漢', 'Zebra')",
+    "words = 'O''Neil \\ 7'",
+    "lower(words) = 'zebra'",
+    "code = 'c7'",
+    "code > 'c3' AND code < 'c5'",
+    "padded = 'p1    '",
+    "padded LIKE 'p1%'",
+    "padded < 'p2'",
+    "ok",
+    "NOT ok",
+    "ok IS NULL",
+    "ok IS NOT TRUE",
+    "ok = false",
+    "day = DATE '2024-05-05'",
+    "day < DATE '2024-02-01'",
+    "date_trunc('month', day) = TIMESTAMP '2024-03-01'",
+    "at < TIMESTAMP '1970-01-01'",
+    "at >= TIMESTAMP '1970-01-08 00:00:00.000007'",
+    "stamp > TIMESTAMPTZ '2024-08-01T00:00:00Z'",
+    "stamp BETWEEN TIMESTAMPTZ '2024-08-01T00:00:00+02:00' AND TIMESTAMPTZ '2024-08-03T00:00:00Z'",
+    "stamp IS NULL OR id < 10",
+    "key = 'c4ca4238-a0b9-2382-0dcc-509a6f75849b'",
+    "key < '80000000-0000-0000-0000-000000000000'",
+    "ratio > 10.0",
+    "ratio = 1.0",
+    "ratio <= 0.5",
+    "doc IS NULL",
+    "doc LIKE '%3%'",
+    "numbers IS NULL",
+    "array_has(numbers, 9)",
+    "stage = 'won'",
+    "stage < 'open'",
+    "(id < 5 OR words = 'Zebra') AND NOT (small = 0 OR ratio > 500.0)",
+    "NOT (id > 10 AND ratio > 1.0)",
+    "CASE WHEN id < 10 THEN ok ELSE small > 100 END",
+    "coalesce(amount, 0) = 0",
+];
+
+/// What is asked of the rows: `{t}` is the table, `{c}` the condition.
+const SHAPES: &[&str] = &[
+    "SELECT count(*) FROM {t} WHERE {c}",
+    "SELECT * FROM {t} WHERE {c} ORDER BY id LIMIT 20",
+    "SELECT small, count(*), sum(amount), min(words), max(stamp) FROM {t} WHERE {c} GROUP BY small",
+    "SELECT a.id, b.words FROM {t} a JOIN {t} b ON a.id = b.small WHERE a.id < 200 AND b.id IN \
+     (SELECT id FROM {t} WHERE {c})",
+    "SELECT DISTINCT code, ok FROM {t} WHERE {c}",
+];
+
+struct Both {
+    engine: DataFusionEngine,
+    _project: Project,
+}
+
+impl Both {
+    async fn new(database: &Database) -> Self {
+        let project = database.project(SPEC);
+        let url = database.url();
+        project.run();
+        let file = |name: &str| project.path().join(name).display().to_string();
+        let settings = LakeSettings {
+            warehouse: file("lake"),
+            catalog: CatalogSettings::Sql(format!("sqlite://{}", file("polder.db")).into()),
+            s3: None,
+        };
+        let lake = Lake::open(settings).await.expect("lake");
+        let source: Arc<dyn Source> =
+            Arc::new(PostgresSource::open("revdb", url.into()).expect("source"));
+        let open = move |name: &str| Ok((name == "revdb").then(|| Arc::clone(&source)));
+        let settings = DataFusionSettings {
+            memory_bytes: 512 << 20,
+            partitions: 2,
+            spill_dir: project.path().join("spill"),
+        };
+        let engine =
+            DataFusionEngine::with_sources(&lake, Arc::new(open), settings).expect("engine");
+        Self { engine, _project: project }
+    }
+
+    /// The rows as text, in an order of their own.
+    async fn rows(&self, sql: &str, principal: Principal) -> Result<Vec<String>, Error> {
+        let session = Session { principal, rows_max: None, memory_bytes_max: 256 << 20 };
+        let batches: Vec<_> =
+            self.engine.query(sql, &session).await?.batches.try_collect().await?;
+        let options = FormatOptions::new().with_null("∅");
+        let mut rows = Vec::new();
+        for batch in &batches {
+            let columns: Vec<_> = batch
+                .columns()
+                .iter()
+                .map(|column| ArrayFormatter::try_new(column, &options).expect("formats"))
+                .collect();
+            for row in 0..batch.num_rows() {
+                let values: Vec<_> = columns.iter().map(|c| c.value(row).to_string()).collect();
+                rows.push(values.join("|"));
+            }
+        }
+        rows.sort();
+        Ok(rows)
+    }
+
+    async fn operator(&self, sql: &str) -> Result<Vec<String>, Error> {
+        self.rows(sql, Principal::Operator).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_source_answers_as_its_copy_in_the_lake_does() {
+    let database = Database::new();
+    database.sql(TABLE);
+    let both = Both::new(&database).await;
+    let mut compared = 0;
+    for condition in CONDITIONS {
+        for shape in SHAPES {
+            let of = |table: &str| shape.replace("{t}", table).replace("{c}", condition);
+            let source = both.operator(&of("revdb.public.everything")).await;
+            let lake = both.operator(&of("lake.org_1.everything")).await;
+            match (source, lake) {
+                (Ok(source), Ok(lake)) => assert_eq!(source, lake, "{}", of("t")),
+                (source, lake) => panic!("{}: {source:?} {lake:?}", of("t")),
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared >= 300, "{compared}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_server_can_leave_out_is_never_read() {
+    let database = Database::new();
+    database.sql(TABLE);
+    let both = Both::new(&database).await;
+    // A row that cannot be read tells whether it was.
+    database.sql("INSERT INTO everything (id, amount, words, ratio) VALUES (9000, 'NaN', 'odd', -5)");
+    let counted = async |condition: &str| {
+        let sql = format!("SELECT count(amount) FROM revdb.public.everything WHERE {condition}");
+        both.operator(&sql).await
+    };
+    for left_out in ["id < 100", "words = 'Zebra'", "words < 'b'", "day > DATE '2024-02-01'", "ok"] {
+        counted(left_out).await.expect(left_out);
+    }
+    let error = counted("ratio > 0.0").await.expect_err("floats are compared here");
+    assert_eq!(error.code(), ErrorCode::SourceUnrepresentable, "{error}");
+    // Columns that nobody asks for are not read either.
+    let sql = "SELECT count(*), max(words) FROM revdb.public.everything";
+    assert_eq!(both.operator(sql).await.expect("no amount"), ["3001|漢"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sources_and_lake_join_and_only_the_operator_has_sources() {
+    let database = Database::new();
+    database.sql(TABLE);
+    let both = Both::new(&database).await;
+    database.sql("DELETE FROM everything WHERE id % 2 = 0");
+    let sql = "SELECT count(*) FROM lake.org_1.everything l LEFT JOIN revdb.public.everything s \
+               ON l.id = s.id WHERE s.id IS NULL";
+    assert_eq!(both.operator(sql).await.expect("join"), ["1500"]);
+    let plan = both.operator(&format!("EXPLAIN {sql}")).await.expect("plan").join("\n");
+    assert!(plan.contains("SourceScan: revdb.public.everything, columns=[id]"), "{plan}");
+    let org = Principal::Org("1".parse().expect("id"));
+    for sql in [
+        "SELECT * FROM revdb.public.everything",
+        "SELECT count(*) FROM everything WHERE id IN (SELECT id FROM revdb.public.everything)",
+    ] {
+        let error = both.rows(sql, org.clone()).await.expect_err(sql);
+        assert_eq!(error.code(), ErrorCode::QueryInvalid, "{error}");
+        assert!(!error.to_string().contains("public"), "{error}");
+    }
+    let missing = both.operator("SELECT * FROM revdb.public.everythin").await.expect_err("name");
+    assert_eq!(missing.code(), ErrorCode::SourceNotFound);
+    let missing = both.operator("SELECT nope FROM revdb.public.everything").await.expect_err("name");
+    assert_eq!(missing.code(), ErrorCode::QueryInvalid);
+    let versions = "SELECT * FROM revdb.public.everything FOR VERSION AS OF 'v1'";
+    assert_eq!(both.operator(versions).await.expect_err("one state").code(), ErrorCode::QueryInvalid);
+    // Nothing that was planned, finished or refused holds a transaction of the source open.
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                AND application_name LIKE 'polder%'";
+    for _ in 0..50 {
+        if database.sql(open) == "0" {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("{} sessions stay open", database.sql(open));
+}
