@@ -36,5 +36,5 @@ pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};
 pub use settings::{CatalogSettings, GlueSettings, LakeSettings, RestSettings, S3Settings};
 pub use stage::{Committed, RunSummary, Stage, StageKind, StageRequest};
 pub use storage::{Store, TemporaryKeys};
-pub use table::{LakeTable, RefInfo, RefKind, Rollback, SnapshotInfo, Version};
+pub use table::{LakeTable, Pin, RefInfo, RefKind, Rollback, SnapshotInfo, Version};
 pub use write::{StagedDeletes, StagedFile, TableWriter};

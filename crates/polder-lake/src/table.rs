@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use iceberg::spec::{Snapshot, SnapshotRef, SnapshotReference, TableMetadata};
+use iceberg::spec::{MAIN_BRANCH, Snapshot, SnapshotRef, SnapshotReference, TableMetadata};
 use iceberg::table::Table;
 use polder_core::spec::PartitionField;
 use polder_core::{Checkpoint, Error, ErrorCode, OrgId, Result, TableSchema};
@@ -19,6 +19,7 @@ use uuid::Uuid;
 pub(crate) use properties::{At, Properties, json};
 
 use crate::catalog::TableState;
+use crate::commit::{KEPT_AS, STAGING};
 use crate::error;
 use crate::schema;
 use crate::storage::Store;
@@ -95,6 +96,13 @@ pub struct RefInfo {
 pub enum RefKind {
     Branch,
     Tag,
+}
+
+/// A state of the table that somebody keeps under a name: a tag that is no version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pin {
+    pub name: String,
+    pub snapshot: SnapshotInfo,
 }
 
 impl LakeTable {
@@ -183,6 +191,17 @@ impl LakeTable {
             versions[current].current = true;
         }
         versions
+    }
+
+    /// The states that are kept under names of somebody's choice, by name.
+    pub fn pins(&self) -> Vec<Pin> {
+        let tags = self.inner.refs.iter().filter(|found| found.kind == RefKind::Tag);
+        tags.filter(|found| !is_reserved(&found.name))
+            .filter_map(|found| {
+                let snapshot = self.info(self.metadata().snapshot_by_id(found.snapshot_id)?);
+                Some(Pin { name: found.name.clone(), snapshot })
+            })
+            .collect()
     }
 
     /// The last times that `main` was moved to another version, oldest first.
@@ -323,6 +342,14 @@ fn summary<'a>(snapshot: &'a Snapshot, key: &str) -> Option<&'a str> {
 /// The number of a version's tag: `v1`, `v2`, …
 pub(crate) fn version_number(name: &str) -> Option<u64> {
     name.strip_prefix('v')?.parse().ok()
+}
+
+/// Whether a branch or tag of that name is one that Polder sets by itself.
+pub(crate) fn is_reserved(name: &str) -> bool {
+    version_number(name).is_some()
+        || name.starts_with(KEPT_AS)
+        || name == MAIN_BRANCH
+        || name == STAGING
 }
 
 /// A snapshot, its parent and so on, as far as they are in the table still.

@@ -84,3 +84,47 @@ fn answers_come_in_four_formats() {
     let errors = project.fails(&["query", sql, "--rows-max", "1"], 1);
     assert!(errors.contains("query.limit"), "{errors}");
 }
+
+#[test]
+fn a_pin_keeps_its_state_through_runs_and_expiry() {
+    let project = project();
+    project.run();
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&project.ok(arguments)).expect("JSON")
+    };
+    let create = ["pin", "create", "model-1", "--org", "a", "--table", "forecast,note", "--json"];
+    let made = json(&create);
+    assert_eq!(made["tables"].as_array().expect("tables").len(), 2);
+    let before = json(&["pin", "show", "model-1", "--org", "a", "--json"]);
+    assert_eq!(before["tables"][0]["rows"], 2);
+    assert_eq!(json(&create), made, "the same again is no change");
+    project.write("exports/a/forecast/2.csv", "id,day,amount\n3,2026-02-06,1.25\n");
+    project.run();
+    for _ in 0..3 {
+        project.run_with(&["--full-refresh"]);
+    }
+    project.ok(&["maintain", "expire", "--days", "0", "--versions", "1"]);
+    let pinned = "SELECT count(*) FROM org_a.forecast FOR VERSION AS OF 'model-1'";
+    assert_eq!(project.number(pinned), 2);
+    assert_eq!(project.number("SELECT count(*) FROM org_a.forecast"), 3);
+    let mut after = json(&["pin", "show", "model-1", "--org", "a", "--json"]);
+    let mut before = before;
+    for table in [&mut before, &mut after] {
+        for table in table["tables"].as_array_mut().expect("tables") {
+            table["metadata_location"].take();
+        }
+    }
+    assert_eq!(before, after, "the same files, the same digest");
+    // Another state under the same name would be another training set.
+    let refused = project.fails(&create, 2);
+    assert!(refused.contains("model-1"), "{refused}");
+    project.fails(&["pin", "create", "v7", "--org", "a"], 2);
+    let missing = project.fails(&["pin", "show", "model-2", "--org", "a"], 1);
+    assert!(missing.contains("it has: model-1"), "{missing}");
+    let pins = json(&["pin", "list", "--org", "a", "--json"]);
+    assert_eq!(pins["pins"].as_array().expect("pins").len(), 2);
+    project.ok(&["pin", "release", "model-1", "--org", "a"]);
+    project.ok(&["maintain", "expire", "--days", "0", "--versions", "1"]);
+    let gone = project.fails(&["query", pinned], 1);
+    assert!(gone.contains("model-1"), "{gone}");
+}

@@ -10,6 +10,7 @@
 mod audit;
 mod expire;
 mod files;
+mod pins;
 mod publish;
 mod rollback;
 mod snapshot;
@@ -26,7 +27,9 @@ use rand::Rng;
 pub use expire::Expired;
 pub use files::FilesCommitted;
 pub use rollback::RolledBack;
+pub(crate) use rollback::KEPT_AS;
 pub(crate) use snapshot::read_list;
+pub(crate) use staging::STAGING;
 
 use crate::catalog::{self, CommitFailure, TableState};
 use crate::lake::Lake;
@@ -56,8 +59,8 @@ trait Action {
     /// Makes the change for a state, and writes the metadata files it needs.
     async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<Self::Done>>;
 
-    /// The branch that the change moves beside `main`, or instead of it.
-    fn branch(&self) -> Option<&'static str> {
+    /// The branch or tag that the change moves beside `main`, or instead of it.
+    fn branch(&self) -> Option<&str> {
         None
     }
 

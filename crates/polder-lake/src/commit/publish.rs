@@ -334,7 +334,7 @@ impl Action for Publish<'_> {
     }
 
     /// Not for its own sake: a late answer to it must not be carried out once other runs were here.
-    fn branch(&self) -> Option<&'static str> {
+    fn branch(&self) -> Option<&str> {
         Some(STAGING)
     }
 

@@ -200,7 +200,7 @@ impl Action for StageSnapshot<'_> {
         self.writer.superseded(landed, matches!(done, Staged::Published(_))).await
     }
 
-    fn branch(&self) -> Option<&'static str> {
+    fn branch(&self) -> Option<&str> {
         Some(STAGING)
     }
 

@@ -4,6 +4,7 @@ mod check;
 mod discover;
 mod init;
 mod maintain;
+mod pin;
 mod query;
 mod rollback;
 mod run;
@@ -51,6 +52,8 @@ enum Command {
     Versions(versions::Versions),
     /// Make an older version of a table the current one.
     Rollback(rollback::Rollback),
+    /// Keep states of tables under a name, for training that can be repeated.
+    Pin(pin::Pin),
     /// Look after tables between runs.
     Maintain(maintain::Maintain),
     /// Answer one SQL query over the lake and the sources.
@@ -73,6 +76,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Tables(tables) => tables.run(&load()?).await,
         Command::Versions(versions) => versions.run(&load()?).await,
         Command::Rollback(rollback) => rollback.run(&load()?).await,
+        Command::Pin(pin) => pin.run(&load()?).await,
         Command::Maintain(maintain) => Box::pin(maintain.run(&load()?)).await,
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
         Command::Serve(serve) => Box::pin(serve.run(&load()?)).await,
