@@ -2,11 +2,13 @@
 //!
 //! Only this crate knows the command line and HTTP. What a command does lives in `cli/`,
 //! what a job does in `worker.rs`, what both need opened in `app.rs`,
-//! what is offered over HTTP in `serve/`.
+//! what is offered over HTTP in `serve/`, and to agents in `mcp/`.
 
+mod answer;
 mod app;
 mod cli;
 mod exit;
+mod mcp;
 mod output;
 mod progress;
 mod serve;

@@ -26,8 +26,8 @@ use rand::Rng;
 
 pub use expire::Expired;
 pub use files::FilesCommitted;
-pub use rollback::RolledBack;
 pub(crate) use rollback::KEPT_AS;
+pub use rollback::RolledBack;
 pub(crate) use snapshot::read_list;
 pub(crate) use staging::STAGING;
 

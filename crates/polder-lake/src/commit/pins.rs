@@ -68,7 +68,8 @@ fn check_pin_name(name: &str) -> Result<()> {
     let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
     // Digits alone would be taken for a snapshot's id.
     let number = name.bytes().all(|byte| byte.is_ascii_digit());
-    if begins && !number && name.len() <= NAME_MAX && name.chars().all(plain) && !is_reserved(name) {
+    if begins && !number && name.len() <= NAME_MAX && name.chars().all(plain) && !is_reserved(name)
+    {
         return Ok(());
     }
     Err(Error::new(ErrorCode::SpecInvalid, format!("{name:?} cannot be a pin's name")).hint(

@@ -4,6 +4,7 @@ mod check;
 mod discover;
 mod init;
 mod maintain;
+mod mcp;
 mod pin;
 mod query;
 mod rollback;
@@ -58,6 +59,8 @@ enum Command {
     Maintain(maintain::Maintain),
     /// Answer one SQL query over the lake and the sources.
     Query(query::Query),
+    /// Serve the lake to an agent: the Model Context Protocol over stdin and stdout.
+    Mcp(mcp::Mcp),
     /// Serve the lake over HTTP: the Iceberg REST catalog at /iceberg.
     Serve(serve::Serve),
     /// Print the version, and those of the formats and engines inside.
@@ -79,6 +82,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Pin(pin) => pin.run(&load()?).await,
         Command::Maintain(maintain) => Box::pin(maintain.run(&load()?)).await,
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
+        Command::Mcp(mcp) => Box::pin(mcp.run(&load()?)).await,
         Command::Serve(serve) => Box::pin(serve.run(&load()?)).await,
         Command::Version => {
             output::line(&format!("polder {}", env!("CARGO_PKG_VERSION")));

@@ -108,9 +108,7 @@ impl Create {
             }
         }
         if self.json {
-            let of_table = |(table, snapshot): &(&str, polder_lake::SnapshotInfo)| {
-                json!({ "table": table, "snapshot_id": snapshot.id, "rows": snapshot.rows })
-            };
+            let of_table = |(table, snapshot): &(&str, polder_lake::SnapshotInfo)| json!({ "table": table, "snapshot_id": snapshot.id, "rows": snapshot.rows });
             let tables: Vec<_> = states.iter().map(of_table).collect();
             output::document(&json!({
                 "pin": self.name, "org": self.org.as_str(), "tables": tables,
@@ -135,9 +133,7 @@ impl List {
             .collect();
         pins.sort_by(|(table, pin), (other, than)| (&pin.name, *table).cmp(&(&than.name, *other)));
         if self.json {
-            let entry = |(table, pin): &(&str, TablePin)| {
-                json!({ "pin": pin.name, "table": table, "snapshot_id": pin.snapshot.id })
-            };
+            let entry = |(table, pin): &(&str, TablePin)| json!({ "pin": pin.name, "table": table, "snapshot_id": pin.snapshot.id });
             let pins: Vec<_> = pins.iter().map(entry).collect();
             output::document(&json!({ "org": self.org.as_str(), "pins": pins }));
             return Ok(exit::OK);

@@ -4,19 +4,20 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
 use arrow::ipc::writer::StreamWriter;
 use arrow::util::display::FormatOptions;
 use arrow::util::pretty::pretty_format_batches_with_options;
 use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
-use polder_core::{Engine, Error, ErrorCode, Principal, QueryStream, Result, Session};
+use polder_core::{Engine, Principal, QueryStream, Result, Session};
+use polder_lake::Lake;
 use polder_query::{DataFusionEngine, DataFusionSettings};
 
 use crate::app::App;
-use crate::{exit, output};
+use crate::{answer, exit, output};
 
 /// Rows a table on the terminal holds at most; it has to be laid out as a whole.
 const TABLE_ROWS_MAX: u64 = 10_000;
@@ -48,14 +49,8 @@ enum Format {
 
 impl Query {
     pub(crate) async fn run(&self, app: &App) -> Result<u8> {
+        let engine = engine(app, &app.lake().await?)?;
         let memory_bytes = app.config.process.limits.query_memory_mb << 20;
-        let settings = DataFusionSettings {
-            memory_bytes,
-            partitions: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
-            spill_dir: std::env::temp_dir(),
-        };
-        let (lake, sources) = (app.lake().await?, app.source_opener());
-        let engine = DataFusionEngine::with_sources(&lake, sources, settings)?;
         let table_max = (self.format == Format::Table).then_some(TABLE_ROWS_MAX);
         let session = Session {
             principal: Principal::Operator,
@@ -93,7 +88,7 @@ impl Query {
                     .build::<_, arrow::json::writer::JsonArray>(std::io::stdout());
                 let mut batches = answer.batches;
                 while let Some(batch) = batches.try_next().await? {
-                    written(writer.write(&readable(&batch)?))?;
+                    written(writer.write(&answer::readable(&batch)?))?;
                 }
                 written(writer.finish())?;
                 output::line("");
@@ -112,14 +107,24 @@ impl Query {
     }
 }
 
+/// An engine over the lake and the configured sources.
+pub(crate) fn engine(app: &App, lake: &Lake) -> Result<DataFusionEngine> {
+    let settings = DataFusionSettings {
+        memory_bytes: app.config.process.limits.query_memory_mb << 20,
+        partitions: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        spill_dir: std::env::temp_dir(),
+    };
+    DataFusionEngine::with_sources(lake, app.source_opener(), settings)
+}
+
 async fn print_table(answer: QueryStream) -> Result<()> {
-    let schema = readable_schema(&answer.schema);
+    let schema = answer::readable_schema(&answer.schema);
     let batches: Vec<RecordBatch> = answer.batches.try_collect().await?;
-    let batches = batches.iter().map(readable).collect::<Result<Vec<_>>>()?;
+    let batches = batches.iter().map(answer::readable).collect::<Result<Vec<_>>>()?;
     let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
     let batches = if batches.is_empty() { vec![RecordBatch::new_empty(schema)] } else { batches };
     let options = FormatOptions::new().with_null("NULL");
-    let text = pretty_format_batches_with_options(&batches, &options).map_err(print_failed)?;
+    let text = pretty_format_batches_with_options(&batches, &options).map_err(answer::failed)?;
     output::line(&text.to_string());
     output::note(&format!("{} rows", output::number(rows as u64)));
     Ok(())
@@ -127,43 +132,12 @@ async fn print_table(answer: QueryStream) -> Result<()> {
 
 /// An answer cut off by its reader (`| head`) is not an error.
 fn written<T>(outcome: std::result::Result<T, ArrowError>) -> Result<T> {
-    outcome.map_err(print_failed)
-}
-
-fn print_failed(error: ArrowError) -> Error {
-    Error::new(ErrorCode::QueryFailed, "the answer cannot be printed").caused_by(error)
-}
-
-/// UUIDs as people write them instead of 16 bytes in hex.
-fn readable(batch: &RecordBatch) -> Result<RecordBatch> {
-    let columns = batch.columns().iter().map(|column| match column.data_type() {
-        DataType::FixedSizeBinary(16) => uuid_text(column),
-        _ => Arc::clone(column),
-    });
-    RecordBatch::try_new(readable_schema(batch.schema_ref()), columns.collect())
-        .map_err(print_failed)
-}
-
-fn readable_schema(schema: &SchemaRef) -> SchemaRef {
-    let field = |field: &Arc<Field>| match field.data_type() {
-        DataType::FixedSizeBinary(16) => {
-            Field::new(field.name(), DataType::Utf8, field.is_nullable())
-        }
-        _ => field.as_ref().clone(),
-    };
-    Arc::new(Schema::new(schema.fields().iter().map(field).collect::<Vec<_>>()))
-}
-
-fn uuid_text(column: &ArrayRef) -> ArrayRef {
-    let values = column.as_fixed_size_binary().iter();
-    let texts = values
-        .map(|value| value.and_then(|v| uuid::Uuid::from_slice(v).ok()).map(|id| id.to_string()));
-    Arc::new(texts.collect::<StringArray>())
+    outcome.map_err(answer::failed)
 }
 
 /// Nested columns as text, as CSV has no other way.
 fn flat(batch: &RecordBatch) -> Result<RecordBatch> {
-    let batch = readable(batch)?;
+    let batch = answer::readable(batch)?;
     let mut fields = Vec::new();
     let mut columns: Vec<ArrayRef> = Vec::new();
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
@@ -175,18 +149,18 @@ fn flat(batch: &RecordBatch) -> Result<RecordBatch> {
         fields.push(Field::new(field.name(), DataType::Utf8, true));
         columns.push(json_text(field, column)?);
     }
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(print_failed)
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(answer::failed)
 }
 
 /// Each value of a nested column as JSON.
 fn json_text(field: &Field, column: &ArrayRef) -> Result<ArrayRef> {
     let schema = Arc::new(Schema::new(vec![Field::new("v", field.data_type().clone(), true)]));
-    let batch = RecordBatch::try_new(schema, vec![Arc::clone(column)]).map_err(print_failed)?;
+    let batch = RecordBatch::try_new(schema, vec![Arc::clone(column)]).map_err(answer::failed)?;
     let mut lines = Vec::new();
     let mut writer = arrow::json::WriterBuilder::new()
         .with_explicit_nulls(true)
         .build::<_, arrow::json::writer::LineDelimited>(&mut lines);
-    writer.write(&batch).and_then(|()| writer.finish()).map_err(print_failed)?;
+    writer.write(&batch).and_then(|()| writer.finish()).map_err(answer::failed)?;
     drop(writer);
     let text = String::from_utf8_lossy(&lines);
     let values = text.lines().enumerate().map(|(row, line)| {

@@ -155,8 +155,7 @@ impl Both {
     /// The rows as text, in an order of their own.
     async fn rows(&self, sql: &str, principal: Principal) -> Result<Vec<String>, Error> {
         let session = Session { principal, rows_max: None, memory_bytes_max: 256 << 20 };
-        let batches: Vec<_> =
-            self.engine.query(sql, &session).await?.batches.try_collect().await?;
+        let batches: Vec<_> = self.engine.query(sql, &session).await?.batches.try_collect().await?;
         let options = FormatOptions::new().with_null("∅");
         let mut rows = Vec::new();
         for batch in &batches {
@@ -206,12 +205,14 @@ async fn what_the_server_can_leave_out_is_never_read() {
     database.sql(TABLE);
     let both = Both::new(&database).await;
     // A row that cannot be read tells whether it was.
-    database.sql("INSERT INTO everything (id, amount, words, ratio) VALUES (9000, 'NaN', 'odd', -5)");
+    database
+        .sql("INSERT INTO everything (id, amount, words, ratio) VALUES (9000, 'NaN', 'odd', -5)");
     let counted = async |condition: &str| {
         let sql = format!("SELECT count(amount) FROM revdb.public.everything WHERE {condition}");
         both.operator(&sql).await
     };
-    for left_out in ["id < 100", "words = 'Zebra'", "words < 'b'", "day > DATE '2024-02-01'", "ok"] {
+    for left_out in ["id < 100", "words = 'Zebra'", "words < 'b'", "day > DATE '2024-02-01'", "ok"]
+    {
         counted(left_out).await.expect(left_out);
     }
     let error = counted("ratio > 0.0").await.expect_err("floats are compared here");
@@ -243,10 +244,14 @@ async fn sources_and_lake_join_and_only_the_operator_has_sources() {
     }
     let missing = both.operator("SELECT * FROM revdb.public.everythin").await.expect_err("name");
     assert_eq!(missing.code(), ErrorCode::SourceNotFound);
-    let missing = both.operator("SELECT nope FROM revdb.public.everything").await.expect_err("name");
+    let missing =
+        both.operator("SELECT nope FROM revdb.public.everything").await.expect_err("name");
     assert_eq!(missing.code(), ErrorCode::QueryInvalid);
     let versions = "SELECT * FROM revdb.public.everything FOR VERSION AS OF 'v1'";
-    assert_eq!(both.operator(versions).await.expect_err("one state").code(), ErrorCode::QueryInvalid);
+    assert_eq!(
+        both.operator(versions).await.expect_err("one state").code(),
+        ErrorCode::QueryInvalid
+    );
     // Nothing that was planned, finished or refused holds a transaction of the source open.
     let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                 AND application_name LIKE 'polder%'";

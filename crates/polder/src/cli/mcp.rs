@@ -1,0 +1,39 @@
+//! `polder mcp`: the lake for one agent, over stdin and stdout.
+
+use clap::Args;
+use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
+use rmcp::ServiceExt;
+
+use crate::app::App;
+use crate::cli::query;
+use crate::exit;
+use crate::mcp::Agent;
+
+#[derive(Debug, Args)]
+pub(crate) struct Mcp {
+    /// The org whose data the agent sees; every org's, and the sources, without.
+    #[arg(long, value_name = "ID")]
+    org: Option<OrgId>,
+}
+
+impl Mcp {
+    pub(crate) async fn run(&self, app: &App) -> Result<u8> {
+        let lake = app.lake().await?;
+        let principal = self.org.clone().map_or(Principal::Operator, Principal::Org);
+        let engine = query::engine(app, &lake)?;
+        let memory_bytes = app.config.process.limits.query_memory_mb << 20;
+        let agent = Agent { lake, engine, principal, memory_bytes };
+        let failed = |what: &str, cause: Box<dyn std::error::Error + Send + Sync>| {
+            Error::new(ErrorCode::Internal, format!("the agent's session {what}")).caused_by(cause)
+        };
+        let session = agent.serve(rmcp::transport::stdio()).await;
+        let session = session.map_err(|cause| failed("was not opened", cause.into()))?;
+        tokio::select! {
+            ended = session.waiting() => {
+                ended.map_err(|cause| failed("ended badly", cause.into()))?;
+                Ok(exit::OK)
+            }
+            _ = tokio::signal::ctrl_c() => Ok(exit::INTERRUPTED),
+        }
+    }
+}
