@@ -337,6 +337,7 @@ impl Catalog for RestCatalog {
             // Others may have been there: what the changes lead to is asked of the state they are for.
             super::check(base.as_ref(), requirements)?;
             super::check_sequence(base.as_ref(), &updates)?;
+            super::check_names(base.as_ref(), &updates)?;
         }
         let (document, new) = commit::document(ident, base.as_ref(), requirements, updates)?;
         let url = self.server.paths.table(ident).map_err(CommitFailure::Rejected)?;

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::documents::{Commit, CreateTable, Identifier};
-use crate::catalog::{CommitFailure, TableState, apply, check_names};
+use crate::catalog::{CommitFailure, TableState, apply};
 use crate::table::references;
 
 /// Whether the commit makes the table.
@@ -182,7 +182,6 @@ fn names_stay(
 ) -> Result<Vec<TableRequirement>, CommitFailure> {
     let removes = |update: &TableUpdate| matches!(update, TableUpdate::RemoveSnapshots { .. });
     let Some(base) = base.filter(|_| updates.iter().any(removes)) else { return Ok(Vec::new()) };
-    check_names(Some(base), updates)?;
     let named = references(&base.metadata).map_err(CommitFailure::Rejected)?;
     let same = |(name, found): (String, iceberg::spec::SnapshotReference)| {
         TableRequirement::RefSnapshotIdMatch { r#ref: name, snapshot_id: Some(found.snapshot_id) }
