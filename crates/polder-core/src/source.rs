@@ -149,7 +149,7 @@ pub trait Source: Send + Sync {
 
     /// What [`ReadRequest::from`] says for the table that SQL calls `<source>.<schema>.<table>`, or
     /// `<source>.<table>` without `schema`; `None` if such names lead nowhere in this source.
-    fn from_of_sql(&self, schema: Option<&str>, table: &str) -> Option<String>;
+    fn named_in_sql(&self, schema: Option<&str>, table: &str) -> Option<String>;
 
     /// Fixes a state of the source and says what reading it will bring.
     async fn plan(&self, request: ReadRequest) -> Result<ReadPlan>;

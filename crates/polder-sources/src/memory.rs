@@ -104,7 +104,7 @@ impl Source for MemorySource {
         Ok(described.collect())
     }
 
-    fn from_of_sql(&self, schema: Option<&str>, table: &str) -> Option<String> {
+    fn named_in_sql(&self, schema: Option<&str>, table: &str) -> Option<String> {
         schema.is_none().then(|| table.to_owned())
     }
 

@@ -4,7 +4,7 @@
 //! and every engine can read it by that name. Nothing else remembers it.
 
 use iceberg::TableUpdate;
-use iceberg::spec::SnapshotRetention;
+use iceberg::spec::{SnapshotReference, SnapshotRetention};
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
 
 use super::{Action, Failure, Prepared, no_table, point};
@@ -139,7 +139,7 @@ impl Action for RemoveTag<'_> {
 
     fn validate(&self, present: Option<&TableState>) -> Result<()> {
         let metadata = &present.ok_or_else(|| no_table(self.table))?.metadata;
-        if references(metadata)?.get(self.name).is_some_and(|found| found.is_branch()) {
+        if references(metadata)?.get(self.name).is_some_and(SnapshotReference::is_branch) {
             let message = format!("{:?} is a branch of {:?} and no pin", self.name, self.table);
             return Err(Error::new(ErrorCode::SpecInvalid, message));
         }

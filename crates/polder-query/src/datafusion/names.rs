@@ -131,7 +131,7 @@ impl Names<'_> {
             || format!("{name}.{}", quoted(table)),
             |schema| format!("{name}.{}.{}", quoted(schema), quoted(table)),
         );
-        let from = source.from_of_sql(schema, table).ok_or_else(|| {
+        let from = source.named_in_sql(schema, table).ok_or_else(|| {
             Error::new(ErrorCode::QueryInvalid, format!("{place} is no table of the source")).hint(
                 "a table of PostgreSQL is <source>.<schema>.<table>, a collection of MongoDB \
                      <source>.<database>.<collection>, files are <source>.\"<glob>\"",

@@ -171,7 +171,7 @@ impl Source for FilesSource {
     }
 
     /// The name is the glob: `files."401/forecast/*.csv"`.
-    fn from_of_sql(&self, schema: Option<&str>, table: &str) -> Option<String> {
+    fn named_in_sql(&self, schema: Option<&str>, table: &str) -> Option<String> {
         (schema.is_none() && !table.contains("{org}")).then(|| table.to_owned())
     }
 

@@ -147,7 +147,7 @@ impl Source for MongodbSource {
         Ok(tables)
     }
 
-    fn from_of_sql(&self, schema: Option<&str>, table: &str) -> Option<String> {
+    fn named_in_sql(&self, schema: Option<&str>, table: &str) -> Option<String> {
         let ours = schema == Some(self.database.as_str()) && !table.contains("{org}");
         ours.then(|| table.to_owned())
     }

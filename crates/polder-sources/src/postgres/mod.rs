@@ -91,7 +91,7 @@ impl Source for PostgresSource {
         tables
     }
 
-    fn from_of_sql(&self, schema: Option<&str>, table: &str) -> Option<String> {
+    fn named_in_sql(&self, schema: Option<&str>, table: &str) -> Option<String> {
         names::from_of(schema?, table)
     }
 

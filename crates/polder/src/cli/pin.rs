@@ -7,6 +7,7 @@ use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::serve::hex;
 use crate::{exit, output};
 
 #[derive(Debug, Args)]
@@ -254,8 +255,7 @@ async fn contents(table: &LakeTable, pin: &TablePin) -> Result<Value> {
         let line = format!("{}\t{}\t{rows}\t{}\n", file.path, file.size_bytes, file.has_deletes);
         digest.update(line.as_bytes());
     }
-    let digest = digest.finish();
-    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(digest.finish().as_ref());
     let columns = columns.fields.iter().map(|field| {
         json!({
             "name": field.name,
@@ -271,7 +271,7 @@ async fn contents(table: &LakeTable, pin: &TablePin) -> Result<Value> {
         "rows": pin.snapshot.rows,
         "files": files.len(),
         "bytes": files.iter().map(|file| file.size_bytes).sum::<u64>(),
-        "digest": format!("sha256:{hex}"),
+        "digest": format!("sha256:{digest}"),
         "metadata_location": table.metadata_location(),
         "columns": columns.collect::<Vec<_>>(),
     }))

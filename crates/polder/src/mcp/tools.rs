@@ -46,7 +46,7 @@ pub(super) struct Wanted {
 impl Agent {
     pub(super) async fn list_tables(&self) -> Result<Value> {
         let (tables, truncated) = self.tables().await?;
-        let tables: Vec<_> = tables.iter().map(|table| headline(table)).collect();
+        let tables: Vec<_> = tables.iter().map(headline).collect();
         Ok(json!({ "tables": tables, "truncated": truncated }))
     }
 
