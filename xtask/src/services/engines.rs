@@ -11,7 +11,8 @@ use crate::{Result, places};
 /// The newest on Maven Central.
 const TRINO: &str = "476";
 /// What the tests need; all 60 are 900 MB. The geospatial one is no option: others refer to it.
-const TRINO_PLUGINS: [&str; 4] = ["geospatial", "iceberg", "memory", "tpch"];
+const TRINO_PLUGINS: [&str; 6] =
+    ["geospatial", "iceberg", "memory", "mongodb", "postgresql", "tpch"];
 const SPARK_JARS: [&str; 2] = [
     "org.apache.iceberg:iceberg-spark-runtime-4.0_2.13:1.11.0",
     "org.apache.iceberg:iceberg-aws-bundle:1.11.0",
@@ -27,7 +28,8 @@ pub(crate) fn install() -> Result {
         SPARK_JARS.iter().try_for_each(|artifact| fetch("Iceberg for Spark", artifact, &jars))
     })?;
     let trino = places::trino();
-    installed(&trino, TRINO, || install_trino(&trino))
+    let wanted = format!("{TRINO} {}", TRINO_PLUGINS.join(" "));
+    installed(&trino, &wanted, || install_trino(&trino))
 }
 
 /// Has a folder made anew unless it was made for the same `wanted`.

@@ -9,7 +9,7 @@ use polder_core::{Error, ErrorCode, Result};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
-use tokio_postgres::config::Host;
+use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{CancelToken, Client, Config, Row, SimpleQueryMessage};
 
@@ -35,6 +35,18 @@ pub(super) struct Server {
     config: Config,
     connector: Connector,
     farewells: Arc<Farewells>,
+}
+
+/// A server's address without its secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// `host:port/database`.
+    pub address: String,
+    pub user: Option<String>,
+    /// Whether the address has a password.
+    pub password: bool,
+    /// Whether the connection has to be encrypted, with a certificate of the host's name.
+    pub verified: bool,
 }
 
 impl Server {
@@ -74,6 +86,17 @@ impl Server {
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where the server is and who calls, for other systems' configurations.
+    pub(super) fn place(&self) -> Place {
+        let must = self.connector.asks_for().unwrap_or(self.config.get_ssl_mode());
+        Place {
+            address: self.address(None),
+            user: self.config.get_user().map(str::to_owned),
+            password: self.config.get_password().is_some(),
+            verified: must == SslMode::Require,
+        }
     }
 
     /// `host:port/database`, for messages.
@@ -398,7 +421,7 @@ impl Farewells {
 
 #[cfg(test)]
 mod tests {
-    use tokio_postgres::config::SslMode;
+
 
     use super::*;
 

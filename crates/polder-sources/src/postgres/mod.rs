@@ -42,6 +42,8 @@ use async_trait::async_trait;
 use polder_core::{Capabilities, ReadPlan, ReadRequest, Result, Source, SourceTable};
 use secrecy::SecretString;
 
+pub use self::connect::Place;
+
 use self::connect::Server;
 
 /// The application name of sessions that serve no org.
@@ -68,6 +70,11 @@ impl PostgresSource {
     #[expect(clippy::needless_pass_by_value, reason = "a secret is handed over, not kept around")]
     pub fn open(name: &str, url: SecretString) -> Result<Self> {
         Server::new(name, &url).map(|server| Self { server })
+    }
+
+    /// What of the address is no secret, for systems that connect by themselves.
+    pub fn place(&self) -> Place {
+        self.server.place()
     }
 }
 

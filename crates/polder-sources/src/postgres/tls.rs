@@ -69,7 +69,6 @@ impl Connector {
     }
 
     /// The mode to ask the server with; `None` where the driver asks.
-    #[cfg(test)]
     pub(super) fn asks_for(&self) -> Option<SslMode> {
         self.ask
     }

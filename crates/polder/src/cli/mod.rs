@@ -13,6 +13,7 @@ mod schema;
 mod selection;
 mod serve;
 mod tables;
+mod trino;
 mod versions;
 
 use std::path::PathBuf;
@@ -59,6 +60,8 @@ enum Command {
     Maintain(maintain::Maintain),
     /// Answer one SQL query over the lake and the sources.
     Query(query::Query),
+    /// Write what Trino needs to see the lake and the sources.
+    Trino(trino::Trino),
     /// Serve the lake to an agent: the Model Context Protocol over stdin and stdout.
     Mcp(mcp::Mcp),
     /// Serve the lake over HTTP: the Iceberg REST catalog at /iceberg.
@@ -82,6 +85,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Pin(pin) => pin.run(&load()?).await,
         Command::Maintain(maintain) => Box::pin(maintain.run(&load()?)).await,
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
+        Command::Trino(trino) => trino.run(&load()?),
         Command::Mcp(mcp) => Box::pin(mcp.run(&load()?)).await,
         Command::Serve(serve) => Box::pin(serve.run(&load()?)).await,
         Command::Version => {
