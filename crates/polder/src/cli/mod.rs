@@ -4,6 +4,7 @@ mod check;
 mod discover;
 mod init;
 mod maintain;
+mod manifest;
 mod query;
 mod rollback;
 mod run;
@@ -53,6 +54,8 @@ enum Command {
     Rollback(rollback::Rollback),
     /// Look after tables between runs.
     Maintain(maintain::Maintain),
+    /// Write down which tables there are, for an orchestrator (Airflow).
+    Manifest(manifest::Manifest),
     /// Answer one SQL query over the lake.
     Query(query::Query),
     /// Serve the lake over HTTP: the Iceberg REST catalog at /iceberg.
@@ -74,6 +77,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Versions(versions) => versions.run(&load()?).await,
         Command::Rollback(rollback) => rollback.run(&load()?).await,
         Command::Maintain(maintain) => Box::pin(maintain.run(&load()?)).await,
+        Command::Manifest(manifest) => manifest.run(&load()?),
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
         Command::Serve(serve) => Box::pin(serve.run(&load()?)).await,
         Command::Version => {
