@@ -37,7 +37,10 @@ PIPELINE = """
 templates:
   crm:
     tables:
-      - { name: opportunity, source: exports, from: "{org}/opportunity/*.csv", types: { amount: "decimal(18, 2)", score: double } }
+      - name: opportunity
+        source: exports
+        from: "{org}/opportunity/*.csv"
+        types: { amount: "decimal(18, 2)", score: double }
       - { name: activity, source: exports, from: "{org}/activity/*.jsonl", mode: append }
 orgs:
   - { id: "401", name: Acme, template: crm }
