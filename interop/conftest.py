@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 INTEROP = Path(__file__).resolve().parent
-sys.path[:0] = [str(INTEROP), str(INTEROP.parent / "demo")]
+ROOT = INTEROP.parent
+sys.path[:0] = [str(INTEROP), str(ROOT / "demo"), str(ROOT / "python/polder-lake/src")]
 
 # Found through the line above.
 from fidelity.mongodb_lake import bson_database, bson_lake  # noqa: E402, F401

@@ -30,6 +30,7 @@ pub(crate) fn check() -> Result {
 pub(crate) fn test() -> Result {
     services::install()?;
     services::install_engines()?;
+    services::install_airflow()?;
     with_servers(tests)
 }
 
@@ -62,13 +63,27 @@ fn tests(instance: &Instance) -> Result {
     // The runners all run, so that one summary tells everything that is wrong.
     let rust = run("Rust tests", &mut with_env(cargo(&["test", "--workspace", "--no-fail-fast"])));
     let readers = readers(&mut with_env(command(places::venv_bin("python"))), &["interop"]);
+    let airflow = airflow_provider();
     let kit = rck::rck(&[]);
     println!("\n── summary");
-    let all = [("Rust tests", &rust), ("reader tests", &readers), ("Iceberg REST kit", &kit)];
+    let all = [
+        ("Rust tests", &rust),
+        ("reader tests", &readers),
+        ("Airflow provider", &airflow),
+        ("Iceberg REST kit", &kit),
+    ];
     for (what, outcome) in all {
         println!("{what}: {}", if outcome.is_ok() { "passed" } else { "FAILED" });
     }
-    rust.and(readers).and(kit)
+    rust.and(readers).and(airflow).and(kit)
+}
+
+/// The provider's own tests, in Airflow's environment; `interop/` has those that need the binary.
+fn airflow_provider() -> Result {
+    let mut python = command(places::airflow().join("bin/python"));
+    python.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]);
+    python.arg("python/airflow-provider-polder/tests").env("PYTHONDONTWRITEBYTECODE", "1");
+    run("tests of the Airflow provider", &mut python)
 }
 
 /// Other engines against lakes that the binary made, and lakes that they made through it.
@@ -77,10 +92,11 @@ fn readers(python: &mut Command, tests: &[&str]) -> Result {
     python.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]).args(tests);
     python.env("POLDER_BIN", places::polder("debug")).env("TRINO_HOME", places::trino());
     python.env("SPARK_JARS", places::spark_jars()).env("PYTHONDONTWRITEBYTECODE", "1");
+    python.env("POLDER_AIRFLOW", places::airflow().join("bin/python"));
     if let Some(java) = places::java_17() {
         python.env("JAVA_HOME", java);
     }
-    run("reader tests (DuckDB, PyIceberg, Polars, Daft, Spark, Trino)", python)
+    run("reader tests (DuckDB, PyIceberg, Polars, Daft, Spark, Trino, Airflow)", python)
 }
 
 /// What must pass before a change lands.

@@ -28,6 +28,11 @@ pub(crate) fn venv_bin(program: &str) -> PathBuf {
     venv().join("bin").join(program)
 }
 
+/// The Python environment with Airflow, which pins much of what others need newer.
+pub(crate) fn airflow() -> PathBuf {
+    target().join("airflow")
+}
+
 /// Trino, for the reader tests.
 pub(crate) fn trino() -> PathBuf {
     target().join("trino")

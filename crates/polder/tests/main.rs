@@ -5,6 +5,7 @@
 
 mod configuration;
 mod files;
+mod manifest;
 mod project;
 mod serve;
 mod service;

@@ -22,7 +22,7 @@ const SPARK_JARS: [&str; 2] = [
 /// there. The environment itself is there already.
 pub(crate) fn install() -> Result {
     // Together with the servers' packages, so that no engine replaces a version that is pinned there.
-    more_packages("installing the Python engines (about 900 MB)", &["glue.txt", "engines.txt"])?;
+    more_packages("installing the Python engines (about 1.2 GB)", &["glue.txt", "engines.txt"])?;
     let jars = places::spark_jars();
     installed(&jars, &SPARK_JARS.join("\n"), || {
         SPARK_JARS.iter().try_for_each(|artifact| fetch("Iceberg for Spark", artifact, &jars))

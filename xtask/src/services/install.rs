@@ -106,19 +106,29 @@ fn python_can_make_environments() -> bool {
 
 /// `<target>/venv` with exactly what `interop/requirements.txt` says, rebuilt when that changes.
 fn python_environment() -> Result {
-    let requirements = places::root().join("interop/requirements.txt");
-    let failed = |error| format!("cannot read {}: {error}", requirements.display());
-    let wanted = fs::read_to_string(&requirements).map_err(failed)?;
-    let (venv, stamp) = (places::venv(), places::venv().join("polder-requirements.txt"));
-    let python = places::venv_bin("python");
+    let list = places::root().join("interop/requirements.txt");
+    environment("the Python environment (about 800 MB)", &places::venv(), &list)
+}
+
+/// `<target>/airflow`, an environment of Airflow's own: it pins much of what others need newer.
+pub(crate) fn install_airflow() -> Result {
+    let list = places::root().join("python/airflow-provider-polder/requirements.txt");
+    environment("Airflow (about 350 MB)", &places::airflow(), &list)
+}
+
+/// A Python environment with exactly what a list says, rebuilt when that changes.
+fn environment(what: &str, folder: &Path, list: &Path) -> Result {
+    let failed = |error| format!("cannot read {}: {error}", list.display());
+    let wanted = fs::read_to_string(list).map_err(failed)?;
+    let (python, stamp) = (folder.join("bin/python"), folder.join("polder-requirements.txt"));
     let works = command(&python).args(["-c", ""]).output().is_ok_and(|out| out.status.success());
     if works && fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(());
     }
     let mut create = command("python3");
-    create.args(["-m", "venv", "--clear"]).arg(&venv).env_remove("PYTHONHOME");
-    run("creating the Python environment", &mut create)?;
-    pip_install("installing the Python environment (about 800 MB)", &[&requirements])?;
+    create.args(["-m", "venv", "--clear"]).arg(folder).env_remove("PYTHONHOME");
+    run(&format!("creating {what}"), &mut create)?;
+    pip_install(&format!("installing {what}"), &python, &[list])?;
     fs::write(&stamp, wanted).map_err(|error| format!("cannot write {}: {error}", stamp.display()))
 }
 
@@ -140,15 +150,15 @@ pub(super) fn more_packages(what: &str, lists: &[&str]) -> Result {
     }
     let rest = folder.join("requirements.txt");
     let all: Vec<&Path> = lists.iter().chain([&rest]).map(PathBuf::as_path).collect();
-    pip_install(what, &all)?;
+    pip_install(what, &places::venv_bin("python"), &all)?;
     let failed = |error| format!("cannot write {}: {error}", stamp.display());
     fs::create_dir_all(places::venv().join("polder-lists")).map_err(failed)?;
     fs::write(&stamp, wanted).map_err(failed)
 }
 
-/// Installs what the files list into the Python environment, all of it or nothing.
-pub(super) fn pip_install(what: &str, lists: &[&Path]) -> Result {
-    let mut install = command(places::venv_bin("python"));
+/// Installs what the files list into the environment of this Python, all of it or nothing.
+fn pip_install(what: &str, python: &Path, lists: &[&Path]) -> Result {
+    let mut install = command(python);
     install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
     for list in lists {
         install.arg("-r").arg(list);

@@ -28,7 +28,7 @@ use crate::{Result, places};
 
 pub(crate) use engines::install as install_engines;
 pub(crate) use guard::Guard;
-pub(crate) use install::{install, install_wrk, postgres_bin};
+pub(crate) use install::{install, install_airflow, install_wrk, postgres_bin};
 pub(crate) use postgres::psql;
 pub(crate) use rest::install as install_reference;
 pub(crate) use s3::{ACCESS_KEY, SECRET_KEY};

@@ -6,6 +6,7 @@ mod init;
 mod maintain;
 mod mcp;
 mod pin;
+mod manifest;
 mod query;
 mod rollback;
 mod run;
@@ -59,6 +60,9 @@ enum Command {
     /// Look after tables between runs.
     Maintain(maintain::Maintain),
     /// Answer one SQL query over the lake and the sources.
+    /// Write down which tables there are, for an orchestrator (Airflow).
+    Manifest(manifest::Manifest),
+    /// Answer one SQL query over the lake.
     Query(query::Query),
     /// Write what Trino needs to see the lake and the sources.
     Trino(trino::Trino),
@@ -84,6 +88,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Rollback(rollback) => rollback.run(&load()?).await,
         Command::Pin(pin) => pin.run(&load()?).await,
         Command::Maintain(maintain) => Box::pin(maintain.run(&load()?)).await,
+        Command::Manifest(manifest) => manifest.run(&load()?),
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
         Command::Trino(trino) => trino.run(&load()?),
         Command::Mcp(mcp) => Box::pin(mcp.run(&load()?)).await,

@@ -13,7 +13,7 @@ use polder_core::{Error, ErrorCode, Result};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use clients::{Clients, hex};
+pub(crate) use clients::{Clients, hex, sha256};
 pub(crate) use iceberg::Settings as IcebergSettings;
 
 /// Where the Iceberg REST catalog is.
