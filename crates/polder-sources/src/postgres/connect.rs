@@ -422,7 +422,6 @@ impl Farewells {
 #[cfg(test)]
 mod tests {
 
-
     use super::*;
 
     fn server(url: &str) -> Result<Server> {

@@ -4,9 +4,9 @@ mod check;
 mod discover;
 mod init;
 mod maintain;
+mod manifest;
 mod mcp;
 mod pin;
-mod manifest;
 mod query;
 mod rollback;
 mod run;
@@ -59,10 +59,9 @@ enum Command {
     Pin(pin::Pin),
     /// Look after tables between runs.
     Maintain(maintain::Maintain),
-    /// Answer one SQL query over the lake and the sources.
     /// Write down which tables there are, for an orchestrator (Airflow).
     Manifest(manifest::Manifest),
-    /// Answer one SQL query over the lake.
+    /// Answer one SQL query over the lake and the sources.
     Query(query::Query),
     /// Write what Trino needs to see the lake and the sources.
     Trino(trino::Trino),
