@@ -8,6 +8,7 @@
 //! an answer is lost. Each goes when upstream has it.
 
 mod audit;
+mod conflicts;
 mod expire;
 mod files;
 mod publish;
@@ -26,7 +27,7 @@ use rand::Rng;
 pub use expire::Expired;
 pub use files::FilesCommitted;
 pub use rollback::RolledBack;
-pub(crate) use snapshot::read_list;
+pub(crate) use snapshot::{deletes_of, read_list};
 
 use crate::catalog::{self, CommitFailure, TableState};
 use crate::lake::Lake;

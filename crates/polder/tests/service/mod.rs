@@ -3,6 +3,7 @@
 mod evolution;
 mod external;
 mod kill;
+mod merge;
 mod postgres;
 
 use std::io::Write;
