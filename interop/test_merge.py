@@ -50,7 +50,7 @@ INSERT INTO deal SELECT 'r' || i % 7, i, i / 4.0, md5(i::text), ARRAY['a', NULL]
 CHANGES = [
     "UPDATE deal SET note = 'changed', updated_at = clock_timestamp() WHERE id % 50 = 1",
     "UPDATE deal SET deleted_at = now(), updated_at = clock_timestamp() WHERE id % 50 = 2",
-    "UPDATE deal SET region = 'moved', updated_at = clock_timestamp() WHERE id = 11",
+    "UPDATE deal SET tags = ARRAY['b'], updated_at = clock_timestamp() WHERE region = 'r3'",
     "INSERT INTO deal (region, id, note) SELECT 'new', i, 'new' FROM generate_series(1, 300) AS i",
     "ALTER TABLE deal ADD COLUMN stage text; ALTER TABLE deal RENAME COLUMN note TO remark;"
     "UPDATE deal SET stage = 'won', updated_at = clock_timestamp() WHERE id % 50 = 3",
