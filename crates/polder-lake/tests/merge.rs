@@ -120,12 +120,11 @@ async fn a_file_has_one_delete_file_however_often_rows_of_it_go() {
 async fn rows_of_new_files_may_go_with_the_same_commit() {
     let scratch = Scratch::new().await;
     let lake = &scratch.lake;
-    let load = |kind| lake.stage(&org("401"), "t", request(kind, &id_and_text()));
     for (kind, first, expected) in
         [(StageKind::Replace, 0, vec![0, 2]), (StageKind::Merge, 10, vec![0, 2, 10, 12])]
     {
-        // Boxed: there is one of them at a time.
-        let stage = Box::pin(load(kind)).await.expect("stage");
+        let request = request(kind, &id_and_text());
+        let stage = lake.stage(&org("401"), "t", request).await.expect("stage");
         let files = written(&stage, &[rows(first..first + 3)]).await;
         let placed: Vec<Placed> = stage
             .read_staged(&files[0], Some(&["id".to_owned()]))

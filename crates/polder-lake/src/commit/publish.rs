@@ -50,7 +50,7 @@ impl Stage {
         summary: RunSummary,
     ) -> Result<Committed> {
         let delta = RowDelta { files, deletes: Vec::new(), among: Predicate::True };
-        self.commit_delta(delta, checkpoint, summary).await
+        Box::pin(self.commit_delta(delta, checkpoint, summary)).await
     }
 
     /// [`Self::commit`] of rows that come and rows that go, together.

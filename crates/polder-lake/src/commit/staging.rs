@@ -195,7 +195,8 @@ impl Action for StageSnapshot<'_> {
         if let (Some(base), Some(present)) = (&self.stage.base, present)
             && (self.stage.request.kind == StageKind::Merge || !self.content.deletes.is_empty())
         {
-            self.content.assumed.check(self.stage, base, present).await?;
+            // Boxed: it reads and plans, and every commit's future would be as deep.
+            Box::pin(self.content.assumed.check(self.stage, base, present)).await?;
         }
         let change = self.change(present)?;
         let snapshot = self.writer.write(present, &change).await?;
