@@ -116,8 +116,8 @@ pub(crate) async fn positions(store: &Store, location: &str, of: &str) -> Result
     let failed = |what: &str| Error::new(ErrorCode::LakeCorrupt, what.to_owned()).detail(location);
     let unreadable = || failed("cannot read a delete file");
     let bytes = store.read(location).await?;
-    let reader =
-        ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|builder| builder.build());
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
+        .and_then(ParquetRecordBatchReaderBuilder::build);
     let mut found = Vec::new();
     for batch in reader.map_err(|cause| unreadable().caused_by(cause))? {
         let batch = batch.map_err(|cause| unreadable().caused_by(cause))?;

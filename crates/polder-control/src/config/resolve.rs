@@ -198,7 +198,7 @@ fn check_merge(
         return Err(invalid("merge", format!("table {name:?} merges but has no cursor"))
             .hint("name the column by which changed rows are found: cursor: updated_at"));
     }
-    for column in table.deleted_at.iter().filter(|column| table.key.contains(*column)) {
+    if let Some(column) = table.deleted_at.as_ref().filter(|column| table.key.contains(*column)) {
         let message = format!("table {name:?} has {column:?} as key and as deleted_at");
         return Err(invalid(column, message)
             .hint("a row is deleted where deleted_at is not null, and its key never is"));

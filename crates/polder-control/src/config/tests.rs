@@ -176,7 +176,7 @@ fn a_merge_needs_a_key_and_a_cursor() {
         (
             PIPELINE.replace("forecast/*.csv\", mode: append", "forecast/*.csv\", mode: merge"),
             "merges files",
-            "14:79",
+            "14:85",
             "mode: append",
         ),
     ];

@@ -98,8 +98,8 @@ async fn new_match(
 }
 
 /// The data files of a state that may hold rows the filter matches.
-async fn files(stage: &Stage, state: &TableState, filter: Predicate) -> Result<HashSet<String>> {
-    let table = LakeTable::new(&stage.org()?, state.clone(), stage.lake.store())?;
+async fn files(stage: &Stage, of: &TableState, filter: Predicate) -> Result<HashSet<String>> {
+    let table = LakeTable::new(&stage.org()?, of.clone(), stage.lake.store())?;
     let scan = ScanRequest { snapshot: None, filter, columns: None };
     Ok(table.plan(scan).await?.files.into_iter().map(|file| file.path).collect())
 }

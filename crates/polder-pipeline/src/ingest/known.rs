@@ -28,7 +28,12 @@ use super::merge::Keys;
 pub(super) struct Known {
     rows: Vec<Mutex<Rows>>,
     /// In a merge whose keys may stand twice in the source: the keys of recognised rows.
-    again: Option<(Arc<Keys>, Mutex<HashSet<Box<[u8]>>>)>,
+    again: Option<Again>,
+}
+
+struct Again {
+    keys: Arc<Keys>,
+    met: Mutex<HashSet<Box<[u8]>>>,
 }
 
 struct Rows {
@@ -91,7 +96,7 @@ impl Known {
             rows.push(Mutex::new(overlap.load(keys.columns(), Which::Since, false).await?));
             rows.push(Mutex::new(overlap.load(&[], Which::Null, false).await?));
         }
-        let again = (!unique).then(|| (Arc::clone(keys), Mutex::default()));
+        let again = (!unique).then(|| Again { keys: Arc::clone(keys), met: Mutex::default() });
         Ok(Self { rows, again })
     }
 
@@ -106,11 +111,11 @@ impl Known {
                 }
                 rows.mark(&records)?
             };
-            if let Some((keys, again)) = &self.again {
+            if let Some(Again { keys, met }) = &self.again {
                 let known = not(&new).map_err(split)?;
                 let known = keys.of(&filter_record_batch(&records, &known).map_err(split)?)?;
-                let mut again = again.lock().unwrap_or_else(PoisonError::into_inner);
-                again.extend(known.iter().map(|key| Box::from(key.as_ref())));
+                let mut met = met.lock().unwrap_or_else(PoisonError::into_inner);
+                met.extend(known.iter().map(|key| Box::from(key.as_ref())));
             }
             records = filter_record_batch(&records, &new).map_err(split)?;
         }
@@ -119,9 +124,8 @@ impl Known {
 
     /// The keys of the rows that were recognised, where they may stand twice in the source.
     pub(super) fn take_again(&self) -> HashSet<Box<[u8]>> {
-        let again = self.again.as_ref().map(|(_, again)| again);
-        again.map_or_else(HashSet::new, |again| {
-            std::mem::take(&mut again.lock().unwrap_or_else(PoisonError::into_inner))
+        self.again.as_ref().map_or_else(HashSet::new, |again| {
+            std::mem::take(&mut again.met.lock().unwrap_or_else(PoisonError::into_inner))
         })
     }
 }

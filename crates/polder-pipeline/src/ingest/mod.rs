@@ -197,7 +197,7 @@ fn decide(
     }
     let capabilities = source.capabilities();
     let follows = capabilities.cursor && spec.cursor.is_some();
-    if spec.mode == Mode::Merge && !(follows && !spec.key.is_empty()) {
+    if spec.mode == Mode::Merge && (spec.key.is_empty() || !follows) {
         return Err(Error::new(ErrorCode::SpecInvalid, "mode: merge needs a key and a cursor")
             .hint("name them: key: [id], cursor: updated_at; files have none: use mode: append"));
     }

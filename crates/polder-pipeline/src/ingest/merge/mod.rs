@@ -124,12 +124,15 @@ pub(super) struct Merge<'a> {
     pub(super) read_again: HashSet<Bytes>,
 }
 
+/// A file, and the rows of it that go.
+type Deleted = (ScanFile, Vec<u64>);
+
 /// What one pass over the files has found.
 #[derive(Default)]
 struct Found {
     losers: Vec<Place>,
     /// The table's rows that go, by file.
-    stored: BTreeMap<String, (ScanFile, Vec<u64>)>,
+    stored: BTreeMap<String, Deleted>,
     among: Option<Predicate>,
     counts: Counts,
 }
@@ -153,7 +156,7 @@ impl Merge<'_> {
         };
         let Found { losers, stored, among, counts } = found;
         let (files, dead, losing) = sort_out(files, losers);
-        let mut deletes: Vec<(ScanFile, Vec<u64>)> = stored.into_values().collect();
+        let mut deletes: Vec<Deleted> = stored.into_values().collect();
         deletes.extend(losing);
         self.stage.drop_files(&dead).await;
         let rows_dropped = dead.iter().map(StagedFile::rows).sum();
@@ -170,20 +173,32 @@ impl Merge<'_> {
     async fn find(&self, files: &[StagedFile], table: Option<&LakeTable>) -> Result<Found> {
         let marked = self.merging.gone.take();
         let mut of = 1;
-        'parts: loop {
-            let mut all = Found::default();
-            for index in 0..of {
-                let Some(found) = self.find_part(files, table, &marked, Part { index, of }).await?
-                else {
-                    of *= 2;
-                    continue 'parts;
-                };
-                all.add(found);
+        loop {
+            if let Some(mut all) = self.find_in(files, table, &marked, of).await? {
+                // So many ranges say nothing any more.
+                all.among.take_if(|_| of > PARTS_NAMED_MAX);
+                return Ok(all);
             }
-            // So many ranges say nothing any more.
-            all.among.take_if(|_| of > PARTS_NAMED_MAX);
-            return Ok(all);
+            of *= 2;
         }
+    }
+
+    /// In so many parts; `None` if one of them is too large.
+    async fn find_in(
+        &self,
+        files: &[StagedFile],
+        table: Option<&LakeTable>,
+        marked: &Marked,
+        of: u64,
+    ) -> Result<Option<Found>> {
+        let mut all = Found::default();
+        for index in 0..of {
+            match self.find_part(files, table, marked, Part { index, of }).await? {
+                Some(found) => all.add(found),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(all))
     }
 
     /// The next rows, unless the run was cancelled.
@@ -296,7 +311,7 @@ impl Found {
 fn sort_out(
     files: Vec<StagedFile>,
     losers: Vec<Place>,
-) -> (Vec<StagedFile>, Vec<StagedFile>, Vec<(ScanFile, Vec<u64>)>) {
+) -> (Vec<StagedFile>, Vec<StagedFile>, Vec<Deleted>) {
     let mut rows: HashMap<usize, Vec<u64>> = HashMap::new();
     for (number, row) in losers {
         rows.entry(number).or_default().push(row);

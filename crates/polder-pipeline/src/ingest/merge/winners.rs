@@ -1,6 +1,7 @@
 //! Which row of each key stays: the newest by cursor, of those that a run has read and of those that
 //! the table has. Pure: rows come from elsewhere, one after another, in any order.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::mem;
 
@@ -69,19 +70,21 @@ impl Winners {
             self.rows.insert(key.into(), winner);
             return;
         };
-        if *cursor < *winner.cursor {
-            self.losers.push(place);
-        } else if *cursor > *winner.cursor {
-            winner.cursor = cursor.into();
-            let before = mem::replace(&mut winner.row, Row::Staged(place));
-            before.lose(&mut self.losers);
-        } else {
-            match &mut winner.row {
-                Row::Staged(first) => winner.row = Row::Tied(vec![*first, place]),
-                Row::Tied(places) => places.push(place),
-                Row::Marked | Row::Kept => self.losers.push(place),
+        match cursor.cmp(&winner.cursor) {
+            Ordering::Less => self.losers.push(place),
+            Ordering::Greater => {
+                winner.cursor = cursor.into();
+                let before = mem::replace(&mut winner.row, Row::Staged(place));
+                before.lose(&mut self.losers);
             }
-            self.bytes += mem::size_of::<Place>();
+            Ordering::Equal => {
+                match &mut winner.row {
+                    Row::Staged(first) => winner.row = Row::Tied(vec![*first, place]),
+                    Row::Tied(places) => places.push(place),
+                    Row::Marked | Row::Kept => self.losers.push(place),
+                }
+                self.bytes += mem::size_of::<Place>();
+            }
         }
     }
 
