@@ -22,6 +22,8 @@ pub enum Stage {
     /// Reading a source once to learn its schema.
     Inferring,
     Reading,
+    /// Looking for the rows that changed ones take the place of.
+    Merging,
     Committing,
     Done,
 }
@@ -33,6 +35,7 @@ impl Stage {
             Self::Planning => "planning",
             Self::Inferring => "inferring",
             Self::Reading => "reading",
+            Self::Merging => "merging",
             Self::Committing => "committing",
             Self::Done => "done",
         }

@@ -15,7 +15,7 @@ use futures::Stream;
 use serde::Serialize;
 
 use crate::checkpoint::ObjectState;
-use crate::spec::{Filter, FormatOptions, OnUnrepresentable};
+use crate::spec::{Filter, FormatOptions, Mode, OnUnrepresentable};
 use crate::{CursorValue, LakeType, OrgId, Predicate, Result, RunProgress, TableSchema};
 
 /// What a source can do, as data: the pipeline branches on these and never on the source's kind.
@@ -43,6 +43,9 @@ pub struct SourceTable {
     pub key: Vec<String>,
     /// Columns that can serve as cursor, best first.
     pub cursors: Vec<String>,
+    /// What suits the table: `merge` where it has a key and its best cursor tells when a row was
+    /// changed, `append` where it only tells when a row came.
+    pub mode: Mode,
     pub rows_estimated: Option<u64>,
 }
 
@@ -104,6 +107,8 @@ pub struct ReadPlan {
     /// could still commit rows with an earlier cursor value; the request's own bound, or a value
     /// below all, where the cursor must not move. `None`: no such bound.
     pub cursor_ceiling: Option<CursorValue>,
+    /// Whether the source vouches that no two rows have the same values in the request's key.
+    pub key_is_unique: bool,
     /// The next checkpoint's objects, if all splits are read.
     pub objects: BTreeMap<String, ObjectState>,
     /// Things the reader of the run's report should know.

@@ -12,10 +12,12 @@
 mod aws;
 mod catalog;
 mod commit;
+mod delta;
 mod error;
 mod field_ids;
 mod lake;
 mod management;
+mod placed;
 mod predicate;
 mod read;
 mod scan;
@@ -31,10 +33,11 @@ pub use catalog::{Catalog, CommitFailure, GlueCatalog, RestCatalog, SqlCatalog, 
 pub use commit::{Expired, FilesCommitted, RolledBack};
 pub use field_ids::{check_readable, field_id, read_as};
 pub use lake::Lake;
+pub use placed::{Placed, PlacedStream};
 pub use polder_core::{CmpOp, Literal, Predicate};
 pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};
 pub use settings::{CatalogSettings, GlueSettings, LakeSettings, RestSettings, S3Settings};
-pub use stage::{Committed, RunSummary, Stage, StageKind, StageRequest};
+pub use stage::{Committed, RowDelta, RunSummary, Stage, StageKind, StageRequest};
 pub use storage::{Store, TemporaryKeys};
 pub use table::{LakeTable, Pin, RefInfo, RefKind, Rollback, SnapshotInfo, Version};
 pub use write::{StagedDeletes, StagedFile, TableWriter};

@@ -13,6 +13,7 @@ use arrow::array::{RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::{cast, filter_record_batch};
 use arrow::datatypes::{Schema as ArrowSchema, SchemaRef};
 use futures::{StreamExt, TryStreamExt};
+use iceberg::arrow::ArrowReaderBuilder;
 use iceberg::scan::FileScanTask;
 use iceberg::spec::{PrimitiveType, Schema, SchemaRef as IcebergSchemaRef, Transform, Type};
 use parquet::arrow::parquet_to_arrow_schema;
@@ -27,8 +28,8 @@ use crate::storage::Store;
 use crate::table::LakeTable;
 use polder_core::Predicate;
 
-/// Files read at the same time by [`LakeTable::read`].
-const FILES_MAX: usize = 2;
+/// Files of a table read at the same time.
+pub(crate) const FILES_MAX: usize = 2;
 /// The file's own address as a column (spec, *Reserved Field IDs*).
 const FILE_ID: i32 = 2_147_483_646;
 /// Bytes at the end of a file that hold most footers.
@@ -91,20 +92,8 @@ impl LakeTable {
         self.decode(tasks.collect())
     }
 
-    /// Decodes files, with the columns in the order asked for.
-    ///
-    /// Where a file has the columns in another order, the crate takes those of equal types for renamed
-    /// ones, and mixes up their values (`RecordBatchTransformer::compare_schemas`). A column more than
-    /// any file has makes it go by their ids.
-    fn decode(&self, mut tasks: Vec<FileScanTask>) -> Result<BatchStream> {
-        let failed = |cause| error::iceberg("read the table's rows", cause);
-        for task in tasks.iter_mut().filter(|task| task.project_field_ids.len() > 1) {
-            task.project_field_ids.push(FILE_ID);
-        }
-        let tasks = futures::stream::iter(tasks.into_iter().map(Ok)).boxed();
-        let reader = self.iceberg().reader_builder().with_data_file_concurrency_limit(FILES_MAX);
-        let batches = reader.build().read(tasks).map_err(failed)?.stream();
-        Ok(Box::pin(batches.map_err(failed).map_ok(without_file)))
+    fn decode(&self, tasks: Vec<FileScanTask>) -> Result<BatchStream> {
+        decode(self.iceberg().reader_builder(), tasks)
     }
 
     /// Reads each file in its own schema.
@@ -161,6 +150,25 @@ impl LakeTable {
         let batches = self.decode(vec![task])?;
         Ok(Box::pin(batches.map(move |batch| adapt(&batch?, &layout))))
     }
+}
+
+/// Decodes files, with the columns in the order asked for.
+///
+/// Where a file has the columns in another order, the crate takes those of equal types for renamed
+/// ones, and mixes up their values (`RecordBatchTransformer::compare_schemas`). A column more than
+/// any file has makes it go by their ids.
+pub(crate) fn decode(
+    reader: ArrowReaderBuilder,
+    mut tasks: Vec<FileScanTask>,
+) -> Result<BatchStream> {
+    let failed = |cause| error::iceberg("read the table's rows", cause);
+    for task in tasks.iter_mut().filter(|task| task.project_field_ids.len() > 1) {
+        task.project_field_ids.push(FILE_ID);
+    }
+    let tasks = futures::stream::iter(tasks.into_iter().map(Ok)).boxed();
+    let reader = reader.with_data_file_concurrency_limit(FILES_MAX).build();
+    let batches = reader.read(tasks).map_err(failed)?.stream();
+    Ok(Box::pin(batches.map_err(failed).map_ok(without_file)))
 }
 
 /// Takes the column of [`FILE_ID`] off again.
@@ -242,14 +250,14 @@ fn skips_row_groups(data_type: &Type) -> bool {
 }
 
 /// To the rows and columns asked for, without field ids.
-struct Finish {
-    layout: SchemaRef,
-    filter: Predicate,
-    wanted: usize,
+pub(crate) struct Finish {
+    pub(crate) layout: SchemaRef,
+    pub(crate) filter: Predicate,
+    pub(crate) wanted: usize,
 }
 
 impl Finish {
-    fn apply(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+    pub(crate) fn apply(&self, batch: &RecordBatch) -> Result<RecordBatch> {
         let failed = |cause| error::arrow("bring a batch into the lake's layout", cause);
         let columns = batch.columns().iter().zip(self.layout.fields());
         let columns = columns

@@ -122,7 +122,7 @@ impl LakeTable {
         Ok(files)
     }
 
-    async fn tasks(&self, scan: &ScanRequest) -> Result<Vec<FileScanTask>> {
+    pub(crate) async fn tasks(&self, scan: &ScanRequest) -> Result<Vec<FileScanTask>> {
         let failed = |cause| error::iceberg("plan the scan", cause);
         let metadata = self.metadata();
         let Some(snapshot) = scan.snapshot.or(metadata.current_snapshot_id()) else {
@@ -241,7 +241,7 @@ fn same_statistics(a: &Type, b: &Type) -> bool {
     a == b || (scale(a).is_some() && scale(a) == scale(b))
 }
 
-fn scan_file(task: &FileScanTask) -> ScanFile {
+pub(crate) fn scan_file(task: &FileScanTask) -> ScanFile {
     debug_assert!(task.deletes.iter().all(|file| file.file_type != DataContentType::Data));
     ScanFile {
         path: task.data_file_path.clone(),

@@ -20,10 +20,10 @@ use uuid::Uuid;
 use crate::catalog::{self, TableState};
 use crate::commit::read_list;
 use crate::lake::Lake;
-use crate::scan::{self, FilePartition, ScanFile};
 use crate::schema::{self, Base};
 use crate::table::{Properties, follows};
-use crate::write::{self, Budget, Layout, StagedDeletes, StagedFile, TableWriter};
+use crate::write::{Budget, Layout, StagedDeletes, StagedFile, TableWriter};
+use polder_core::Predicate;
 
 /// What a run is going to publish.
 #[derive(Clone, Debug)]
@@ -49,6 +49,9 @@ pub enum StageKind {
     /// The new rows are added. The table has to exist; its columns may evolve as Iceberg allows
     /// without touching a file, and the partitions of new files may change.
     Append,
+    /// Rows are added, and rows the table has may go: see [`Stage::commit_delta`]. Otherwise as
+    /// [`Self::Append`].
+    Merge,
     /// Files change, and the run's checkpoint does not: see [`Stage::rewrite_files`] and the like.
     /// The table has to exist and to have exactly these columns.
     Files,
@@ -59,6 +62,17 @@ pub enum StageKind {
 pub struct RunSummary {
     /// Rows handed to writers. The commit is refused unless the files hold as many.
     pub rows: u64,
+}
+
+/// Rows that come and rows that go.
+#[derive(Debug)]
+pub struct RowDelta {
+    pub files: Vec<StagedFile>,
+    /// Of the table's data files, or of `files`.
+    pub deletes: Vec<StagedDeletes>,
+    /// Where rows to delete were looked for. A file that may hold such rows and comes in between is
+    /// a conflict.
+    pub among: Predicate,
 }
 
 /// A commit that is visible.
@@ -135,46 +149,6 @@ impl Stage {
         TableWriter::new(Arc::clone(&self.layout), Arc::clone(&self.budget), number)
     }
 
-    /// Writes deletes of rows of some of the table's data files, by their positions in each, from 0.
-    ///
-    /// # Errors
-    /// `lake.conflict` if the table has one of the files no more; `internal` for no positions, or
-    /// positions that a file does not have; `lake.*` when the store fails.
-    pub async fn write_deletes(
-        &self,
-        deletes: &[(ScanFile, Vec<u64>)],
-    ) -> Result<Vec<StagedDeletes>> {
-        let Some(base) = &self.base else { return Ok(Vec::new()) };
-        let places = scan::places(base, self.lake.store()).await?;
-        let mut staged: Vec<StagedDeletes> = Vec::with_capacity(deletes.len());
-        for (file, positions) in deletes {
-            match self.write_deletes_of(&places, file, positions).await {
-                Ok(written) => staged.push(written),
-                Err(error) => {
-                    let written =
-                        staged.iter().map(|deletes| deletes.file().file_path().to_owned());
-                    self.discard(written.collect()).await;
-                    return Err(error);
-                }
-            }
-        }
-        Ok(staged)
-    }
-
-    async fn write_deletes_of(
-        &self,
-        places: &HashMap<String, FilePartition>,
-        file: &ScanFile,
-        positions: &[u64],
-    ) -> Result<StagedDeletes> {
-        let place = places.get(&file.path).ok_or_else(|| {
-            Error::new(ErrorCode::LakeConflict, "a file to delete rows of is gone")
-                .detail(self.ident.to_string())
-        })?;
-        let location = &self.target.location;
-        write::write_deletes(self.lake.store(), location, file, place, positions).await
-    }
-
     /// Removes staged files, and waits until what dropped writers have left is removed too. Only for a
     /// stage whose commit was not attempted.
     pub async fn abort(self, files: Vec<StagedFile>) {
@@ -206,10 +180,8 @@ impl Stage {
     /// # Errors
     /// `lake.schema_refused` if one is.
     pub(crate) async fn check_partitions(&self) -> Result<()> {
-        let Some(base) = self.base.as_ref().filter(|_| self.request.kind == StageKind::Append)
-        else {
-            return Ok(());
-        };
+        let evolves = matches!(self.request.kind, StageKind::Append | StageKind::Merge);
+        let Some(base) = self.base.as_ref().filter(|_| evolves) else { return Ok(()) };
         let metadata = &base.metadata;
         let present = metadata.current_schema();
         let lost = |id: i32| self.target.schema.field_by_id(id).is_none();
@@ -292,7 +264,7 @@ fn target_of(base: &TableState, request: &StageRequest) -> Result<Target> {
             let spec = schema::partition_spec(&request.partition, &schema)?;
             reshape(schema, spec).to_vec()
         }
-        StageKind::Append | StageKind::Files => {
+        StageKind::Append | StageKind::Merge | StageKind::Files => {
             let schema = schema::evolve(&request.schema, &old)?;
             if request.kind == StageKind::Files && schema.as_struct() != present.as_struct() {
                 let message = "the table's columns are others now";

@@ -66,7 +66,8 @@ pub struct SnapshotInfo {
     pub timestamp_ms: i64,
     /// `append`, `overwrite`, `replace` or `delete`.
     pub operation: String,
-    /// Rows and data files of the whole state, where the writer said so.
+    /// Rows (less those deleted by position) and data files of the whole state, where the writer said
+    /// so.
     pub rows: Option<u64>,
     pub files: Option<u64>,
     /// The run that made it; `None` for another engine's.
@@ -311,14 +312,16 @@ impl LakeTable {
     fn info(&self, snapshot: &SnapshotRef) -> SnapshotInfo {
         let id = snapshot.snapshot_id();
         let summary = snapshot.summary();
-        let number = |key: &str| summary.additional_properties.get(key)?.parse().ok();
+        let number =
+            |key: &str| -> Option<u64> { summary.additional_properties.get(key)?.parse().ok() };
+        let deleted = number("total-position-deletes").unwrap_or(0);
         let refs = self.inner.refs.iter().filter(|found| found.snapshot_id == id);
         SnapshotInfo {
             id,
             parent: snapshot.parent_snapshot_id(),
             timestamp_ms: snapshot.timestamp_ms(),
             operation: summary.operation.as_str().to_owned(),
-            rows: number("total-records"),
+            rows: number("total-records").map(|rows| rows.saturating_sub(deleted)),
             files: number("total-data-files"),
             run_id: run_of(snapshot),
             refs: refs.map(|found| found.name.clone()).collect(),

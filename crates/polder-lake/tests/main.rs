@@ -10,6 +10,7 @@ mod faulty;
 mod files;
 mod histories;
 mod management;
+mod merge;
 mod partitions;
 mod rest;
 mod rollback;

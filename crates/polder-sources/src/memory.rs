@@ -14,6 +14,7 @@ use arrow::compute::kernels::cmp::gt_eq;
 use arrow::datatypes::DataType;
 use async_trait::async_trait;
 use futures::stream;
+use polder_core::spec::Mode;
 use polder_core::{
     Batch, BatchStream, Capabilities, CursorRange, CursorValue, Error, ErrorCode, ReadPlan,
     ReadRequest, Result, RunProgress, Source, SourceTable, Split, TableSchema,
@@ -27,6 +28,7 @@ pub struct MemoryTable {
     pub schema: TableSchema,
     /// In the layout of [`TableSchema::to_arrow`].
     pub batches: Vec<RecordBatch>,
+    /// Columns in which no two rows have the same values.
     pub key: Vec<String>,
     /// Splits fail with `source.unavailable` after this many batches of a plan were delivered.
     pub fail_after: Option<usize>,
@@ -99,6 +101,7 @@ impl Source for MemorySource {
             schema: table.schema.clone(),
             key: table.key.clone(),
             cursors: Vec::new(),
+            mode: Mode::FullRefresh,
             rows_estimated: Some(rows(&table.batches)),
         });
         Ok(described.collect())
@@ -141,6 +144,8 @@ impl Source for MemorySource {
             snapshot: Some("memory".to_owned()),
             rows_estimated: Some(rows),
             cursor_ceiling: table.cursor_ceiling.clone(),
+            key_is_unique: !table.key.is_empty()
+                && table.key.iter().all(|column| request.key.contains(column)),
             objects: BTreeMap::new(),
             warnings: Vec::new(),
         })

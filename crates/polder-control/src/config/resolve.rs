@@ -161,7 +161,7 @@ fn check_table(
     };
     check_mode(&invalid, source, table)?;
     if let Some(columns) = &table.columns {
-        let used = table.key.iter().chain(&table.cursor);
+        let used = table.key.iter().chain(&table.cursor).chain(&table.deleted_at);
         let used = used.chain(table.partition.iter().map(|field| &field.column));
         for column in used {
             if !columns.contains(column) {
@@ -178,6 +178,34 @@ fn check_table(
     Ok(())
 }
 
+fn check_merge(
+    invalid: &dyn Fn(&str, String) -> Error,
+    files: bool,
+    table: &TableSpec,
+) -> Result<()> {
+    let name = &table.name;
+    if files {
+        let message = format!("table {name:?} merges files, whose rows have no cursor");
+        return Err(
+            invalid("merge", message).hint("use mode: append for new files, or mode: full_refresh")
+        );
+    }
+    if table.key.is_empty() {
+        return Err(invalid("merge", format!("table {name:?} merges but has no key"))
+            .hint("name the columns that identify a row: key: [id]"));
+    }
+    if table.cursor.is_none() {
+        return Err(invalid("merge", format!("table {name:?} merges but has no cursor"))
+            .hint("name the column by which changed rows are found: cursor: updated_at"));
+    }
+    if let Some(column) = table.deleted_at.as_ref().filter(|column| table.key.contains(*column)) {
+        let message = format!("table {name:?} has {column:?} as key and as deleted_at");
+        return Err(invalid(column, message)
+            .hint("a row is deleted where deleted_at is not null, and its key never is"));
+    }
+    Ok(())
+}
+
 fn check_mode(
     invalid: &dyn Fn(&str, String) -> Error,
     source: &SourceSpec,
@@ -188,6 +216,12 @@ fn check_mode(
     if table.mode == Mode::Append && table.cursor.is_none() && !files {
         return Err(invalid("append", format!("table {name:?} appends but has no cursor"))
             .hint("name the column by which new and changed rows are found: cursor: updated_at"));
+    }
+    if table.mode == Mode::Merge {
+        check_merge(invalid, files, table)?;
+    } else if table.deleted_at.is_some() {
+        let message = format!("table {name:?} has deleted_at, which only a merge goes by");
+        return Err(invalid("deleted_at", message).hint("set mode: merge, or leave it out"));
     }
     if files && table.cursor.is_some() {
         return Err(invalid("cursor", format!("table {name:?} reads files, which have no cursor"))

@@ -141,6 +141,55 @@ fn names_that_mean_nothing_are_found() {
 }
 
 #[test]
+fn a_merge_needs_a_key_and_a_cursor() {
+    let merge = PIPELINE.replacen("mode: append", "mode: merge", 1);
+    let config = load(PROCESS, &merge).expect("good");
+    let table = &config.pipelines[0].tables[0];
+    assert_eq!((table.mode, table.deleted_at.as_deref()), (Mode::Merge, None));
+    let marked = merge.replace("key: [id]", "key: [id]\n        deleted_at: gone");
+    let config = load(PROCESS, &marked).expect("good");
+    assert_eq!(config.pipelines[0].tables[0].deleted_at.as_deref(), Some("gone"));
+    let cases = [
+        (merge.replace("        key: [id]\n", ""), "merges but has no key", "9:15", "key: [id]"),
+        (
+            merge.replace("        cursor: updated_at\n", ""),
+            "merges but has no cursor",
+            "9:15",
+            "cursor: updated_at",
+        ),
+        (
+            marked.replace("mode: merge", "mode: append"),
+            "only a merge goes by",
+            "12:9",
+            "mode: merge",
+        ),
+        (marked.replace("gone", "id"), "as key and as deleted_at", "11:15", "never is"),
+        (
+            marked.replace(
+                "key: [id]\n",
+                "key: [id]\n        columns: [id, updated_at, created_at]\n",
+            ),
+            "column \"gone\", which `columns` leaves out",
+            "13:21",
+            "add \"gone\"",
+        ),
+        (
+            PIPELINE.replace("forecast/*.csv\", mode: append", "forecast/*.csv\", mode: merge"),
+            "merges files",
+            "14:85",
+            "mode: append",
+        ),
+    ];
+    for (pipeline, message, place, hint) in cases {
+        let text = complaint(PROCESS, &pipeline);
+        assert!(text.starts_with("spec.invalid"), "{text}");
+        for part in [message, &format!("pipelines/crm.yaml:{place}"), hint] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}
+
+#[test]
 fn half_an_account_is_refused() {
     for table in ["[storage.s3]\npath_style = true", "[catalog.glue]\ncatalog_id = \"1\""] {
         for named in ["access_key", "secret_key"] {

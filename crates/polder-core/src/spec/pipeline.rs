@@ -68,12 +68,16 @@ pub struct TableSpec {
     pub filter: Option<Filter>,
     #[serde(default)]
     pub mode: Mode,
-    /// The column by which new and changed rows are found (`mode: append`).
+    /// The column by which new and changed rows are found (`mode: append`, `mode: merge`).
     #[serde(default)]
     pub cursor: Option<String>,
     /// The columns that identify a row. PostgreSQL: the primary key unless said otherwise.
     #[serde(default)]
     pub key: Vec<String>,
+    /// The column that marks a row as deleted by any value but null: such rows are removed from the
+    /// lake table (`mode: merge`).
+    #[serde(default)]
+    pub deleted_at: Option<String>,
     /// The lake table's partitions, whatever the source has.
     #[serde(default)]
     pub partition: Vec<PartitionField>,
@@ -110,6 +114,7 @@ pub struct TablePatch {
     pub mode: Option<Mode>,
     pub cursor: Option<String>,
     pub key: Option<Vec<String>>,
+    pub deleted_at: Option<String>,
     pub partition: Option<Vec<PartitionField>>,
     pub columns: Option<Vec<String>>,
     pub types: Option<BTreeMap<String, DeclaredType>>,
@@ -133,6 +138,7 @@ impl TablePatch {
             mode: patch.mode.unwrap_or(table.mode),
             cursor: patch.cursor.or(table.cursor),
             key: patch.key.unwrap_or(table.key),
+            deleted_at: patch.deleted_at.or(table.deleted_at),
             partition: patch.partition.unwrap_or(table.partition),
             columns: patch.columns.or(table.columns),
             types: patch.types.unwrap_or(table.types),
@@ -158,6 +164,8 @@ pub enum Mode {
     FullRefresh,
     /// Add the rows since the checkpoint.
     Append,
+    /// Keep one row for each key: rows since the checkpoint replace those the table has.
+    Merge,
 }
 
 /// What to do with a value its column's type cannot hold exactly: ±infinity and years beyond the

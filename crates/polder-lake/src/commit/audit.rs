@@ -2,18 +2,21 @@
 //! the run wrote.
 //!
 //! - The table has the snapshot on top of the present `main`, with the run's schema and spec.
-//! - Its manifests add exactly the run's files, each once, as they were written, and hold exactly
-//!   those of the parent that stay.
-//! - Each file is there with its length; its footer has the rows, and the columns under their ids.
+//! - Its manifests add exactly the run's files and deletes, each once, as they were written, and hold
+//!   exactly those of the parent that stay: only delete files that others take the place of go.
+//! - Each file is there with its length; its footer has the rows, and a data file's has the columns
+//!   under their ids.
 //! - The totals of the summary add up.
 
 use std::collections::{HashMap, HashSet};
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use iceberg::spec::{DataContentType, ManifestFile, ManifestStatus, Snapshot, TableMetadata};
+use iceberg::spec::{
+    DataFile, ManifestEntryRef, ManifestFile, ManifestStatus, Snapshot, TableMetadata,
+};
 use parquet::arrow::parquet_to_arrow_schema;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use polder_core::{Error, ErrorCode, Result};
 
 use super::conflict;
@@ -25,7 +28,7 @@ use crate::read::footer;
 use crate::schema;
 use crate::stage::Target;
 use crate::storage::Store;
-use crate::write::StagedFile;
+use crate::write::{StagedDeletes, StagedFile};
 
 /// Files read back at the same time.
 const FILES_AT_ONCE: usize = 8;
@@ -35,6 +38,7 @@ pub(super) struct Audit<'a> {
     pub(super) store: &'a Store,
     pub(super) target: &'a Target,
     pub(super) files: &'a [StagedFile],
+    pub(super) deletes: &'a [StagedDeletes],
     /// Whether the files of the state before stay.
     pub(super) keeps: bool,
 }
@@ -51,10 +55,12 @@ impl Audit<'_> {
         let manifests = read_list(self.store, snapshot).await.map_err(unread)?;
         let own = |manifest: &&ManifestFile| manifest.added_snapshot_id == snapshot.snapshot_id();
         let (added, kept): (Vec<_>, Vec<_>) = manifests.iter().partition(own);
-        self.check_kept(metadata, snapshot, &kept).await?;
-        self.check_added(&added).await?;
+        let rewritten = self.check_added(&added).await?;
+        self.check_kept(metadata, snapshot, &kept, rewritten).await?;
         self.check_totals(metadata, snapshot)?;
-        let checks: Vec<_> = self.files.iter().map(|file| self.check_file(file).boxed()).collect();
+        let files = self.files.iter().map(|file| self.check_file(file).boxed());
+        let deletes = self.deletes.iter().map(|deletes| self.check_deletes(deletes).boxed());
+        let checks: Vec<_> = files.chain(deletes).collect();
         futures::stream::iter(checks).buffer_unordered(FILES_AT_ONCE).try_collect().await
     }
 
@@ -79,65 +85,96 @@ impl Audit<'_> {
         metadata: &TableMetadata,
         snapshot: &Snapshot,
         kept: &[&ManifestFile],
+        mut rewritten: Rewritten,
     ) -> Result<()> {
         let parent = snapshot.parent_snapshot_id();
         if parent != metadata.current_snapshot_id() {
             return Err(conflict());
         }
-        let mut expected = HashSet::new();
+        let mut expected = HashMap::new();
         if let Some(parent) = parent.filter(|_| self.keeps) {
             let parent = metadata.snapshot_by_id(parent);
             let parent = parent.ok_or_else(|| failed("the state before is gone"))?;
             let live = read_list(self.store, parent).await?.into_iter();
             let live = live.filter(|list| list.has_added_files() || list.has_existing_files());
-            expected.extend(live.map(|manifest| manifest.manifest_path));
+            expected.extend(live.map(|manifest| (manifest.manifest_path.clone(), manifest)));
         }
-        let found: HashSet<String> = kept.iter().map(|list| list.manifest_path.clone()).collect();
-        if found != expected || found.len() != kept.len() {
-            return Err(failed("the files of the state before are not those that stay")
-                .detail(format!("{} manifests, {} expected", kept.len(), expected.len())));
+        let (count, wanted) = (kept.len(), expected.len());
+        let others = || {
+            failed("the files of the state before are not those that stay")
+                .detail(format!("{count} manifests, {wanted} before"))
+        };
+        for manifest in kept {
+            expected.remove(&manifest.manifest_path).ok_or_else(others)?;
         }
-        Ok(())
+        // The others were written anew, without the delete files that go.
+        for manifest in expected.values() {
+            for file in self.load(manifest).await?.iter().filter(|entry| entry.is_alive()) {
+                if !rewritten.stays.remove(file.file_path())
+                    && !rewritten.gone.remove(file.file_path())
+                {
+                    return Err(others());
+                }
+            }
+        }
+        let Rewritten { stays, gone } = rewritten;
+        if stays.is_empty() && gone.is_empty() { Ok(()) } else { Err(others()) }
     }
 
-    async fn check_added(&self, added: &[&ManifestFile]) -> Result<()> {
-        let file_io = self.store.file_io();
-        let mut missing: HashMap<&str, &StagedFile> =
-            self.files.iter().map(|file| (file.location(), file)).collect();
-        if missing.len() != self.files.len() {
+    async fn load(&self, manifest: &ManifestFile) -> Result<Vec<ManifestEntryRef>> {
+        let loaded = manifest.load_manifest(&self.store.file_io()).await;
+        let loaded = loaded.map_err(|cause| unread(error::iceberg("read a manifest", cause)))?;
+        Ok(loaded.into_parts().0)
+    }
+
+    /// Checks what the snapshot's own manifests add; returns what else they hold.
+    async fn check_added(&self, added: &[&ManifestFile]) -> Result<Rewritten> {
+        let files = self.files.iter().map(|file| (file.data_file(), self.target.spec.spec_id()));
+        let deletes = self.deletes.iter().map(|deletes| (deletes.file(), deletes.spec_id()));
+        let mut missing: HashMap<&str, (&DataFile, i32)> =
+            files.chain(deletes).map(|(file, spec)| (file.file_path(), (file, spec))).collect();
+        if missing.len() != self.files.len() + self.deletes.len() {
             return Err(failed("a file would be in the table twice"));
         }
+        let mut rewritten = Rewritten::default();
         for manifest in added {
-            if manifest.partition_spec_id != self.target.spec.spec_id() {
-                return Err(failed("a manifest is of another partition spec"));
-            }
-            let loaded = manifest.load_manifest(&file_io).await;
-            let loaded =
-                loaded.map_err(|cause| unread(error::iceberg("read a manifest", cause)))?;
-            for entry in loaded.entries() {
-                let found = entry.data_file();
-                let Some(written) = missing.remove(entry.file_path()) else {
+            for entry in self.load(manifest).await? {
+                let (found, path) = (entry.data_file(), entry.file_path());
+                if entry.status() != ManifestStatus::Added {
+                    let alive = entry.is_alive();
+                    let of = if alive { &mut rewritten.stays } else { &mut rewritten.gone };
+                    of.insert(path.to_owned());
+                    continue;
+                }
+                let Some((written, spec_id)) = missing.remove(path) else {
                     return Err(failed(
                         "a manifest names a file twice, or one that is not the run's",
                     ));
                 };
-                let same = entry.status() == ManifestStatus::Added
-                    && found.content_type() == DataContentType::Data
-                    && found.record_count() == written.rows()
-                    && found.file_size_in_bytes() == written.size_bytes()
-                    && found.partition() == written.data_file().partition();
+                if manifest.partition_spec_id != spec_id {
+                    return Err(failed("a manifest is of another partition spec"));
+                }
+                let same = found.content_type() == written.content_type()
+                    && found.record_count() == written.record_count()
+                    && found.file_size_in_bytes() == written.file_size_in_bytes()
+                    && found.partition() == written.partition();
                 if !same {
                     return Err(failed("a manifest says other things of a file than were written")
-                        .detail(entry.file_path().to_owned()));
+                        .detail(path.to_owned()));
                 }
             }
         }
-        match missing.keys().next() {
-            None => Ok(()),
-            Some(file) => {
-                Err(failed("the manifests lack a file of the run").detail((*file).to_owned()))
-            }
+        if let Some(file) = missing.keys().next() {
+            let message = "the manifests lack a file of the run";
+            return Err(failed(message).detail((*file).to_owned()));
         }
+        let replaced: HashSet<String> =
+            self.deletes.iter().flat_map(StagedDeletes::replaces).cloned().collect();
+        if rewritten.gone != replaced {
+            let message = "the delete files that go are not those that others take the place of";
+            return Err(failed(message));
+        }
+        Ok(rewritten)
     }
 
     /// Rows and files of the new state, where the summaries say how many there were.
@@ -161,9 +198,13 @@ impl Audit<'_> {
         Ok(())
     }
 
-    /// The file as the store has it.
-    async fn check_file(&self, file: &StagedFile) -> Result<()> {
-        let location = file.location();
+    async fn check_deletes(&self, deletes: &StagedDeletes) -> Result<()> {
+        self.check_stored(deletes.file()).await.map(|_| ())
+    }
+
+    /// The file as the store has it; its footer.
+    async fn check_stored(&self, file: &DataFile) -> Result<ParquetMetaData> {
+        let (location, written) = (file.file_path(), file.file_size_in_bytes());
         let at = |error: Error| error.detail(location.to_owned());
         let broken =
             |cause: ParquetError| at(failed("a data file cannot be read back")).caused_by(cause);
@@ -174,16 +215,26 @@ impl Audit<'_> {
             }
             Err(error) => return Err(error),
         };
-        if size != file.size_bytes() {
-            let message = format!("a data file has {size} bytes, {} written", file.size_bytes());
+        if size != written {
+            let message = format!("a data file has {size} bytes, {written} written");
             return Err(at(failed(&message)));
         }
         let footer = footer(self.store, location, size).await?.map_err(broken)?;
         let rows: i64 = footer.row_groups().iter().map(RowGroupMetaData::num_rows).sum();
-        if u64::try_from(rows) != Ok(file.rows()) || footer.file_metadata().num_rows() != rows {
-            let message = format!("a data file has {rows} rows, {} written", file.rows());
+        let written = file.record_count();
+        if u64::try_from(rows) != Ok(written) || footer.file_metadata().num_rows() != rows {
+            let message = format!("a data file has {rows} rows, {written} written");
             return Err(at(failed(&message)));
         }
+        Ok(footer)
+    }
+
+    async fn check_file(&self, file: &StagedFile) -> Result<()> {
+        let location = file.location();
+        let at = |error: Error| error.detail(location.to_owned());
+        let broken =
+            |cause: ParquetError| at(failed("a data file cannot be read back")).caused_by(cause);
+        let footer = self.check_stored(file.data_file()).await?;
         let found = parquet_to_arrow_schema(footer.file_metadata().schema_descr(), None);
         let found = found.map_err(broken)?;
         let columns = schema::table_schema(&self.target.schema)?;
@@ -197,6 +248,13 @@ impl Audit<'_> {
         }
         Ok(())
     }
+}
+
+/// What manifests written anew hold of the state before.
+#[derive(Default)]
+struct Rewritten {
+    stays: HashSet<String>,
+    gone: HashSet<String>,
 }
 
 /// A file that was written and cannot be read: the store may only be away.

@@ -1,4 +1,4 @@
-//! Changing a table's files without a run: what maintenance and merges do.
+//! Changing a table's files without a run: what maintenance does.
 //!
 //! The actions are named as in Iceberg's Java API and checked for conflicts as there: each says what
 //! it has assumed of the state it was made for, and is refused if a commit in between has broken it.
@@ -7,19 +7,17 @@
 use std::collections::HashSet;
 
 use iceberg::TableUpdate;
-use iceberg::spec::{DataContentType, DataFile, ManifestContentType, Operation};
-use polder_core::{Error, ErrorCode, OrgId, Result};
+use iceberg::spec::Operation;
+use polder_core::{Predicate, Result};
 use uuid::Uuid;
 
-use super::snapshot::{Change, NewFile, SnapshotWriter, path_bounds, read_list};
+use super::conflicts::Assumed;
+use super::snapshot::{Change, NewFile, SnapshotWriter};
 use super::{Action, Failure, Prepared, conflict, main_to};
 use crate::catalog::TableState;
-use crate::error;
-use crate::scan::ScanRequest;
 use crate::stage::Stage;
-use crate::table::{LakeTable, Properties, commit_of, descends, references};
+use crate::table::{Properties, commit_of, descends, references};
 use crate::write::{StagedDeletes, StagedFile};
-use polder_core::Predicate;
 
 /// A change of files that is visible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,16 +90,12 @@ impl Stage {
         deletes: Vec<StagedDeletes>,
         files: Vec<StagedFile>,
     ) -> Result<FilesCommitted> {
-        let referenced: HashSet<_> = deletes.iter().map(|d| d.of().to_owned()).collect();
         let mut change = self.change(Operation::Overwrite, Vec::new(), &files, None);
         for deletes in &deletes {
-            let spec = self.spec_of(deletes.spec_id())?;
-            let file = deletes.file().clone();
-            change.added.push(NewFile { file, spec, sequence_number: None });
+            change.added.push(deletes_added(&self, deletes)?);
+            change.removed.extend(deletes.replaces().iter().cloned());
         }
-        let present = referenced.clone();
-        let assumed = Assumed { untouched: referenced, present, unmatched: None };
-        self.apply(change, assumed).await
+        self.apply(change, Assumed::of_deletes(&deletes, &files)).await
     }
 
     fn change(
@@ -148,19 +142,14 @@ impl Stage {
     }
 }
 
-fn set(locations: &[String]) -> HashSet<String> {
-    locations.iter().cloned().collect()
+/// A delete file as a snapshot takes it.
+pub(super) fn deletes_added(stage: &Stage, deletes: &StagedDeletes) -> Result<NewFile> {
+    let spec = stage.has_spec(deletes.spec_id())?;
+    Ok(NewFile { file: deletes.file().clone(), spec, sequence_number: None })
 }
 
-/// What must be true of the commits between the state an action was made for and the present one.
-#[derive(Default)]
-struct Assumed {
-    /// None has deleted rows of these data files.
-    untouched: HashSet<String>,
-    /// None has removed one of these data files.
-    present: HashSet<String>,
-    /// None has added a data file that may hold rows of these.
-    unmatched: Option<Predicate>,
+fn set(locations: &[String]) -> HashSet<String> {
+    locations.iter().cloned().collect()
 }
 
 struct FilesAction<'a> {
@@ -168,82 +157,6 @@ struct FilesAction<'a> {
     change: Change,
     assumed: Assumed,
     writer: SnapshotWriter,
-}
-
-impl FilesAction<'_> {
-    /// Checks what was assumed, if commits have come in between.
-    async fn check(&self, base: &TableState, present: &TableState) -> Result<()> {
-        if base.metadata.current_snapshot_id() == present.metadata.current_snapshot_id() {
-            return Ok(());
-        }
-        let broken = |what: &str| Err(conflict().detail(what.to_owned()));
-        let store = self.stage.lake.store();
-        let file_io = store.file_io();
-        let failed = |cause| error::iceberg("read a manifest", cause);
-        let mut old = HashSet::new();
-        if let Some(snapshot) = base.metadata.current_snapshot() {
-            let list = read_list(store, snapshot).await?;
-            old.extend(list.into_iter().map(|manifest| manifest.manifest_path));
-        }
-        let Some(snapshot) = present.metadata.current_snapshot() else { return Ok(()) };
-        let mut missing = self.assumed.present.clone();
-        for manifest in read_list(store, snapshot).await? {
-            let deletes = manifest.content == ManifestContentType::Deletes;
-            if deletes && old.contains(&manifest.manifest_path) || !deletes && missing.is_empty() {
-                continue;
-            }
-            let loaded = manifest.load_manifest(&file_io).await.map_err(failed)?;
-            let base_number = base.metadata.last_sequence_number();
-            for entry in loaded.entries().iter().filter(|entry| entry.is_alive()) {
-                missing.remove(entry.file_path());
-                let newer = entry.sequence_number().is_none_or(|number| number > base_number);
-                if deletes && newer && touches(entry.data_file(), &self.assumed.untouched) {
-                    return broken("rows of its files were deleted");
-                }
-            }
-        }
-        if !missing.is_empty() {
-            return broken("files in which it deletes rows are gone");
-        }
-        match &self.assumed.unmatched {
-            Some(filter) if self.new_match(base, present, filter).await? => {
-                broken("rows were added among those it replaces")
-            }
-            _ => Ok(()),
-        }
-    }
-
-    async fn new_match(
-        &self,
-        base: &TableState,
-        present: &TableState,
-        filter: &Predicate,
-    ) -> Result<bool> {
-        let no_org = || Error::new(ErrorCode::Internal, "a table outside the orgs' namespaces");
-        let namespace = self.stage.ident.namespace().to_url_string();
-        let org = OrgId::from_namespace(&namespace).ok_or_else(no_org)?;
-        let files = async |state: &TableState, filter: Predicate| -> Result<HashSet<String>> {
-            let table = LakeTable::new(&org, state.clone(), self.stage.lake.store())?;
-            let scan = ScanRequest { snapshot: None, filter, columns: None };
-            Ok(table.plan(scan).await?.files.into_iter().map(|file| file.path).collect())
-        };
-        let old = files(base, Predicate::True).await?;
-        Ok(files(present, filter.clone()).await?.iter().any(|path| !old.contains(path)))
-    }
-}
-
-/// Whether a delete file may delete rows of one of the data files.
-fn touches(deletes: &DataFile, files: &HashSet<String>) -> bool {
-    if files.is_empty() || deletes.content_type() != DataContentType::PositionDeletes {
-        // Equality deletes apply by age, which a rewrite keeps.
-        return false;
-    }
-    if let Some(file) = deletes.referenced_data_file() {
-        return files.contains(&file);
-    }
-    let Some((lower, upper)) = path_bounds(deletes) else { return true };
-    // An upper bound may be cut short.
-    files.iter().any(|file| *file >= lower && (*file <= upper || file.starts_with(&upper)))
 }
 
 impl Action for FilesAction<'_> {
@@ -276,7 +189,7 @@ impl Action for FilesAction<'_> {
         let (Some(base), Some(present)) = (&self.stage.base, present) else {
             return Err(conflict());
         };
-        self.check(base, present).await?;
+        self.assumed.check(self.stage, base, present).await?;
         let snapshot = self.writer.write(Some(present), &self.change).await?;
         let refs = references(&present.metadata)?;
         let mut updates = self.stage.target.updates.clone();

@@ -8,6 +8,7 @@
 //! an answer is lost. Each goes when upstream has it.
 
 mod audit;
+mod conflicts;
 mod expire;
 mod files;
 mod pins;
@@ -28,7 +29,7 @@ pub use expire::Expired;
 pub use files::FilesCommitted;
 pub(crate) use rollback::KEPT_AS;
 pub use rollback::RolledBack;
-pub(crate) use snapshot::read_list;
+pub(crate) use snapshot::{deletes_of, read_list};
 pub(crate) use staging::STAGING;
 
 use crate::catalog::{self, CommitFailure, TableState};

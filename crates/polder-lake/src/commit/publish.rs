@@ -11,13 +11,15 @@ use iceberg::spec::{SnapshotReference, SnapshotRetention};
 use polder_core::{Checkpoint, Error, ErrorCode, Result};
 
 use super::audit::Audit;
+use super::conflicts::Assumed;
 use super::snapshot::files_added;
-use super::staging::{STAGING, StageSnapshot, Staged, Withdraw};
+use super::staging::{Content, STAGING, StageSnapshot, Staged, Withdraw};
 use super::{Action, Failure, Prepared, conflict, main_to, point};
 use crate::catalog::TableState;
-use crate::stage::{Committed, RunSummary, Stage, StageKind};
+use crate::stage::{Committed, RowDelta, RunSummary, Stage, StageKind};
 use crate::table::{At, Properties, follows, references, run_of, version_number, was_main};
 use crate::write::StagedFile;
+use polder_core::Predicate;
 
 /// How often a snapshot is staged anew because another engine moved `main` while it was audited.
 const STAGINGS_MAX: usize = 8;
@@ -47,15 +49,36 @@ impl Stage {
         checkpoint: &Checkpoint,
         summary: RunSummary,
     ) -> Result<Committed> {
+        let delta = RowDelta { files, deletes: Vec::new(), among: Predicate::True };
+        Box::pin(self.commit_delta(delta, checkpoint, summary)).await
+    }
+
+    /// [`Self::commit`] of rows that come and rows that go, together.
+    ///
+    /// # Errors
+    /// As there. `lake.conflict` too if another engine's commit since the stage began removed a file
+    /// in which rows are deleted, deleted rows of it, or added a file that may hold rows that were
+    /// looked for ([`RowDelta::among`]).
+    pub async fn commit_delta(
+        self,
+        delta: RowDelta,
+        checkpoint: &Checkpoint,
+        summary: RunSummary,
+    ) -> Result<Committed> {
+        let RowDelta { files, deletes, among } = &delta;
         let staged: u64 = files.iter().map(StagedFile::rows).sum();
         if staged != summary.rows {
-            self.remove(&files).await;
+            self.drop_delta(&delta).await;
             return Err(Error::new(ErrorCode::Internal, "the staged files lack or double rows")
                 .detail(format!("{} rows counted, {staged} in files", summary.rows)));
         }
+        let mut assumed = Assumed::of_deletes(deletes, files);
+        if self.request.kind == StageKind::Merge {
+            assumed.unmatched = Some(among.clone());
+        }
         let mut run = Publication {
             stage: &self,
-            files: &files,
+            content: Content { files, deletes, assumed: &assumed },
             checkpoint,
             own: Vec::new(),
             abandoned: Vec::new(),
@@ -65,25 +88,30 @@ impl Stage {
             Ok(done) => {
                 if done.already {
                     // Names are unique to a stage: the commit that landed cannot name these files.
-                    self.remove(&files).await;
+                    self.drop_delta(&delta).await;
                 }
                 Ok(done)
             }
             Err(Failure { error, leftovers }) => {
                 if let Some(metadata) = leftovers {
-                    self.remove(&files).await;
+                    self.drop_delta(&delta).await;
                     self.discard(metadata).await;
                 }
                 Err(error)
             }
         }
     }
+
+    async fn drop_delta(&self, delta: &RowDelta) {
+        self.drop_files(&delta.files).await;
+        self.drop_deletes(&delta.deletes).await;
+    }
 }
 
 /// One run's way from staged files to `main`.
 struct Publication<'a> {
     stage: &'a Stage,
-    files: &'a [StagedFile],
+    content: Content<'a>,
     checkpoint: &'a Checkpoint,
     /// The snapshots of this run that the table may have, newest last.
     own: Vec<i64>,
@@ -137,7 +165,7 @@ impl Publication<'_> {
         let (lake, ident) = (&self.stage.lake, &self.stage.ident);
         let (own, abandoned) = (self.own.clone(), self.abandoned.clone());
         let mut action =
-            StageSnapshot::new(self.stage, self.files, self.checkpoint, own, abandoned);
+            StageSnapshot::new(self.stage, self.content, self.checkpoint, own, abandoned);
         let id = action.id();
         self.own.push(id);
         let done = super::commit(lake, ident, &mut action).await;
@@ -154,8 +182,9 @@ impl Publication<'_> {
         let stage = self.stage;
         let staged = stage.lake.state(&stage.ident).await?.ok_or_else(conflict)?;
         let keeps = stage.request.kind != StageKind::Replace;
-        let audit =
-            Audit { store: stage.lake.store(), target: &stage.target, files: self.files, keeps };
+        let Content { files, deletes, .. } = self.content;
+        let (store, target) = (stage.lake.store(), &stage.target);
+        let audit = Audit { store, target, files, deletes, keeps };
         audit
             .check(&staged, snapshot)
             .await

@@ -320,7 +320,7 @@ pub(super) async fn files_added(store: &Store, snapshot: &Snapshot) -> Result<Ve
 }
 
 /// The data file that is the only one in which a position delete file deletes rows, if it says so.
-fn deletes_of(file: &DataFile) -> Option<String> {
+pub(crate) fn deletes_of(file: &DataFile) -> Option<String> {
     if file.content_type() != DataContentType::PositionDeletes {
         return None;
     }

@@ -3,20 +3,20 @@
 //! A table has one, and it points at the snapshot that was staged last. Runs do not rely on the
 //! branch, only on their own snapshots; it shows people what is under way, and keeps expiry off.
 
-use std::collections::HashSet;
-
 use iceberg::TableUpdate;
 use iceberg::spec::{Operation, PartitionSpec, Schema, SnapshotRetention, TableMetadata};
 use polder_core::retention::STAGED_MS_MAX;
 use polder_core::{Checkpoint, Error, ErrorCode, Result};
 
+use super::conflicts::Assumed;
+use super::files::deletes_added;
 use super::publish::{STANDING_PROPERTIES, published};
 use super::snapshot::{Change, NewFile, SnapshotWriter};
 use super::{Action, Prepared, conflict, point};
 use crate::catalog::TableState;
 use crate::stage::{Committed, Stage, StageKind, Target};
 use crate::table::{Properties, follows, references, was_main};
-use crate::write::StagedFile;
+use crate::write::{StagedDeletes, StagedFile};
 
 pub(crate) const STAGING: &str = "staging";
 
@@ -31,10 +31,19 @@ pub(super) enum Staged {
     Snapshot(i64),
 }
 
+/// What a run adds and takes away.
+#[derive(Clone, Copy)]
+pub(super) struct Content<'a> {
+    pub(super) files: &'a [StagedFile],
+    pub(super) deletes: &'a [StagedDeletes],
+    /// What the deletes assume of commits in between.
+    pub(super) assumed: &'a Assumed,
+}
+
 /// Puts a run's snapshot on the branch `staging`; creates the table, empty, where there is none.
 pub(super) struct StageSnapshot<'a> {
     stage: &'a Stage,
-    files: &'a [StagedFile],
+    content: Content<'a>,
     checkpoint: &'a Checkpoint,
     writer: SnapshotWriter,
     /// The snapshots of this call that this one takes the place of.
@@ -46,14 +55,14 @@ pub(super) struct StageSnapshot<'a> {
 impl<'a> StageSnapshot<'a> {
     pub(super) fn new(
         stage: &'a Stage,
-        files: &'a [StagedFile],
+        content: Content<'a>,
         checkpoint: &'a Checkpoint,
         earlier: Vec<i64>,
         abandoned: Vec<i64>,
     ) -> Self {
         let target = &stage.target;
         let writer = SnapshotWriter::new(stage.lake.store(), &target.location, &target.schema);
-        Self { stage, files, checkpoint, writer, earlier, abandoned }
+        Self { stage, content, checkpoint, writer, earlier, abandoned }
     }
 
     /// The snapshot's id.
@@ -61,7 +70,7 @@ impl<'a> StageSnapshot<'a> {
         self.writer.id()
     }
 
-    fn change(&self, present: Option<&TableState>) -> Change {
+    fn change(&self, present: Option<&TableState>) -> Result<Change> {
         let stage = self.stage;
         let replaces = stage.request.kind == StageKind::Replace;
         let parent = present.and_then(|present| present.metadata.current_snapshot());
@@ -71,13 +80,19 @@ impl<'a> StageSnapshot<'a> {
             spec: stage.target.spec.clone(),
             sequence_number: None,
         };
-        Change {
-            operation: if overwrites { Operation::Overwrite } else { Operation::Append },
-            added: self.files.iter().map(new).collect(),
-            removed: HashSet::new(),
-            keeps: !replaces,
-            fields: self.summary_fields(present),
+        let Content { files, deletes, .. } = self.content;
+        let mut added: Vec<NewFile> = files.iter().map(new).collect();
+        for deletes in deletes {
+            added.push(deletes_added(stage, deletes)?);
         }
+        let operation = match (overwrites, deletes.is_empty(), files.is_empty()) {
+            (false, true, _) => Operation::Append,
+            (false, false, true) => Operation::Delete,
+            _ => Operation::Overwrite,
+        };
+        let removed = deletes.iter().flat_map(StagedDeletes::replaces).cloned().collect();
+        let fields = self.summary_fields(present);
+        Ok(Change { operation, added, removed, keeps: !replaces, fields })
     }
 
     /// What only Polder reads of a snapshot: where a rollback to it leads.
@@ -177,7 +192,13 @@ impl Action for StageSnapshot<'_> {
     }
 
     async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<Staged>> {
-        let change = self.change(present);
+        if let (Some(base), Some(present)) = (&self.stage.base, present)
+            && (self.stage.request.kind == StageKind::Merge || !self.content.deletes.is_empty())
+        {
+            // Boxed: it reads and plans, and every commit's future would be as deep.
+            Box::pin(self.content.assumed.check(self.stage, base, present)).await?;
+        }
+        let change = self.change(present)?;
         let snapshot = self.writer.write(present, &change).await?;
         let mut updates = self.shape(present);
         updates.push(TableUpdate::AddSnapshot { snapshot });

@@ -27,6 +27,7 @@ pub use position_deletes::StagedDeletes;
 pub(crate) use position_deletes::{FILE_PATH_ID, write as write_deletes};
 
 use crate::error;
+use crate::scan::ScanFile;
 use crate::storage::Output;
 use encode::{Encoder, Ready};
 
@@ -48,6 +49,16 @@ impl StagedFile {
 
     pub fn size_bytes(&self) -> u64 {
         self.data_file.file_size_in_bytes()
+    }
+
+    /// As a scan shows a file of the table.
+    pub fn as_scanned(&self) -> ScanFile {
+        ScanFile {
+            path: self.location().to_owned(),
+            size_bytes: self.size_bytes(),
+            rows: Some(self.rows()),
+            has_deletes: false,
+        }
     }
 
     pub(crate) fn data_file(&self) -> &DataFile {

@@ -23,6 +23,8 @@ use crate::storage::Store;
 /// Spec, *Reserved Field IDs*.
 pub(crate) const FILE_PATH_ID: i32 = 2_147_483_546;
 const POSITION_ID: i32 = 2_147_483_545;
+/// Deletes encoded at once.
+const BATCH_ROWS: usize = 8192;
 
 /// A finished delete file that no metadata names yet.
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub struct StagedDeletes {
     file: DataFile,
     of: String,
     spec_id: i32,
+    /// The delete files of that data file alone whose positions it has taken over.
+    replaces: Vec<String>,
 }
 
 impl StagedDeletes {
@@ -44,6 +48,15 @@ impl StagedDeletes {
 
     pub(crate) fn spec_id(&self) -> i32 {
         self.spec_id
+    }
+
+    /// Delete files that go when this one comes.
+    pub(crate) fn replaces(&self) -> &[String] {
+        &self.replaces
+    }
+
+    pub(crate) fn replacing(self, replaces: Vec<String>) -> Self {
+        Self { replaces, ..self }
     }
 }
 
@@ -86,23 +99,29 @@ pub(crate) async fn write(
         .referenced_data_file(Some(of.path.clone()))
         .build()
         .map_err(|cause| wrong("cannot describe a delete file").caused_by(cause))?;
-    Ok(StagedDeletes { file, of: of.path.clone(), spec_id: partition.spec_id })
+    let (of, spec_id) = (of.path.clone(), partition.spec_id);
+    Ok(StagedDeletes { file, of, spec_id, replaces: Vec::new() })
 }
 
 fn encode(path: &str, positions: &[u64]) -> Result<Bytes> {
     let failed = |cause| error::parquet("write a delete file", cause);
     let schema = schema();
-    let paths: ArrayRef = Arc::new(StringArray::from_iter_values(positions.iter().map(|_| path)));
-    let rows = positions.iter().map(|position| *position as i64);
-    let rows: ArrayRef = Arc::new(Int64Array::from_iter_values(rows));
-    let batch = RecordBatch::try_new(schema.clone(), vec![paths, rows])
-        .map_err(|cause| error::arrow("make a batch of deletes", cause))?;
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_statistics_truncate_length(None)
         .build();
-    let mut writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties)).map_err(failed)?;
-    writer.write(&batch).map_err(failed)?;
+    let mut writer =
+        ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties)).map_err(failed)?;
+    // The path stands beside every position.
+    for positions in positions.chunks(BATCH_ROWS) {
+        let paths = StringArray::from_iter_values(positions.iter().map(|_| path));
+        let rows = positions.iter().map(|position| *position as i64);
+        let columns: Vec<ArrayRef> =
+            vec![Arc::new(paths), Arc::new(Int64Array::from_iter_values(rows))];
+        let batch = RecordBatch::try_new(schema.clone(), columns)
+            .map_err(|cause| error::arrow("make a batch of deletes", cause))?;
+        writer.write(&batch).map_err(failed)?;
+    }
     Ok(Bytes::from(writer.into_inner().map_err(failed)?))
 }
 

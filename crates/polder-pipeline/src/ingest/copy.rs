@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::IngestRequest;
 use super::conform::Conform;
 use super::known::{Known, cursor_max};
+use super::merge::Merging;
 
 /// Batches waiting between reading and writing, per worker.
 const BATCHES_WAITING_MAX: usize = 1;
@@ -25,7 +26,9 @@ pub(super) struct Transfer<'a> {
     /// The table's schema after the run.
     pub(super) schema: &'a TableSchema,
     pub(super) cursor: Option<&'a str>,
-    pub(super) known: Known,
+    pub(super) known: Arc<Known>,
+    /// In `mode: merge`.
+    pub(super) merging: Option<Arc<Merging>>,
     pub(super) stage: &'a Stage,
 }
 
@@ -34,6 +37,8 @@ pub(super) struct Transfer<'a> {
 pub(super) struct Copied {
     pub(super) files: Vec<StagedFile>,
     pub(super) rows_written: u64,
+    /// Rows that the source marks as deleted.
+    pub(super) rows_marked: u64,
     /// The highest cursor value read, stored before or not.
     pub(super) cursor_max: Option<CursorValue>,
 }
@@ -44,6 +49,14 @@ pub(super) struct Failure {
     pub(super) files: Vec<StagedFile>,
 }
 
+impl Failure {
+    /// Removes the files with the stage; what went wrong.
+    pub(super) async fn clean_up(self, stage: Stage) -> Error {
+        stage.abort(self.files).await;
+        self.error
+    }
+}
+
 type Splits = Arc<Mutex<VecDeque<Box<dyn Split>>>>;
 
 impl Transfer<'_> {
@@ -52,7 +65,7 @@ impl Transfer<'_> {
     /// # Errors
     /// The first error of any worker; the others are stopped.
     pub(super) async fn run(self, request: &IngestRequest) -> Result<Copied, Failure> {
-        let Self { plan, schema, cursor, known, stage } = self;
+        let Self { plan, schema, cursor, known, merging, stage } = self;
         let ReadPlan { schema: read_schema, splits, rows_estimated, .. } = plan;
         if let Some(rows) = rows_estimated {
             request.progress.estimate(rows);
@@ -62,7 +75,8 @@ impl Transfer<'_> {
         let splits: Splits = Arc::new(Mutex::new(splits.into()));
         let worker = Worker {
             conform: conform.map_err(|error| Failure { error, files: Vec::new() })?,
-            known: Arc::new(known),
+            known,
+            merging,
             cursor: cursor.map(str::to_owned),
             request: request.clone(),
         };
@@ -96,24 +110,26 @@ impl Copied {
     fn add(&mut self, part: Self) {
         self.files.extend(part.files);
         self.rows_written += part.rows_written;
+        self.rows_marked += part.rows_marked;
         self.cursor_max = match (self.cursor_max.take(), part.cursor_max) {
             (Some(a), Some(b)) => Some(a.max(b)),
             (a, b) => a.or(b),
         };
     }
 
-    /// The audit every run has: rows the source delivered = rows stored + rows known before, and
+    /// The audit every run has: rows the source delivered = rows stored + rows known before + rows
+    /// marked as deleted, and
     /// the files hold as many as were written to them.
     fn checked(self, request: &IngestRequest) -> Result<Self, Failure> {
         let counts = request.progress.snapshot();
         let in_files: u64 = self.files.iter().map(StagedFile::rows).sum();
-        let accounted = counts.rows_known + self.rows_written;
+        let accounted = counts.rows_known + self.rows_written + self.rows_marked;
         if counts.rows_read == accounted && in_files == self.rows_written {
             return Ok(self);
         }
         let detail = format!(
-            "read {}, known {}, written {}, in files {in_files}",
-            counts.rows_read, counts.rows_known, self.rows_written,
+            "read {}, known {}, marked {}, written {}, in files {in_files}",
+            counts.rows_read, counts.rows_known, self.rows_marked, self.rows_written,
         );
         let error = Error::new(ErrorCode::Internal, "the rows of the run do not add up")
             .detail(detail)
@@ -126,6 +142,7 @@ impl Copied {
 struct Worker {
     conform: Conform,
     known: Arc<Known>,
+    merging: Option<Arc<Merging>>,
     cursor: Option<String>,
     request: IngestRequest,
 }
@@ -175,6 +192,11 @@ impl Worker {
                     (Some(a), Some(b)) => Some(a.max(b)),
                     (a, b) => a.or(b),
                 };
+                if let Some(merging) = &self.merging {
+                    let before = records.num_rows();
+                    records = merging.take(records)?;
+                    copied.rows_marked += (before - records.num_rows()) as u64;
+                }
                 let before = records.num_rows();
                 records = self.known.without(records)?;
                 self.request.progress.add_known((before - records.num_rows()) as u64);

@@ -3,13 +3,14 @@
 //! cursor is too coarse to tell two states of a row apart. Rows without a cursor value belong to them:
 //! a source may read these again whatever the mark.
 //!
-//! Rows are counted, not just remembered: where a table has no key, two equal rows are two rows.
+//! Rows that are added are counted, not just remembered: where a table has no key, two equal rows are
+//! two rows. In a merge one row stands for its key, however often it is read.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, new_null_array};
-use arrow::compute::{filter_record_batch, max, max_string};
+use arrow::compute::{filter_record_batch, max, max_string, not};
 use arrow::datatypes::{
     DataType, Date32Type, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType,
 };
@@ -20,9 +21,20 @@ use polder_core::{CursorValue, Error, ErrorCode, LakeType, Result, TableSchema};
 use polder_lake::{CmpOp, LakeTable, Literal, Predicate, ScanRequest};
 
 use super::conform::widen;
+use super::merge::Keys;
 
 /// The rows of the table at or above the low-water mark.
-pub(super) struct Known(Option<Mutex<Rows>>);
+#[derive(Default)]
+pub(super) struct Known {
+    rows: Vec<Mutex<Rows>>,
+    /// In a merge whose keys may stand twice in the source: the keys of recognised rows.
+    again: Option<Again>,
+}
+
+struct Again {
+    keys: Arc<Keys>,
+    met: Mutex<HashSet<Box<[u8]>>>,
+}
 
 struct Rows {
     /// What rows are told apart by, under the names and in the types that the table has after the run.
@@ -30,6 +42,8 @@ struct Rows {
     converter: RowConverter,
     /// How often each row is stored and was not read again yet.
     unread: HashMap<Box<[u8]>, u64>,
+    /// Whether a stored row is recognised once only.
+    once: bool,
 }
 
 struct Compared {
@@ -39,70 +53,126 @@ struct Compared {
     stored: Option<String>,
 }
 
+/// The rows of a table that may be read again.
+#[derive(Clone, Copy)]
+pub(super) struct Overlap<'a> {
+    pub(super) table: &'a LakeTable,
+    /// The table's after the run: its columns may have other names by then, or wider types.
+    pub(super) schema: &'a TableSchema,
+    pub(super) cursor: &'a str,
+    pub(super) lower: &'a CursorValue,
+}
+
+/// Which of them, by their cursor.
+#[derive(Clone, Copy, PartialEq)]
+enum Which {
+    /// At least the low-water mark.
+    Since,
+    /// None.
+    Null,
+    Either,
+}
+
 impl Known {
-    /// Nothing to recognise.
-    pub(super) fn none() -> Self {
-        Self(None)
+    /// For rows that are added: told apart by key and cursor; by the whole row if `key` is empty.
+    pub(super) async fn of_append(overlap: Overlap<'_>, key: &[String]) -> Result<Self> {
+        let rows = overlap.load(key, Which::Either, true).await?;
+        Ok(Self { rows: vec![Mutex::new(rows)], again: None })
+    }
+
+    /// For rows that are merged. Those without a cursor value, and all if it is `coarse`, are told
+    /// apart by the whole row: their cursor does not tell a change. `unique`: see
+    /// [`polder_core::ReadPlan::key_is_unique`].
+    pub(super) async fn of_merge(
+        overlap: Overlap<'_>,
+        keys: &Arc<Keys>,
+        coarse: bool,
+        unique: bool,
+    ) -> Result<Self> {
+        let mut rows = Vec::new();
+        if coarse {
+            rows.push(Mutex::new(overlap.load(&[], Which::Either, false).await?));
+        } else {
+            rows.push(Mutex::new(overlap.load(keys.columns(), Which::Since, false).await?));
+            rows.push(Mutex::new(overlap.load(&[], Which::Null, false).await?));
+        }
+        let again = (!unique).then(|| Again { keys: Arc::clone(keys), met: Mutex::default() });
+        Ok(Self { rows, again })
     }
 
     /// The batch without the rows that are stored already.
-    pub(super) fn without(&self, records: RecordBatch) -> Result<RecordBatch> {
-        let Some(rows) = &self.0 else { return Ok(records) };
-        let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
-        if rows.unread.is_empty() {
-            return Ok(records);
+    pub(super) fn without(&self, mut records: RecordBatch) -> Result<RecordBatch> {
+        let split = |error| failed("filter known rows", error);
+        for rows in &self.rows {
+            let new = {
+                let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
+                if rows.unread.is_empty() {
+                    continue;
+                }
+                rows.mark(&records)?
+            };
+            if let Some(Again { keys, met }) = &self.again {
+                let known = not(&new).map_err(split)?;
+                let known = keys.of(&filter_record_batch(&records, &known).map_err(split)?)?;
+                let mut met = met.lock().unwrap_or_else(PoisonError::into_inner);
+                met.extend(known.iter().map(|key| Box::from(key.as_ref())));
+            }
+            records = filter_record_batch(&records, &new).map_err(split)?;
         }
-        let new = rows.mark(&records)?;
-        filter_record_batch(&records, &new).map_err(|error| failed("filter known rows", error))
+        Ok(records)
+    }
+
+    /// The keys of the rows that were recognised, where they may stand twice in the source.
+    pub(super) fn take_again(&self) -> HashSet<Box<[u8]>> {
+        self.again.as_ref().map_or_else(HashSet::new, |again| {
+            std::mem::take(&mut again.met.lock().unwrap_or_else(PoisonError::into_inner))
+        })
     }
 }
 
-/// Reads the rows of `table` whose cursor is at least `lower` or null. `schema` is the table's after
-/// the run: its columns may have other names by then, or wider types. Rows are told apart by key and
-/// cursor; by the whole row if `key` is empty.
-pub(super) async fn load(
-    table: &LakeTable,
-    schema: &TableSchema,
-    key: &[String],
-    cursor: &str,
-    lower: &CursorValue,
-) -> Result<Known> {
-    let present = table.schema();
-    let in_key = |name: &str| key.is_empty() || name == cursor || key.iter().any(|k| k == name);
-    let compared = schema.fields.iter().filter(|field| !field.retired && in_key(&field.name));
-    let columns: Vec<Compared> = compared
-        .map(|field| Compared {
-            name: field.name.clone(),
-            data_type: field.data_type.to_arrow(),
-            stored: continued(&present, field).map(|stored| stored.name.clone()),
-        })
-        .collect();
-    let stored_cursor = schema.field(cursor).and_then(|field| continued(&present, field));
-    let Some(stored_cursor) = stored_cursor else {
-        return Err(Error::new(ErrorCode::Internal, "the table has no cursor column")
-            .detail(format!("column {cursor:?}")));
-    };
-    let fields = columns.iter().map(|column| SortField::new(column.data_type.clone())).collect();
-    let converter =
-        RowConverter::new(fields).map_err(|error| failed("compare rows of this type", error))?;
-    let request = ScanRequest {
-        snapshot: None,
-        filter: Predicate::Or(
-            Box::new(Predicate::Cmp {
-                column: stored_cursor.name.clone(),
-                op: CmpOp::GtEq,
-                value: literal(lower, &stored_cursor.data_type),
-            }),
-            Box::new(Predicate::IsNull(stored_cursor.name.clone())),
-        ),
-        columns: Some(columns.iter().filter_map(|column| column.stored.clone()).collect()),
-    };
-    let mut rows = Rows { columns, converter, unread: HashMap::new() };
-    let mut stored = table.read(request).await?;
-    while let Some(records) = stored.try_next().await? {
-        rows.remember(&records)?;
+impl Overlap<'_> {
+    async fn load(self, key: &[String], which: Which, once: bool) -> Result<Rows> {
+        let Overlap { table, schema, cursor, lower } = self;
+        let present = table.schema();
+        let in_key = |name: &str| key.is_empty() || name == cursor || key.iter().any(|k| k == name);
+        let compared = schema.fields.iter().filter(|field| !field.retired && in_key(&field.name));
+        let columns: Vec<Compared> = compared
+            .map(|field| Compared {
+                name: field.name.clone(),
+                data_type: field.data_type.to_arrow(),
+                stored: continued(&present, field).map(|stored| stored.name.clone()),
+            })
+            .collect();
+        let stored_cursor = schema.field(cursor).and_then(|field| continued(&present, field));
+        let Some(stored_cursor) = stored_cursor else {
+            return Err(Error::new(ErrorCode::Internal, "the table has no cursor column")
+                .detail(format!("column {cursor:?}")));
+        };
+        let fields = columns.iter().map(|column| SortField::new(column.data_type.clone()));
+        let converter = RowConverter::new(fields.collect())
+            .map_err(|error| failed("compare rows of this type", error))?;
+        let since = || Predicate::Cmp {
+            column: stored_cursor.name.clone(),
+            op: CmpOp::GtEq,
+            value: literal(lower, &stored_cursor.data_type),
+        };
+        let null = || Predicate::IsNull(stored_cursor.name.clone());
+        let request = ScanRequest {
+            snapshot: None,
+            filter: match which {
+                Which::Since => since(),
+                Which::Null => null(),
+                Which::Either => Predicate::Or(Box::new(since()), Box::new(null())),
+            },
+            columns: Some(columns.iter().filter_map(|column| column.stored.clone()).collect()),
+        };
+        let mut rows = Rows { columns, converter, unread: HashMap::new(), once };
+        let mut stored = table.read(request).await?;
+        while let Some(records) = stored.try_next().await? {
+            rows.remember(&records)?;
+        }
+        Ok(rows)
     }
-    Ok(Known(Some(Mutex::new(rows))))
 }
 
 fn literal(value: &CursorValue, of: &LakeType) -> Literal {
@@ -144,6 +214,7 @@ impl Rows {
         let rows = self.encode(&columns.collect::<Result<Vec<_>>>()?)?;
         let new = rows.iter().map(|row| match self.unread.get_mut(row.as_ref()) {
             None => Some(true),
+            Some(_) if !self.once => Some(false),
             Some(1) => {
                 self.unread.remove(row.as_ref());
                 Some(false)
@@ -157,7 +228,7 @@ impl Rows {
     }
 }
 
-fn found<'a>(records: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
+pub(super) fn found<'a>(records: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
     records
         .column_by_name(name)
         .ok_or_else(|| Error::new(ErrorCode::Internal, format!("the batch lacks column {name:?}")))
@@ -204,6 +275,6 @@ fn uuid_max(column: &ArrayRef) -> Option<CursorValue> {
     Some(CursorValue::Text(highest.to_string()))
 }
 
-fn failed(what: &str, error: arrow::error::ArrowError) -> Error {
+pub(super) fn failed(what: &str, error: arrow::error::ArrowError) -> Error {
     Error::new(ErrorCode::Internal, format!("cannot {what}")).caused_by(error)
 }

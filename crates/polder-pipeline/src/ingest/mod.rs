@@ -1,7 +1,7 @@
 //! One run of one table: plan, read the splits, conform, write, audit, and publish in one commit.
 //!
 //! ```text
-//! decide (full or since the checkpoint) ─► source.plan ─► evolution ─► stage ─► copy ─► commit
+//! decide (full or since the checkpoint) ─► source.plan ─► evolution ─► stage ─► copy ─► (merge) ─► commit
 //! ```
 //!
 //! Readers see the old state until the commit and the new one after it. A run that is killed leaves
@@ -10,6 +10,7 @@
 mod conform;
 mod copy;
 mod known;
+mod merge;
 mod report;
 
 use std::num::NonZeroUsize;
@@ -22,7 +23,7 @@ use polder_core::{
     Authorized, Checkpoint, CursorRange, CursorValue, Error, ErrorCode, OrgId, Predicate, ReadPlan,
     ReadRequest, Result, RunProgress, Source, Stage as RunStage, TableSchema,
 };
-use polder_lake::{Lake, LakeTable, RunSummary, StageKind, StageRequest};
+use polder_lake::{Lake, LakeTable, RowDelta, RunSummary, Stage, StageKind, StageRequest};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -30,6 +31,8 @@ use uuid::Uuid;
 pub use report::{IngestReport, Outcome};
 
 use copy::Transfer;
+use known::{Known, Overlap};
+use merge::{Merge, Merging};
 
 /// How often a run is tried while its errors say that trying again may help.
 const ATTEMPTS_MAX: u32 = 3;
@@ -115,10 +118,11 @@ pub async fn ingest(
     }
 }
 
-/// Ends when the run is cancelled; never once it commits, as a commit cut off may land nevertheless.
+/// Ends when the run is cancelled; never once it commits, as a commit cut off may land nevertheless,
+/// nor while it merges, which looks for itself and removes what was staged.
 async fn cancelled_before_the_commit(request: &IngestRequest) {
     request.cancel.cancelled().await;
-    if request.progress.snapshot().stage == RunStage::Committing {
+    if matches!(request.progress.snapshot().stage, RunStage::Merging | RunStage::Committing) {
         std::future::pending::<()>().await;
     }
 }
@@ -171,9 +175,9 @@ async fn attempt_once(
         planned.plan.schema = table.schema();
         planned.plan.splits.clear();
     }
+    check_columns(&request.table, &planned.schema, source.capabilities().complete_schema)?;
     if request.dry_run {
-        check_columns(&request.table, &planned.schema)?;
-        let words = scope_words(&planned.scope);
+        let words = scope_words(request, &planned.scope);
         return Ok(report::begin(request, &words, &planned.plan, planned.changes));
     }
     copy_and_commit(lake, request, table.as_ref(), planned).await
@@ -190,8 +194,12 @@ fn decide(
         return full("mode: full_refresh");
     }
     let capabilities = source.capabilities();
-    let can_append = capabilities.objects || (capabilities.cursor && spec.cursor.is_some());
-    if !can_append {
+    let follows = capabilities.cursor && spec.cursor.is_some();
+    if spec.mode == Mode::Merge && (spec.key.is_empty() || !follows) {
+        return Err(Error::new(ErrorCode::SpecInvalid, "mode: merge needs a key and a cursor")
+            .hint("name them: key: [id], cursor: updated_at; files have none: use mode: append"));
+    }
+    if !(capabilities.objects || follows) {
         return Err(Error::new(ErrorCode::SpecInvalid, "mode: append needs a cursor here")
             .hint("name the column by which new and changed rows are found: cursor: updated_at"));
     }
@@ -211,12 +219,16 @@ fn decide(
 
 /// The parts of a spec that decide which rows and columns are read: see [`Checkpoint::reads`].
 fn reads(spec: &TableSpec) -> String {
-    json!({
+    let mut reads = json!({
         "source": spec.source, "from": spec.from, "filter": spec.filter, "cursor": spec.cursor,
         "columns": spec.columns, "types": spec.types, "format": spec.format,
         "on_unrepresentable": spec.on_unrepresentable,
-    })
-    .to_string()
+    });
+    if spec.mode == Mode::Merge {
+        // A table that holds one row for each key is another one than a table of all states.
+        reads["merge"] = json!({ "key": spec.key, "deleted_at": spec.deleted_at });
+    }
+    reads.to_string()
 }
 
 /// Plans the read; where the source's schema asks for a reload, plans that instead.
@@ -282,7 +294,9 @@ fn read_request(
     let spec = &request.table;
     let lower = since.and_then(|checkpoint| checkpoint.cursor.clone());
     let cursor = match spec.mode {
-        Mode::Append => spec.cursor.clone().map(|column| CursorRange { column, lower }),
+        Mode::Append | Mode::Merge => {
+            spec.cursor.clone().map(|column| CursorRange { column, lower })
+        }
         Mode::FullRefresh => None,
     };
     // Each split has a batch being read, one waiting and one being written.
@@ -314,42 +328,35 @@ async fn copy_and_commit(
 ) -> Result<IngestReport> {
     let Planned { scope, plan, schema, changes } = planned;
     let cursor = read_request(request, None, None).cursor.map(|range| range.column);
-    check_columns(&request.table, &schema)?;
     let base = match &scope {
         Scope::Since(checkpoint) => Some(checkpoint.clone()),
         Scope::Full(_) => None,
     };
     let lower = base.as_ref().and_then(|checkpoint| checkpoint.cursor.clone());
+    let full = base.is_none();
+    let merging = Merging::of(request, &schema, plan.key_is_unique, full)?;
     let coarse = plan.splits.iter().any(|split| split.cursor_is_coarse());
-    let since = cursor.as_deref().zip(lower.as_ref());
-    let known = known_rows(request, table, &schema, coarse, since).await?;
-    let stage = lake
-        .stage(
-            &request.org,
-            &request.table.name,
-            StageRequest {
-                run_id: request.run_id,
-                schema: schema.clone(),
-                partition: request.table.partition.clone(),
-                kind: if base.is_some() { StageKind::Append } else { StageKind::Replace },
-                target_file_bytes: TARGET_FILE_BYTES,
-                memory_bytes: request.limits.memory_bytes / 2,
-            },
-        )
-        .await?;
+    let overlap = table
+        .zip(cursor.as_deref().zip(lower.as_ref()))
+        .map(|(table, (cursor, lower))| Overlap { table, schema: &schema, cursor, lower });
+    let known = Arc::new(known_rows(request, overlap, merging.as_deref(), coarse).await?);
+    let stage = stage(lake, request, &schema, full).await?;
     // What is known was read from `table`: the stage must begin from the same state.
     stage.check_base(table)?;
-    let mut report = report::begin(request, &scope_words(&scope), &plan, changes);
+    let mut report = report::begin(request, &scope_words(request, &scope), &plan, changes);
     request.progress.enter(RunStage::Reading);
     let (ceiling, objects) = (plan.cursor_ceiling.clone(), plan.objects.clone());
-    let copied =
-        Transfer { plan, schema: &schema, cursor: cursor.as_deref(), known, stage: &stage };
-    let copied = match copied.run(request).await {
+    let transfer = Transfer {
+        plan,
+        schema: &schema,
+        cursor: cursor.as_deref(),
+        known: Arc::clone(&known),
+        merging: merging.clone(),
+        stage: &stage,
+    };
+    let copied = match transfer.run(request).await {
         Ok(copied) => copied,
-        Err(failure) => {
-            stage.abort(failure.files).await;
-            return Err(failure.error);
-        }
+        Err(failure) => return Err(failure.clean_up(stage).await),
     };
     let seen = copied.cursor_max.into_iter().chain(lower).reduce(CursorValue::max);
     let checkpoint = Checkpoint {
@@ -358,53 +365,115 @@ async fn copy_and_commit(
         reads: reads(&request.table),
     };
     report.checkpoint = Some(checkpoint.clone());
-    if let Some(base) =
-        base.filter(|base| copied.rows_written == 0 && base.objects == checkpoint.objects)
-    {
+    let mut rows = copied.rows_written;
+    let delta = match &merging {
+        None => RowDelta { files: copied.files, deletes: Vec::new(), among: Predicate::True },
+        Some(merging) => {
+            request.progress.enter(RunStage::Merging);
+            let read_again = known.take_again();
+            let merge =
+                Merge { request, stage: &stage, schema: &schema, merging, full, read_again };
+            match merge.work_out(copied.files).await {
+                Ok(merged) => {
+                    rows -= merged.rows_dropped;
+                    merged.reported(&mut report, full)
+                }
+                Err(failure) => return Err(failure.clean_up(stage).await),
+            }
+        }
+    };
+    publish(request, table, stage, delta, Decided { base, checkpoint, rows, report }).await
+}
+
+/// What a run knows before it commits.
+struct Decided {
+    /// The checkpoint it began from.
+    base: Option<Checkpoint>,
+    checkpoint: Checkpoint,
+    /// Rows that the files to commit have to hold.
+    rows: u64,
+    report: IngestReport,
+}
+
+/// Commits what has changed; nothing if nothing has.
+async fn publish(
+    request: &IngestRequest,
+    table: Option<&LakeTable>,
+    stage: Stage,
+    delta: RowDelta,
+    decided: Decided,
+) -> Result<IngestReport> {
+    let Decided { base, checkpoint, rows, mut report } = decided;
+    let unchanged = delta.files.is_empty() && delta.deletes.is_empty();
+    if let Some(base) = base.filter(|base| unchanged && base.objects == checkpoint.objects) {
         let reread = request.progress.snapshot().rows_known;
         if base.cursor == checkpoint.cursor || reread < REREAD_ROWS_MAX {
-            stage.abort(copied.files).await;
+            stage.abort(delta.files).await;
             return Ok(report::nothing_new(report, request, table));
         }
         report.outcome = Outcome::NothingNew;
     }
     request.progress.enter(RunStage::Committing);
-    let summary = RunSummary { rows: copied.rows_written };
-    report::count_files(&mut report, &copied.files);
-    let committed = stage.commit(copied.files, &checkpoint, summary).await?;
+    report::count_files(&mut report, &delta.files);
+    let committed = stage.commit_delta(delta, &checkpoint, RunSummary { rows }).await?;
     Ok(report::committed(report, request, &committed))
 }
 
-/// The rows of the table that the plan may bring again. `schema`: the table's after the run; `coarse`:
-/// see [`Split::cursor_is_coarse`].
+async fn stage(
+    lake: &Lake,
+    request: &IngestRequest,
+    schema: &TableSchema,
+    full: bool,
+) -> Result<Stage> {
+    let kind = match request.table.mode {
+        _ if full => StageKind::Replace,
+        Mode::Merge => StageKind::Merge,
+        Mode::FullRefresh | Mode::Append => StageKind::Append,
+    };
+    let wanted = StageRequest {
+        run_id: request.run_id,
+        schema: schema.clone(),
+        partition: request.table.partition.clone(),
+        kind,
+        target_file_bytes: TARGET_FILE_BYTES,
+        memory_bytes: request.limits.memory_bytes / 2,
+    };
+    lake.stage(&request.org, &request.table.name, wanted).await
+}
+
+/// The rows of the table that the plan may bring again. `coarse`: see [`Split::cursor_is_coarse`].
 ///
 /// [`Split::cursor_is_coarse`]: polder_core::Split::cursor_is_coarse
 async fn known_rows(
     request: &IngestRequest,
-    table: Option<&LakeTable>,
-    schema: &TableSchema,
+    overlap: Option<Overlap<'_>>,
+    merging: Option<&Merging>,
     coarse: bool,
-    since: Option<(&str, &CursorValue)>,
-) -> Result<known::Known> {
-    let (Some(table), Some((cursor, lower))) = (table, since) else {
-        return Ok(known::Known::none());
-    };
+) -> Result<Known> {
+    let Some(overlap) = overlap else { return Ok(Known::default()) };
+    if let Some(merging) = merging {
+        return Known::of_merge(overlap, merging.keys(), coarse, merging.unique()).await;
+    }
     let key = if coarse { &[][..] } else { &request.table.key };
-    known::load(table, schema, key, cursor, lower).await
+    Known::of_append(overlap, key).await
 }
 
-fn scope_words(scope: &Scope) -> (Outcome, Option<String>) {
+fn scope_words(request: &IngestRequest, scope: &Scope) -> (Outcome, Option<String>) {
     match scope {
         Scope::Full(reason) => (Outcome::FullRefresh, Some((*reason).to_owned())),
+        Scope::Since(_) if request.table.mode == Mode::Merge => (Outcome::Merge, None),
         Scope::Since(_) => (Outcome::Append, None),
     }
 }
 
 /// Every column the spec names has to exist: in the table to partition it, in the source to tell its
-/// rows apart and to find new ones.
-fn check_columns(spec: &TableSpec, schema: &TableSchema) -> Result<()> {
+/// rows apart and to find new ones. A schema that was inferred (`complete` is false) may lack a mark
+/// that no row has yet.
+fn check_columns(spec: &TableSpec, schema: &TableSchema, complete: bool) -> Result<()> {
     let partition = spec.partition.iter().map(|field| (&field.column, true));
-    let of_source = spec.key.iter().chain(&spec.cursor).map(|column| (column, false));
+    let marks = spec.deleted_at.as_ref().filter(|_| complete);
+    let of_source = spec.key.iter().chain(&spec.cursor).chain(marks);
+    let of_source = of_source.map(|column| (column, false));
     for (column, may_be_retired) in of_source.chain(partition) {
         if schema.field(column).is_none_or(|field| field.retired && !may_be_retired) {
             let present = schema.fields.iter().filter(|field| !field.retired);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use polder_core::evolution::SchemaChange;
+use polder_core::spec::Mode;
 use polder_core::{Checkpoint, ReadPlan};
 use polder_lake::{Committed, LakeTable, StagedFile};
 use serde::Serialize;
@@ -17,6 +18,8 @@ pub enum Outcome {
     FullRefresh,
     /// Rows were added.
     Append,
+    /// Rows took the place of others of their keys, were added, or went.
+    Merge,
     /// The source had nothing that the table lacks.
     NothingNew,
 }
@@ -39,6 +42,11 @@ pub struct IngestReport {
     pub rows_written: u64,
     /// Rows read again and recognised as already stored.
     pub rows_known: u64,
+    /// In a merge: keys that came, keys whose row was replaced, keys that the source marks as deleted
+    /// and whose row went.
+    pub rows_inserted: u64,
+    pub rows_updated: u64,
+    pub rows_deleted: u64,
     pub files: usize,
     pub file_bytes: u64,
     pub snapshot_id: Option<i64>,
@@ -76,6 +84,9 @@ pub(super) fn begin(
         bytes_read: 0,
         rows_written: 0,
         rows_known: 0,
+        rows_inserted: 0,
+        rows_updated: 0,
+        rows_deleted: 0,
         files: 0,
         file_bytes: 0,
         snapshot_id: None,
@@ -126,12 +137,17 @@ pub(super) fn found(request: &IngestRequest, table: &LakeTable) -> IngestReport 
         splits: Vec::new(),
         rows_estimated: None,
         cursor_ceiling: None,
+        key_is_unique: false,
         objects: BTreeMap::new(),
         warnings: vec!["the answer to the commit was lost; the commit was found".to_owned()],
     };
     let own = table.snapshots().into_iter().find(|s| s.run_id == Some(request.run_id));
     let version = own.iter().flat_map(|own| &own.refs).find(|name| name.starts_with('v')).cloned();
-    let outcome = if version.is_some() { Outcome::FullRefresh } else { Outcome::Append };
+    let outcome = match request.table.mode {
+        _ if version.is_some() => Outcome::FullRefresh,
+        Mode::Merge => Outcome::Merge,
+        Mode::FullRefresh | Mode::Append => Outcome::Append,
+    };
     let report = begin(request, &(outcome, None), &plan, Vec::new());
     let snapshot_id = own.map(|snapshot| snapshot.id);
     IngestReport { snapshot_id, version, ..counted(report, request) }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use polder_core::checkpoint::ObjectState;
-use polder_core::spec::FileFormat;
+use polder_core::spec::{FileFormat, Mode};
 use polder_core::{
     BatchStream, Capabilities, Error, ErrorCode, LakeType, ReadPlan, ReadRequest, Result, Source,
     SourceTable, Split, Stage, TableSchema,
@@ -165,6 +165,7 @@ impl Source for FilesSource {
             schema: TableSchema::default(),
             key: Vec::new(),
             cursors: Vec::new(),
+            mode: Mode::Append,
             rows_estimated: None,
         });
         Ok(tables.collect())
@@ -203,6 +204,7 @@ impl Source for FilesSource {
                 splits: Vec::new(),
                 rows_estimated: Some(0),
                 cursor_ceiling: None,
+                key_is_unique: false,
                 objects,
                 warnings: if any { Vec::new() } else { vec![none] },
             });
@@ -217,6 +219,7 @@ impl Source for FilesSource {
             splits,
             rows_estimated: learnt.rows,
             cursor_ceiling: None,
+            key_is_unique: false,
             objects,
             warnings: learnt.warnings,
         })

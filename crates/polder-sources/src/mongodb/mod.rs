@@ -18,9 +18,10 @@ use mongodb::error::{Error as DriverError, ErrorKind};
 use mongodb::options::ClientOptions;
 use mongodb::results::CollectionType;
 use mongodb::{Client, Database};
+use polder_core::spec::Mode;
 use polder_core::{
-    Capabilities, CursorRange, CursorValue, Error, ErrorCode, LakeType, ReadPlan, ReadRequest,
-    Result, Source, SourceTable, Stage, TableSchema, TextOf,
+    Capabilities, CursorRange, CursorValue, Error, ErrorCode, Field, LakeType, ReadPlan,
+    ReadRequest, Result, Source, SourceTable, Stage, TableSchema, TextOf,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
@@ -30,6 +31,8 @@ use crate::document::{self, Dialect, Inference, InferenceOptions};
 use crate::names::{self, nearest};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Every collection's key.
+const ID: &str = "_id";
 /// Collections `discover` lists at most.
 const COLLECTIONS_MAX: usize = 1_000;
 /// How late a document may arrive with a time from its client's clock. The next read starts this far
@@ -139,8 +142,10 @@ impl Source for MongodbSource {
                 name: collection.name,
                 kind: if view { "view" } else { "collection" },
                 schema: TableSchema::default(),
-                key: vec!["_id".to_owned()],
+                key: vec![ID.to_owned()],
                 cursors: Vec::new(),
+                // Which columns there are is not known before all documents are read.
+                mode: Mode::FullRefresh,
                 rows_estimated: rows,
             });
         }
@@ -185,16 +190,26 @@ impl Source for MongodbSource {
         let ceiling = server_time.and_then(|time| {
             ceiling(&schema, request.cursor.as_ref()?.column.as_str(), time.timestamp_millis())
         });
+        let key_is_unique = request.key.iter().any(|column| column == ID)
+            && schema.field(ID).is_some_and(is_one_kind);
         Ok(ReadPlan {
             splits: document::splits(drained.spill, &schema, Dialect::Extended, &request),
             schema,
             snapshot: drained.snapshot,
             rows_estimated: Some(rows),
             cursor_ceiling: ceiling,
+            key_is_unique,
             objects: BTreeMap::new(),
             warnings,
         })
     }
+}
+
+/// Whether all values of `_id` are of one BSON type, so that none are equal in the lake: a text may
+/// stand for values of several.
+fn is_one_kind(id: &Field) -> bool {
+    let plain = matches!(id.data_type, LakeType::Int | LakeType::Long | LakeType::Uuid);
+    plain || id.text_of == Some(TextOf::ObjectId)
 }
 
 /// Fails where the next read could not find what is new by the cursor.
@@ -236,8 +251,6 @@ fn ceiling(schema: &TableSchema, cursor: &str, millis: i64) -> Option<CursorValu
 
 #[cfg(test)]
 mod tests {
-    use polder_core::Field;
-
     use super::*;
 
     #[test]

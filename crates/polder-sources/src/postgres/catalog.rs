@@ -354,6 +354,25 @@ pub(super) async fn primary_keys(session: &Session) -> Result<HashMap<u32, Vec<S
     Ok(keys)
 }
 
+/// Whether a unique index of the table has no other columns than these.
+pub(super) async fn is_unique(session: &Session, table: u32, key: &[String]) -> Result<bool> {
+    let rows = session
+        .query(
+            "SELECT 1 FROM pg_catalog.pg_index i
+         WHERE i.indrelid = $1::oid AND i.indisunique AND i.indisvalid
+           AND i.indpred IS NULL AND i.indexprs IS NULL
+           AND NOT EXISTS (
+             SELECT 1 FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (number, place)
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number
+             WHERE k.place <= i.indnkeyatts AND a.attname::text <> ALL ($2::text[]))
+         LIMIT 1",
+            &[&table, &key],
+            DOING,
+        )
+        .await?;
+    Ok(!rows.is_empty())
+}
+
 /// A table and the tables whose rows it shows as its own.
 pub(super) struct Tree {
     pub(super) oids: Vec<u32>,

@@ -1,5 +1,6 @@
 //! What a database offers to be read, with the columns that suggest themselves as cursor.
 
+use polder_core::spec::Mode;
 use polder_core::{Field, Result, SourceTable, TableSchema};
 
 use super::catalog::{self, Column, Relation};
@@ -14,11 +15,13 @@ pub(super) async fn tables(session: &Session) -> Result<Vec<SourceTable>> {
     let mut keys = catalog::primary_keys(session).await?;
     let tables = relations.into_iter().map(|relation| {
         let key = keys.remove(&relation.oid).unwrap_or_default();
+        let (cursors, mode) = cursors(&relation, &key);
         SourceTable {
             name: relation.display(),
             kind: relation.kind.as_str(),
             schema: schema(&relation),
-            cursors: cursors(&relation, &key),
+            cursors,
+            mode,
             key,
             rows_estimated: relation.rows,
         }
@@ -36,15 +39,20 @@ fn schema(relation: &Relation) -> TableSchema {
 }
 
 /// The columns that can serve as cursor, best first: when a row was changed, when it was created,
-/// the number it got.
-fn cursors(relation: &Relation, key: &[String]) -> Vec<String> {
+/// the number it got. And the mode that suits the best of them.
+fn cursors(relation: &Relation, key: &[String]) -> (Vec<String>, Mode) {
     let mut ranked: Vec<(Rank, &str)> = relation
         .columns
         .iter()
         .filter_map(|column| rank(column, key).map(|rank| (rank, &*column.name)))
         .collect();
     ranked.sort();
-    ranked.into_iter().map(|(_, name)| name.to_owned()).collect()
+    let mode = match ranked.first() {
+        Some((best, _)) if !key.is_empty() && best.purpose == IS_CHANGED => Mode::Merge,
+        Some(_) if !key.is_empty() => Mode::Append,
+        _ => Mode::FullRefresh,
+    };
+    (ranked.into_iter().map(|(_, name)| name.to_owned()).collect(), mode)
 }
 
 /// Smaller is better.
@@ -57,6 +65,8 @@ struct Rank {
     number: i16,
 }
 
+/// The purpose of a column that tells when a row was changed.
+const IS_CHANGED: u8 = 0;
 const CHANGED: [&str; 6] = ["updat", "modif", "chang", "last_mod", "touched", "systemmodstamp"];
 const CREATED: [&str; 5] = ["creat", "insert", "added", "ingest", "loaded"];
 
@@ -72,7 +82,7 @@ fn rank(column: &Column, key: &[String]) -> Option<Rank> {
                 _ => 2,
             };
             let purpose = match () {
-                () if like(&CHANGED) => 0,
+                () if like(&CHANGED) => IS_CHANGED,
                 () if like(&CREATED) => 1,
                 () => return None,
             };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_core::progress::Stage;
-use polder_core::spec::Filter;
+use polder_core::spec::{Filter, OnUnrepresentable};
 use polder_core::{Error, ErrorCode, ReadPlan, ReadRequest, Result, RunProgress, TableSchema};
 
 use super::catalog::{self, Identity, Kind, Relation, Tree};
@@ -67,6 +67,7 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
         }
         _ => None,
     };
+    let key_is_unique = key_is_unique(&session, request, &relation, &tree).await?;
     let snapshot = session.text("SELECT pg_catalog.pg_current_snapshot()", DOING).await?;
     let wanted = splits_wanted(&session, request, &select, &tree, &outlook);
     let (identity, major) = (relation.identity(), session.major);
@@ -89,9 +90,28 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
         snapshot,
         rows_estimated: outlook.rows,
         cursor_ceiling,
+        key_is_unique,
         objects: BTreeMap::new(),
         warnings,
     })
+}
+
+/// Whether an index vouches for the key: of the table named, as those of its heirs know nothing of
+/// each other. Clamped values may be equal although the source's are not.
+async fn key_is_unique(
+    session: &Session,
+    request: &ReadRequest,
+    relation: &Relation,
+    tree: &Tree,
+) -> Result<bool> {
+    let one_index = relation.kind == Kind::Partitioned || tree.oids.len() <= 1;
+    if request.key.is_empty()
+        || !one_index
+        || request.on_unrepresentable == OnUnrepresentable::Clamp
+    {
+        return Ok(false);
+    }
+    catalog::is_unique(session, relation.oid, &request.key).await
 }
 
 fn filter_sql(request: &ReadRequest, name: &TableName) -> Result<Option<String>> {

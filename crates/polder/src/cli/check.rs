@@ -2,6 +2,7 @@
 //! embedded store and catalog creates.
 
 use clap::Args;
+use polder_core::spec::{Mode, TableSpec};
 use polder_core::{Result, SourceTable};
 use serde_json::{Value, json};
 
@@ -94,34 +95,40 @@ async fn sources(app: &App, name: &str, findings: &mut Vec<Finding>) {
     };
     for pipeline in &app.config.pipelines {
         for table in pipeline.tables.iter().filter(|table| table.source == name) {
-            if let Some(warning) = look(&offered, &table.from, &table.key, table.cursor.as_deref())
-            {
+            if let Some(found) = look(&offered, table) {
                 let what = format!("{}/{}", pipeline.org, table.name);
-                findings.push(Finding { what, outcome: Ok(format!("warning: {warning}")) });
+                findings.push(Finding { what, outcome: Ok(found) });
             }
         }
     }
 }
 
-/// What is odd about a table spec, seen from what the source offers.
-fn look(
-    offered: &[SourceTable],
-    from: &str,
-    key: &[String],
-    cursor: Option<&str>,
-) -> Option<String> {
+/// What is odd about a table spec, or could suit better, seen from what the source offers.
+fn look(offered: &[SourceTable], spec: &TableSpec) -> Option<String> {
+    let (from, key, cursor) = (&spec.from, &spec.key, spec.cursor.as_deref());
     if from.contains(['{', '"']) {
         return None;
     }
     let qualified = format!("public.{from}");
-    let Some(table) = offered.iter().find(|t| t.name == from || t.name == qualified) else {
-        return Some(format!("the source does not offer {from}"));
+    let Some(table) = offered.iter().find(|t| t.name == *from || t.name == qualified) else {
+        return Some(format!("warning: the source does not offer {from}"));
     };
     let known =
         |column: &str| table.schema.fields.is_empty() || table.schema.field(column).is_some();
-    if let Some(column) = key.iter().map(String::as_str).chain(cursor).find(|c| !known(c)) {
-        return Some(format!("{from} has no column {column}"));
+    let named = key.iter().map(String::as_str).chain(cursor).chain(spec.deleted_at.as_deref());
+    if let Some(column) = named.into_iter().find(|column| !known(column)) {
+        return Some(format!("warning: {from} has no column {column}"));
     }
-    (cursor.is_some() && key.is_empty() && !table.key.is_empty())
-        .then(|| format!("no key is named; {from} has the primary key [{}]", table.key.join(", ")))
+    if cursor.is_some() && key.is_empty() && !table.key.is_empty() {
+        let keys = table.key.join(", ");
+        let text = format!("warning: no key is named; {from} has the primary key [{keys}]");
+        return Some(text);
+    }
+    let changes = table.mode == Mode::Merge && cursor == table.cursors.first().map(String::as_str);
+    (spec.mode == Mode::Append && changes).then(|| {
+        format!(
+            "suggestion: rows of {from} change, and append keeps every state; mode: merge keeps the \
+             last"
+        )
+    })
 }

@@ -1,6 +1,7 @@
 //! `polder discover SOURCE`: what a source offers.
 
 use clap::Args;
+use polder_core::spec::Mode;
 use polder_core::{Result, SourceTable};
 
 use crate::app::App;
@@ -43,6 +44,10 @@ fn show(table: &SourceTable) {
     }
     if !table.cursors.is_empty() {
         output::line(&format!("  cursor candidates: {}", table.cursors.join(", ")));
+    }
+    if let (Mode::Merge | Mode::Append, Some(cursor)) = (table.mode, table.cursors.first()) {
+        let mode = if table.mode == Mode::Merge { "merge" } else { "append" };
+        output::line(&format!("  suggested: mode: {mode}, cursor: {cursor}"));
     }
     for field in &table.schema.fields {
         let required = if field.nullable { "" } else { " not null" };

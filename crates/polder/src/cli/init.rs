@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use polder_control::ProcessSecrets;
-use polder_core::spec::{PostgresSource, SourceSpec, StorageConfig};
+use polder_core::spec::{Mode, PostgresSource, SourceSpec, StorageConfig};
 use polder_core::{Error, ErrorCode, OrgId, Result, SecretRef, SourceTable};
 use serde::Serialize;
 
@@ -105,7 +105,7 @@ fn entry(table: &SourceTable) -> String {
     add("from", &quoted(&table.name));
     match table.cursors.first() {
         Some(cursor) if !table.key.is_empty() => {
-            add("mode", "append");
+            add("mode", if table.mode == Mode::Merge { "merge" } else { "append" });
             add("cursor", &quoted(cursor));
             let key: Vec<_> = table.key.iter().map(|column| quoted(column)).collect();
             add("key", &format!("[{}]", key.join(", ")));
@@ -166,7 +166,7 @@ const EXAMPLE: &str = "      - name: opportunity
         source: revdb
         from: public.opportunity
         filter: org_id = {org}          # {org} is bound as a value; leave out for one org's database
-        mode: append                    # full_refresh | append
+        mode: merge                     # full_refresh | append | merge
         cursor: updated_at
         key: [id]
         partition: [month(created_at)]

@@ -116,7 +116,7 @@ fn sentence(end: &Ended) -> String {
             let reason = report.reason.as_deref().unwrap_or("full refresh");
             format!("{place}: would be reloaded as a new version ({reason})")
         }
-        Outcome::Append if report.dry_run => {
+        Outcome::Append | Outcome::Merge if report.dry_run => {
             format!("{place}: would take the rows since its checkpoint")
         }
         Outcome::FullRefresh => {
@@ -125,6 +125,12 @@ fn sentence(end: &Ended) -> String {
             format!("{place}: {rows} rows as {version} in {seconds:.1} s ({reason})")
         }
         Outcome::Append => format!("{place}: {rows} rows added in {seconds:.1} s"),
+        Outcome::Merge => {
+            let [new, changed, gone] =
+                [report.rows_inserted, report.rows_updated, report.rows_deleted]
+                    .map(output::number);
+            format!("{place}: {new} rows new, {changed} changed, {gone} deleted in {seconds:.1} s")
+        }
         Outcome::NothingNew => format!("{place}: nothing new ({seconds:.1} s)"),
     };
     for change in &report.schema_changes {

@@ -4,6 +4,7 @@ mod evolution;
 mod external;
 mod federation;
 mod kill;
+mod merge;
 mod postgres;
 
 use std::io::Write;

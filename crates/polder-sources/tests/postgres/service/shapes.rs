@@ -2,6 +2,7 @@
 
 use arrow::array::AsArray;
 use futures::TryStreamExt;
+use polder_core::spec::{Mode, OnUnrepresentable};
 use polder_core::{Batch, Capabilities, Source};
 
 use super::support::{Database, Vary, open, read, request, with_database};
@@ -134,7 +135,52 @@ async fn discover_shows_what_can_be_read() {
     assert_eq!(deal.rows_estimated, Some(10));
     assert!(!deal.schema.field("name").expect("name").nullable);
     assert_eq!(tables[0].cursors, ["id"]);
+    let modes: Vec<Mode> = tables.iter().map(|table| table.mode).collect();
+    assert_eq!(modes, [Mode::Append, Mode::Merge, Mode::FullRefresh, Mode::FullRefresh]);
     read(&source, request(&tables[0].name)).await.expect("the name works as `from`");
+}
+
+#[tokio::test]
+async fn a_key_is_unique_where_an_index_of_all_its_rows_says_so() {
+    let database = Database::new().await;
+    database
+        .run(
+            "CREATE TABLE deal (id int PRIMARY KEY, part int, name text, other text, half int);
+             CREATE UNIQUE INDEX ON deal (name, part);
+             CREATE UNIQUE INDEX ON deal (half) WHERE half > 0;
+             CREATE UNIQUE INDEX ON deal (lower(other));
+             CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child () INHERITS (parent);
+             CREATE TABLE log (id int PRIMARY KEY) PARTITION BY RANGE (id);
+             CREATE TABLE log_1 PARTITION OF log FOR VALUES FROM (0) TO (10);
+             CREATE TABLE log_2 PARTITION OF log DEFAULT;
+             CREATE VIEW v AS SELECT * FROM deal",
+        )
+        .await;
+    let source = database.source();
+    let unique = async |from: &str, key: &[&str], clamp: bool| {
+        let mut request = request(from);
+        request.key = key.iter().map(|name| (*name).to_owned()).collect();
+        if clamp {
+            request.on_unrepresentable = OnUnrepresentable::Clamp;
+        }
+        source.plan(request).await.expect("plan").key_is_unique
+    };
+    for (from, key, expected) in [
+        ("deal", &["id"][..], true),
+        ("deal", &["part", "id"], true),
+        ("deal", &["part", "name"], true),
+        ("deal", &["name"], false),
+        ("deal", &["half"], false),
+        ("deal", &["other"], false),
+        ("deal", &[], false),
+        ("parent", &["id"], false),
+        ("child", &["id"], false),
+        ("log", &["id"], true),
+        ("v", &["id"], false),
+    ] {
+        assert_eq!(unique(from, key, false).await, expected, "{from} {key:?}");
+    }
+    assert!(!unique("deal", &["id"], true).await, "two values may be clamped to one");
 }
 
 #[tokio::test]

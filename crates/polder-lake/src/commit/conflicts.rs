@@ -1,0 +1,119 @@
+//! Which commits of others an action bears between the state it was made for and the present one.
+
+use std::collections::HashSet;
+
+use iceberg::spec::{DataContentType, DataFile, ManifestContentType};
+use polder_core::Result;
+
+use super::conflict;
+use super::snapshot::{path_bounds, read_list};
+use crate::catalog::TableState;
+use crate::error;
+use crate::scan::ScanRequest;
+use crate::stage::Stage;
+use crate::table::LakeTable;
+use crate::write::{StagedDeletes, StagedFile};
+use polder_core::Predicate;
+
+/// What must be true of the commits between the state an action was made for and the present one.
+#[derive(Default)]
+pub(super) struct Assumed {
+    /// None has deleted rows of these data files.
+    pub(super) untouched: HashSet<String>,
+    /// None has removed one of these data files.
+    pub(super) present: HashSet<String>,
+    /// None has added a data file that may hold rows of these.
+    pub(super) unmatched: Option<Predicate>,
+}
+
+impl Assumed {
+    /// What a commit of these deletes assumes of the table's files.
+    pub(super) fn of_deletes(deletes: &[StagedDeletes], files: &[StagedFile]) -> Self {
+        let own: HashSet<_> = files.iter().map(StagedFile::location).collect();
+        let others = deletes.iter().map(StagedDeletes::of).filter(|of| !own.contains(of));
+        let referenced: HashSet<_> = others.map(str::to_owned).collect();
+        Self { untouched: referenced.clone(), present: referenced, unmatched: None }
+    }
+
+    /// Checks what was assumed, if commits have come in between.
+    ///
+    /// # Errors
+    /// `lake.conflict` if one of them broke it.
+    pub(super) async fn check(
+        &self,
+        stage: &Stage,
+        base: &TableState,
+        present: &TableState,
+    ) -> Result<()> {
+        if base.metadata.current_snapshot_id() == present.metadata.current_snapshot_id() {
+            return Ok(());
+        }
+        let broken = |what: &str| Err(conflict().detail(what.to_owned()));
+        let store = stage.lake.store();
+        let file_io = store.file_io();
+        let failed = |cause| error::iceberg("read a manifest", cause);
+        let mut old = HashSet::new();
+        if let Some(snapshot) = base.metadata.current_snapshot() {
+            let list = read_list(store, snapshot).await?;
+            old.extend(list.into_iter().map(|manifest| manifest.manifest_path));
+        }
+        let Some(snapshot) = present.metadata.current_snapshot() else { return Ok(()) };
+        let mut missing = self.present.clone();
+        for manifest in read_list(store, snapshot).await? {
+            let deletes = manifest.content == ManifestContentType::Deletes;
+            if deletes && old.contains(&manifest.manifest_path) || !deletes && missing.is_empty() {
+                continue;
+            }
+            let loaded = manifest.load_manifest(&file_io).await.map_err(failed)?;
+            let base_number = base.metadata.last_sequence_number();
+            for entry in loaded.entries().iter().filter(|entry| entry.is_alive()) {
+                missing.remove(entry.file_path());
+                let newer = entry.sequence_number().is_none_or(|number| number > base_number);
+                if deletes && newer && touches(entry.data_file(), &self.untouched) {
+                    return broken("rows of its files were deleted");
+                }
+            }
+        }
+        if !missing.is_empty() {
+            return broken("files in which it deletes rows are gone");
+        }
+        match &self.unmatched {
+            Some(filter) if new_match(stage, base, present, filter).await? => {
+                broken("rows were added among those it replaces")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether the table has files that may hold rows the filter matches and that it had not.
+async fn new_match(
+    stage: &Stage,
+    base: &TableState,
+    present: &TableState,
+    filter: &Predicate,
+) -> Result<bool> {
+    let old = files(stage, base, Predicate::True).await?;
+    Ok(files(stage, present, filter.clone()).await?.iter().any(|path| !old.contains(path)))
+}
+
+/// The data files of a state that may hold rows the filter matches.
+async fn files(stage: &Stage, of: &TableState, filter: Predicate) -> Result<HashSet<String>> {
+    let table = LakeTable::new(&stage.org()?, of.clone(), stage.lake.store())?;
+    let scan = ScanRequest { snapshot: None, filter, columns: None };
+    Ok(table.plan(scan).await?.files.into_iter().map(|file| file.path).collect())
+}
+
+/// Whether a delete file may delete rows of one of the data files.
+fn touches(deletes: &DataFile, files: &HashSet<String>) -> bool {
+    if files.is_empty() || deletes.content_type() != DataContentType::PositionDeletes {
+        // Equality deletes apply by age, which a rewrite keeps.
+        return false;
+    }
+    if let Some(file) = deletes.referenced_data_file() {
+        return files.contains(&file);
+    }
+    let Some((lower, upper)) = path_bounds(deletes) else { return true };
+    // An upper bound may be cut short.
+    files.iter().any(|file| *file >= lower && (*file <= upper || file.starts_with(&upper)))
+}
