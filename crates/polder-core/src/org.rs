@@ -8,6 +8,9 @@ use std::str::FromStr;
 
 use crate::{Error, ErrorCode, Result};
 
+/// The namespace of the management tables, and the id of whom they belong to.
+const MANAGEMENT: &str = "polder_management";
+
 /// The id of an org (a customer): 1–63 ASCII letters, digits, `_` or `-`, starting with a letter or
 /// digit. The narrow alphabet keeps it safe as an identifier; it still never becomes a path.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,13 +21,25 @@ impl OrgId {
         &self.0
     }
 
-    /// The org's Iceberg namespace (database): `org_<id>`.
+    /// Whom the management tables belong to: Polder itself. No text parses to it.
+    pub fn management() -> Self {
+        Self(MANAGEMENT.to_owned())
+    }
+
+    pub fn is_management(&self) -> bool {
+        self.0 == MANAGEMENT
+    }
+
+    /// The org's Iceberg namespace (database): `org_<id>`; `polder_management` for Polder's own.
     pub fn namespace(&self) -> String {
-        format!("org_{}", self.0)
+        if self.is_management() { self.0.clone() } else { format!("org_{}", self.0) }
     }
 
     /// The org of a namespace made by [`Self::namespace`], if it is one.
     pub fn from_namespace(namespace: &str) -> Option<Self> {
+        if namespace == MANAGEMENT {
+            return Some(Self::management());
+        }
         namespace.strip_prefix("org_")?.parse().ok()
     }
 }
@@ -36,6 +51,10 @@ impl FromStr for OrgId {
         let bytes = text.as_bytes();
         let first_ok = bytes.first().is_some_and(u8::is_ascii_alphanumeric);
         let rest_ok = bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+        if text == MANAGEMENT {
+            return Err(Error::new(ErrorCode::SpecInvalid, format!("{text:?} is Polder's own name"))
+                .hint("choose another id for the org"));
+        }
         if first_ok && rest_ok && bytes.len() <= 63 {
             return Ok(Self(text.to_owned()));
         }
@@ -105,6 +124,18 @@ mod tests {
             let error = bad.parse::<OrgId>().expect_err(bad);
             assert_eq!(error.code(), ErrorCode::SpecInvalid);
         }
+    }
+
+    #[test]
+    fn the_management_tables_belong_to_nobody_else() {
+        let own = OrgId::management();
+        assert_eq!(own.namespace(), "polder_management");
+        assert_eq!(OrgId::from_namespace(&own.namespace()), Some(own.clone()));
+        assert!("polder_management".parse::<OrgId>().is_err());
+        assert_eq!(OrgId::from_namespace("org_polder_management"), None);
+        let org: OrgId = "1".parse().expect("id");
+        assert!(Principal::Org(org).authorize(&own).is_err());
+        assert!(Principal::Operator.authorize(&own).is_ok());
     }
 
     #[test]

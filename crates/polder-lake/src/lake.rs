@@ -42,12 +42,12 @@ impl Lake {
         Self { store, catalog }
     }
 
-    /// The orgs that have a namespace and that the principal may see, in order.
+    /// The orgs that have a namespace and that the principal may see, in order. Polder's own is none.
     pub async fn orgs(&self, principal: &Principal) -> Result<Vec<OrgId>> {
         let namespaces = self.catalog.namespaces().await?;
         let mut orgs: Vec<OrgId> =
             namespaces.iter().filter_map(|name| OrgId::from_namespace(name)).collect();
-        orgs.retain(|org| principal.authorize(org).is_ok());
+        orgs.retain(|org| !org.is_management() && principal.authorize(org).is_ok());
         orgs.sort();
         Ok(orgs)
     }

@@ -15,6 +15,7 @@ mod commit;
 mod error;
 mod field_ids;
 mod lake;
+mod management;
 mod predicate;
 mod read;
 mod scan;

@@ -36,6 +36,12 @@ pub struct FilesCommitted {
 /// - `lake.conflict` if the table has changed in a way that the action does not bear. Plan it anew.
 /// - `lake.unknown_outcome` as for [`Stage::commit`].
 impl Stage {
+    /// `AppendFiles`: rows that come. Conflicts with no commit that leaves the table's shape.
+    pub async fn append_files(self, files: Vec<StagedFile>) -> Result<FilesCommitted> {
+        let change = self.change(Operation::Append, Vec::new(), &files, None);
+        self.apply(change, Assumed::default()).await
+    }
+
     /// `RewriteFiles`: the same rows in other files.
     ///
     /// Conflicts with a commit that removed one of the `replaced` files or deleted rows of them. Rows

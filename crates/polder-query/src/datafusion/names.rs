@@ -165,9 +165,13 @@ impl Names<'_> {
         listing: Listing,
     ) -> Result<()> {
         let mut listed = 0;
-        for org in self.files.lake.orgs(self.principal).await? {
-            let org = self.principal.authorize(&org)?;
+        let orgs = self.files.lake.orgs(self.principal).await?;
+        for org in orgs.iter().chain([&OrgId::management()]) {
+            let Ok(org) = self.principal.authorize(org) else { continue };
             let names = self.files.lake.tables(&org).await?;
+            if names.is_empty() && org.get().is_management() {
+                continue;
+            }
             listed += names.len();
             if listed > LISTED_MAX {
                 let message = format!("information_schema has more than {LISTED_MAX} tables");

@@ -1,7 +1,7 @@
 //! A principal of one org sees nothing of another's, however it spells it.
 
-use arrow::array::Int64Array;
-use polder_core::{ErrorCode, Field, LakeType, Principal, TableSchema};
+use arrow::array::{Int64Array, RecordBatch, StringArray};
+use polder_core::{ErrorCode, Field, LakeType, ManagementTable, Principal, TableSchema};
 
 use super::lake::{Rows, TestLake, array, org, session};
 
@@ -96,6 +96,25 @@ async fn information_schema_shows_what_may_be_seen() {
         test.text_for("SELECT count(*) FROM information_schema.views", &own).await.expect("views"),
         "0"
     );
+}
+
+#[tokio::test]
+async fn the_management_tables_are_the_operators() {
+    const RUNS: ManagementTable =
+        ManagementTable { name: "runs", columns: || vec![Field::new("rows", LakeType::Long)] };
+    let test = lake().await;
+    let columns = vec![array(StringArray::from(vec!["401"])), array(Int64Array::from(vec![7]))];
+    let rows = RecordBatch::try_new(RUNS.schema().to_arrow(), columns).expect("batch");
+    test.lake.record(&Principal::Operator, &RUNS, rows).await.expect("recorded");
+    let sql = "SELECT org, rows FROM lake.polder_management.runs";
+    assert_eq!(test.text(sql).await.expect("rows"), "401|7");
+    let listed = "SELECT table_name FROM information_schema.tables WHERE table_schema = \
+                  'polder_management'";
+    assert_eq!(test.text(listed).await.expect("tables"), "runs");
+    let own = session(Principal::Org(org("401")));
+    let error = test.text_for(sql, &own).await.expect_err("not an org's");
+    assert_eq!(error.code(), ErrorCode::QueryInvalid);
+    assert_eq!(test.text_for(listed, &own).await.expect("tables"), "");
 }
 
 #[tokio::test]

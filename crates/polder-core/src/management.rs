@@ -1,0 +1,32 @@
+//! The management tables: what Polder records of its own work, as lake tables that every engine reads.
+//!
+//! They lie in one namespace beside the orgs' own, belong to [`OrgId::management`], and are partitioned
+//! by org, so that an org's rows can go with the org.
+
+use crate::spec::{PartitionField, Transform};
+use crate::{Field, LakeType, TableSchema};
+
+/// The first column of every management table: the org that a row is about.
+pub const ORG_COLUMN: &str = "org";
+
+/// A management table: its name and the columns that follow [`ORG_COLUMN`].
+#[derive(Clone, Copy, Debug)]
+pub struct ManagementTable {
+    /// In the namespace `polder_management`.
+    pub name: &'static str,
+    pub columns: fn() -> Vec<Field>,
+}
+
+impl ManagementTable {
+    /// All columns, in order.
+    pub fn schema(&self) -> TableSchema {
+        let mut fields = vec![Field::new(ORG_COLUMN, LakeType::String).required()];
+        fields.extend((self.columns)());
+        TableSchema::new(fields)
+    }
+
+    /// How its files are partitioned: by org.
+    pub fn partition(&self) -> Vec<PartitionField> {
+        vec![PartitionField { transform: Transform::Identity, column: ORG_COLUMN.to_owned() }]
+    }
+}
