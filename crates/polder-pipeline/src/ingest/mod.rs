@@ -7,11 +7,12 @@
 //! Readers see the old state until the commit and the new one after it. A run that is killed leaves
 //! staged files that no metadata names; the next run starts from the table's own checkpoint.
 
-mod conform;
+pub(crate) mod conform;
 mod copy;
 mod known;
 mod report;
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use polder_core::evolution::{self, Evolution, SchemaChange};
 use polder_core::spec::{Mode, OnSchemaChange, TableSpec};
 use polder_core::{
-    Authorized, Checkpoint, CursorRange, CursorValue, Error, ErrorCode, OrgId, ReadPlan,
+    Authorized, Checkpoint, Content, CursorRange, CursorValue, Error, ErrorCode, OrgId, ReadPlan,
     ReadRequest, Result, RunProgress, Source, Stage as RunStage, TableSchema,
 };
 use polder_lake::{Lake, LakeTable, RunSummary, StageKind, StageRequest};
@@ -210,7 +211,7 @@ fn decide(
 }
 
 /// The parts of a spec that decide which rows and columns are read: see [`Checkpoint::reads`].
-fn reads(spec: &TableSpec) -> String {
+pub(crate) fn reads(spec: &TableSpec) -> String {
     json!({
         "source": spec.source, "from": spec.from, "filter": spec.filter, "cursor": spec.cursor,
         "columns": spec.columns, "types": spec.types, "format": spec.format,
@@ -285,23 +286,38 @@ fn read_request(
         Mode::Append => spec.cursor.clone().map(|column| CursorRange { column, lower }),
         Mode::FullRefresh => None,
     };
-    // Each split has a batch being read, one waiting and one being written.
-    let batch_bytes = request.limits.memory_bytes / (6 * request.limits.splits.get());
     ReadRequest {
-        org: request.org.get().clone(),
+        cursor,
+        objects_read: since.map(|checkpoint| checkpoint.objects.clone()).unwrap_or_default(),
+        known_schema,
+        ..whole_table(spec, request.org.get(), request.limits, &request.progress)
+    }
+}
+
+/// A read of all rows that a table spec means.
+pub(crate) fn whole_table(
+    spec: &TableSpec,
+    org: &OrgId,
+    limits: IngestLimits,
+    progress: &Arc<RunProgress>,
+) -> ReadRequest {
+    // Each split has a batch being read, one waiting and one being written.
+    let batch_bytes = limits.memory_bytes / (6 * limits.splits.get());
+    ReadRequest {
+        org: org.clone(),
         from: spec.from.clone(),
         filter: spec.filter.clone(),
         columns: spec.columns.clone(),
-        cursor,
+        cursor: None,
         key: spec.key.clone(),
-        objects_read: since.map(|checkpoint| checkpoint.objects.clone()).unwrap_or_default(),
-        known_schema,
+        objects_read: BTreeMap::new(),
+        known_schema: None,
         types: spec.types.iter().map(|(name, t)| (name.clone(), t.0.clone())).collect(),
         on_unrepresentable: spec.on_unrepresentable,
         format: spec.format.clone(),
-        splits_max: request.limits.splits,
+        splits_max: limits.splits,
         batch_bytes: batch_bytes.clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX),
-        progress: Arc::clone(&request.progress),
+        progress: Arc::clone(progress),
     }
 }
 
@@ -341,6 +357,8 @@ async fn copy_and_commit(
     let mut report = report::begin(request, &scope_words(&scope), &plan, changes);
     request.progress.enter(RunStage::Reading);
     let (ceiling, objects) = (plan.cursor_ceiling.clone(), plan.objects.clone());
+    let snapshot = plan.snapshot.clone();
+    let before = content_before(base.as_ref(), !report.schema_changes.is_empty());
     let copied =
         Transfer { plan, schema: &schema, cursor: cursor.as_deref(), known, stage: &stage };
     let copied = match copied.run(request).await {
@@ -355,6 +373,8 @@ async fn copy_and_commit(
         cursor: seen.map(|seen| ceiling.map_or(seen.clone(), |ceiling| seen.min(ceiling))),
         objects,
         reads: reads(&request.table),
+        snapshot,
+        content: before.map(|before| before.and(copied.content)),
     };
     report.checkpoint = Some(checkpoint.clone());
     if let Some(base) =
@@ -372,6 +392,15 @@ async fn copy_and_commit(
     report::count_files(&mut report, &copied.files);
     let committed = stage.commit(copied.files, &checkpoint, summary).await?;
     Ok(report::committed(report, request, &committed))
+}
+
+/// What the table holds before the run, in the columns that it has after it. `evolves`: they change in
+/// place.
+fn content_before(base: Option<&Checkpoint>, evolves: bool) -> Option<Content> {
+    match base {
+        Some(base) => base.content.filter(|_| !evolves),
+        None => Some(Content::default()),
+    }
 }
 
 /// The rows of the table that the plan may bring again. `schema`: the table's after the run; `coarse`:
