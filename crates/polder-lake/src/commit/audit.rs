@@ -4,7 +4,8 @@
 //! - The table has the snapshot on top of the present `main`, with the run's schema and spec.
 //! - Its manifests add exactly the run's files, each once, as they were written, and hold exactly
 //!   those of the parent that stay.
-//! - Each file is there with its length; its footer has the rows, and the columns under their ids.
+//! - Each file is there with its length; its footer has the rows, the columns under their ids, and as
+//!   many nulls in each as the rows had that were handed to the writer.
 //! - The totals of the summary add up.
 
 use std::collections::{HashMap, HashSet};
@@ -25,7 +26,7 @@ use crate::read::footer;
 use crate::schema;
 use crate::stage::Target;
 use crate::storage::Store;
-use crate::write::StagedFile;
+use crate::write::{StagedFile, null_counts};
 
 /// Files read back at the same time.
 const FILES_AT_ONCE: usize = 8;
@@ -183,6 +184,10 @@ impl Audit<'_> {
         if u64::try_from(rows) != Ok(file.rows()) || footer.file_metadata().num_rows() != rows {
             let message = format!("a data file has {rows} rows, {} written", file.rows());
             return Err(at(failed(&message)));
+        }
+        let nulls = file.data_file().null_value_counts();
+        if null_counts(&footer).iter().any(|(id, found)| nulls.get(id) != Some(found)) {
+            return Err(at(failed("a data file has other nulls than were written")));
         }
         let found = parquet_to_arrow_schema(footer.file_metadata().schema_descr(), None);
         let found = found.map_err(broken)?;
