@@ -261,7 +261,7 @@ fn decimal(unscaled: i128, scale: u8, out: &mut Vec<u8>) {
 
 /// Stands for null in [`content`].
 const NULL: u64 = 0x9e37_79b9_7f4a_7c15;
-/// An odd number with bits everywhere (the 64-bit golden ratio's other half in xxHash's primes).
+/// An odd number with bits everywhere: `PRIME_MX2` of `XXH3`.
 const PRIME: u64 = 0x9fb2_1c65_1e98_df25;
 
 /// The sum, modulo 2⁶⁴, of a fast hash of each row, with its columns in their order. Equal rows in

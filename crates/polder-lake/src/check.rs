@@ -3,6 +3,7 @@
 //!
 //! Nothing is repaired, and rows are not compared with anything.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use futures::TryStreamExt;
@@ -79,10 +80,11 @@ impl LakeTable {
         tasks.sort_by(|a, b| a.data_file_path.cmp(&b.data_file_path));
         for task in tasks {
             let Some(place) = places.get(&task.data_file_path) else { continue };
-            if !checks.contains_key(&place.spec_id) {
-                checks.insert(place.spec_id, self.placing(place.spec_id)?);
-            }
-            let Some(Some(placing)) = checks.get(&place.spec_id) else { continue };
+            let placing = match checks.entry(place.spec_id) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(self.placing(place.spec_id)?),
+            };
+            let Some(placing) = placing else { continue };
             let path = task.data_file_path.clone();
             if !self.in_place(task, place, placing).await? {
                 misplaced.push(path);

@@ -8,3 +8,4 @@ mod files;
 mod project;
 mod serve;
 mod service;
+mod validate;

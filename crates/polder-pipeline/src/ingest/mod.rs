@@ -357,8 +357,6 @@ async fn copy_and_commit(
     let mut report = report::begin(request, &scope_words(&scope), &plan, changes);
     request.progress.enter(RunStage::Reading);
     let (ceiling, objects) = (plan.cursor_ceiling.clone(), plan.objects.clone());
-    let snapshot = plan.snapshot.clone();
-    let before = content_before(base.as_ref(), !report.schema_changes.is_empty());
     let copied =
         Transfer { plan, schema: &schema, cursor: cursor.as_deref(), known, stage: &stage };
     let copied = match copied.run(request).await {
@@ -373,8 +371,8 @@ async fn copy_and_commit(
         cursor: seen.map(|seen| ceiling.map_or(seen.clone(), |ceiling| seen.min(ceiling))),
         objects,
         reads: reads(&request.table),
-        snapshot,
-        content: before.map(|before| before.and(copied.content)),
+        snapshot: report.source_snapshot.clone(),
+        content: content_after(base.as_ref(), &report, copied.content),
     };
     report.checkpoint = Some(checkpoint.clone());
     if let Some(base) =
@@ -394,13 +392,18 @@ async fn copy_and_commit(
     Ok(report::committed(report, request, &committed))
 }
 
-/// What the table holds before the run, in the columns that it has after it. `evolves`: they change in
-/// place.
-fn content_before(base: Option<&Checkpoint>, evolves: bool) -> Option<Content> {
-    match base {
-        Some(base) => base.content.filter(|_| !evolves),
-        None => Some(Content::default()),
-    }
+/// What the table holds after the run has added its rows to those of `base`; `None` where its columns
+/// change under these.
+fn content_after(
+    base: Option<&Checkpoint>,
+    report: &IngestReport,
+    added: Content,
+) -> Option<Content> {
+    let before = match base {
+        Some(base) => base.content.filter(|_| report.schema_changes.is_empty())?,
+        None => Content::default(),
+    };
+    Some(before.and(added))
 }
 
 /// The rows of the table that the plan may bring again. `schema`: the table's after the run; `coarse`:
