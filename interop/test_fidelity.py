@@ -7,6 +7,8 @@ value comes back equal, or its run is refused with column and key, or it is alte
 the spec names and counted. The page docs/reference/types.md is made of the same cases.
 """
 
+import json
+
 import psycopg
 import pytest
 from fidelity.cases import Odd, Type, canonical, nulls
@@ -62,6 +64,21 @@ def test_every_value_comes_back_equal(postgres_exact, asked, reader, type_):
     assert found["v"] == {id_: canonical(value, type_.name) for id_, value, _ in rows}
     if type_.arrays:
         assert found["a"] == {id_: canonical(value, type_.name) for id_, _, value in rows}
+
+
+def test_the_server_and_the_lake_agree_on_every_value(postgres_exact):
+    """`polder validate`: PostgreSQL's own digests of every type's values are those of the lake."""
+    lake, reports = postgres_exact
+    done = lake.run("validate", "--org", "exact", "--json")
+    validations = json.loads(done.stdout)["validations"]
+    wrong = {
+        v.get("table") or v["report"]["table"]: v
+        for v in validations
+        if v["state"] != "validated" or v["report"]["verdict"] != "verified" or v["report"]["pending"]
+    }
+    assert wrong == {}
+    assert len(validations) == len([org for org, _ in reports if org == "exact"])
+    assert done.returncode == 0, done.stderr
 
 
 def odd_values() -> list:

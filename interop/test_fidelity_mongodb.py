@@ -33,6 +33,17 @@ def test_every_value_comes_back_equal(bson_lake, reader, case):
     assert nulls == [id_ for id_, value in enumerate([*case.values, None], 1) if value is None]
 
 
+def test_what_is_read_again_is_what_the_lake_has(bson_lake):
+    """`polder validate`: the documents' digests are those of the lake's rows."""
+    lake, reports = bson_lake
+    done = lake.run("validate", "--org", "bson", "--json")
+    validations = json.loads(done.stdout)["validations"]
+    wrong = [v for v in validations if v["state"] != "validated" or v["report"]["verdict"] != "verified"]
+    assert wrong == []
+    assert len(validations) == len([org for org, _ in reports if org == "bson"])
+    assert done.returncode == 0, done.stderr
+
+
 def odd_values() -> list:
     return [
         pytest.param(case, id_, odd, id=f"{case.title} {id_}")

@@ -86,6 +86,29 @@ pub struct ObjectState {
     pub etag: String,
 }
 
+/// The rows of a table as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    pub rows: u64,
+    /// The sum of [`crate::digest::content`] over them.
+    pub digest: u64,
+}
+
+impl Content {
+    /// Those rows and these.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let digest = self.digest.wrapping_add(other.digest);
+        Self { rows: self.rows + other.rows, digest }
+    }
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} rows, digest {:016x}", self.rows, self.digest)
+    }
+}
+
 /// How far a table has read its source.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
@@ -100,6 +123,13 @@ pub struct Checkpoint {
     /// cannot go on from here.
     #[serde(default)]
     pub reads: String,
+    /// The source's name for the state that the last run read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// What the table holds by then, in the columns it has; `None` where that is not known: the
+    /// table is older than this field, or its columns have changed in place since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
 }
 
 impl Checkpoint {
@@ -129,6 +159,8 @@ mod tests {
             cursor: Some(CursorValue::Timestamptz(1_700_000_000_123_456)),
             objects: [("a\"/é".to_owned(), ObjectState { etag: "x".into() })].into(),
             reads: "public.t".into(),
+            snapshot: Some("7:9:8".into()),
+            content: Some(Content { rows: 3, digest: u64::MAX }),
         };
         assert_eq!(Checkpoint::from_json(&checkpoint.to_json()).expect("json"), checkpoint);
         assert_eq!(Checkpoint::from_json("{}").expect("empty"), Checkpoint::default());

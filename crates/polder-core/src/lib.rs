@@ -5,9 +5,11 @@
 //! Arrow) and [`Engine`] (SQL); the third seam, the catalog, lives in `polder-lake`.
 
 pub mod checkpoint;
+pub mod digest;
 pub mod engine;
 pub mod error;
 pub mod evolution;
+pub mod keys;
 pub mod management;
 pub mod org;
 pub mod predicate;
@@ -17,8 +19,9 @@ pub mod schema;
 pub mod secret;
 pub mod source;
 pub mod spec;
+pub mod validation;
 
-pub use checkpoint::{Checkpoint, CursorValue};
+pub use checkpoint::{Checkpoint, Content, CursorValue};
 pub use engine::{Engine, QueryStream, Session};
 pub use error::{Error, ErrorCode, Result};
 pub use management::ManagementTable;
@@ -28,6 +31,6 @@ pub use progress::{ALTERED_KEYS_MAX, ProgressSnapshot, RunProgress, Stage};
 pub use schema::{Field, LakeType, TableSchema, TextOf};
 pub use secret::{SecretRef, SecretResolver};
 pub use source::{
-    Batch, BatchStream, Capabilities, CursorRange, ReadPlan, ReadRequest, Source, SourceTable,
-    Split,
+    Batch, BatchStream, Capabilities, CursorRange, DigestRequest, Digests, RangeDigest, ReadPlan,
+    ReadRequest, RowDigest, Source, SourceTable, Split,
 };

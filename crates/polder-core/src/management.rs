@@ -30,3 +30,29 @@ impl ManagementTable {
         vec![PartitionField { transform: Transform::Identity, column: ORG_COLUMN.to_owned() }]
     }
 }
+
+/// One row for each check of each validation (docs/reference/validation.md).
+pub const VALIDATION_RESULTS: ManagementTable = ManagementTable {
+    name: "validation_results",
+    columns: || {
+        use LakeType::{Long, String, Timestamptz};
+        let required = |name: &str, data_type: LakeType| Field::new(name, data_type).required();
+        vec![
+            required("table", String),
+            // One for all checks of a validation.
+            required("validation_id", String),
+            Field::new("version", String),
+            Field::new("snapshot_id", Long),
+            Field::new("source_snapshot", String),
+            required("check", String),
+            Field::new("column", String),
+            required("verdict", String),
+            required("expected", String),
+            required("observed", String),
+            required("sample_keys", LakeType::list_of(String)),
+            required("table_verdict", String),
+            required("started_at", Timestamptz),
+            required("duration_ms", Long),
+        ]
+    },
+};

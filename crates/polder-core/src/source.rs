@@ -115,6 +115,77 @@ pub struct ReadPlan {
     pub warnings: Vec<String>,
 }
 
+/// Digests of the rows that a read would bring, computed where the rows are.
+#[derive(Clone, Debug)]
+pub struct DigestRequest {
+    /// Which rows and columns; the cursor's bound does not count, its column does.
+    pub read: ReadRequest,
+    /// Rows whose cursor is below this are settled.
+    pub settled_below: Option<CursorValue>,
+    /// Rows are settled, too, that nobody has written since this state ([`ReadPlan::snapshot`]).
+    pub settled_at: Option<String>,
+}
+
+/// Digests of the settled rows whose key's word is in one range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RangeDigest {
+    pub rows: u64,
+    /// The sum of the rows' words, modulo 2⁶⁴.
+    pub sum: u64,
+}
+
+/// One row as digests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowDigest {
+    /// The word of its key.
+    pub key: u64,
+    /// The key for people, as [`crate::keys::name`] makes it.
+    pub name: String,
+    /// The word of the row.
+    pub row: u64,
+    /// A word for each column that is compared.
+    pub columns: Vec<u64>,
+}
+
+/// One state of a source table in digests, whose words are those of [`crate::digest`].
+///
+/// Rows are *settled* or *pending*: see [`DigestRequest`]. Without either of its two bounds all rows
+/// are settled, and [`Self::has_common_point`] is false.
+#[async_trait]
+pub trait Digests: Send {
+    /// The columns of the source now, as [`ReadPlan::schema`] has them.
+    fn schema(&self) -> &TableSchema;
+
+    /// Makes words of these columns from now on, in this order, and tells rows apart by the key (by all
+    /// of them if it is empty, as it is to begin with). To be called before anything is asked.
+    ///
+    /// # Errors
+    /// `internal` for a column that is not there.
+    fn compare(&mut self, columns: &TableSchema, key: &[String]) -> Result<()>;
+
+    /// The source's name for the state.
+    fn snapshot(&self) -> Option<String>;
+
+    /// Whether it can be told which rows the table must have.
+    fn has_common_point(&self) -> bool;
+
+    /// See [`Split::cursor_is_coarse`].
+    fn cursor_is_coarse(&self) -> bool;
+
+    /// The words of the pending rows' keys.
+    async fn pending(&mut self) -> Result<Vec<u64>>;
+
+    /// The settled rows by ranges of their keys' words: those that begin with the same `bits` bits.
+    async fn ranges(&mut self, bits: u32) -> Result<BTreeMap<u64, RangeDigest>>;
+
+    /// The settled rows of some ranges, `rows_max` at most.
+    async fn rows(&mut self, bits: u32, ranges: &[u64], rows_max: usize) -> Result<Vec<RowDigest>>;
+
+    /// Which of these keys are settled rows that the filter leaves out: of other orgs. None where the
+    /// source cannot tell.
+    async fn foreign(&mut self, keys: &[u64]) -> Result<Vec<u64>>;
+}
+
 /// A part of a plan that can be read on its own, once.
 pub trait Split: Send {
     /// The split in words, for logs: `ctid [0, 5000)`.
@@ -158,4 +229,10 @@ pub trait Source: Send + Sync {
 
     /// Fixes a state of the source and says what reading it will bring.
     async fn plan(&self, request: ReadRequest) -> Result<ReadPlan>;
+
+    /// Fixes a state of the source to be asked for digests. `None` where the source cannot compute
+    /// them exactly as [`crate::digest`] does: then its rows have to be read.
+    async fn digest(&self, _request: DigestRequest) -> Result<Option<Box<dyn Digests>>> {
+        Ok(None)
+    }
 }

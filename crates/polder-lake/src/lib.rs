@@ -11,6 +11,7 @@
 
 mod aws;
 mod catalog;
+mod check;
 mod commit;
 mod delta;
 mod error;
@@ -30,6 +31,7 @@ mod write;
 
 pub use catalog::service;
 pub use catalog::{Catalog, CommitFailure, GlueCatalog, RestCatalog, SqlCatalog, TableState};
+pub use check::{FileFault, TagFault};
 pub use commit::{Expired, FilesCommitted, RolledBack};
 pub use field_ids::{check_readable, field_id, read_as};
 pub use lake::Lake;

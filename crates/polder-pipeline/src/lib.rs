@@ -5,6 +5,11 @@
 
 pub mod ingest;
 mod maintain;
+mod validate;
 
 pub use ingest::{IngestLimits, IngestReport, IngestRequest, Outcome, ingest};
 pub use maintain::{RepartitionReport, RepartitionRequest, repartition};
+pub use validate::{
+    LastVerdict, ValidateRequest, ValidationReport, last_verdicts, results as validation_results,
+    validate,
+};

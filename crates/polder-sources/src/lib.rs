@@ -7,7 +7,6 @@ mod blocking;
 pub mod conformance;
 mod document;
 pub mod files;
-mod keys;
 pub mod memory;
 pub mod mongodb;
 mod names;
@@ -18,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use polder_core::spec::{SourceSpec, StorageConfig};
-use polder_core::{Result, SecretResolver, Source};
+use polder_core::{Result, SecretResolver, Source, keys};
 
 /// Makes a configured source, without connecting to it.
 ///

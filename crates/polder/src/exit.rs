@@ -8,6 +8,8 @@ pub(crate) const OK: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 /// The configuration or the command line is wrong. (clap uses 2 as well.)
 pub(crate) const USAGE: u8 = 2;
+/// `polder validate`: a table is not verified.
+pub(crate) const NOT_VERIFIED: u8 = 3;
 /// Some tables succeeded and some failed.
 pub(crate) const PARTIAL: u8 = 4;
 /// It failed for now; the same command may succeed later (BSD's `EX_TEMPFAIL`).

@@ -9,3 +9,4 @@ mod manifest;
 mod project;
 mod serve;
 mod service;
+mod validate;

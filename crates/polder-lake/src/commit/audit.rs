@@ -5,7 +5,7 @@
 //! - Its manifests add exactly the run's files and deletes, each once, as they were written, and hold
 //!   exactly those of the parent that stay: only delete files that others take the place of go.
 //! - Each file is there with its length; its footer has the rows, and a data file's has the columns
-//!   under their ids.
+//!   under their ids, and as many nulls in each as the rows had that were handed to the writer.
 //! - The totals of the summary add up.
 
 use std::collections::{HashMap, HashSet};
@@ -28,7 +28,7 @@ use crate::read::footer;
 use crate::schema;
 use crate::stage::Target;
 use crate::storage::Store;
-use crate::write::{StagedDeletes, StagedFile};
+use crate::write::{StagedDeletes, StagedFile, null_counts};
 
 /// Files read back at the same time.
 const FILES_AT_ONCE: usize = 8;
@@ -235,6 +235,10 @@ impl Audit<'_> {
         let broken =
             |cause: ParquetError| at(failed("a data file cannot be read back")).caused_by(cause);
         let footer = self.check_stored(file.data_file()).await?;
+        let nulls = file.data_file().null_value_counts();
+        if null_counts(&footer).iter().any(|(id, found)| nulls.get(id) != Some(found)) {
+            return Err(at(failed("a data file has other nulls than were written")));
+        }
         let found = parquet_to_arrow_schema(footer.file_metadata().schema_descr(), None);
         let found = found.map_err(broken)?;
         let columns = schema::table_schema(&self.target.schema)?;

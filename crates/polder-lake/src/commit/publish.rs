@@ -352,6 +352,7 @@ impl Action for Publish<'_> {
             let tag = SnapshotRetention::Tag { max_ref_age_ms: None };
             updates.push(point(&format!("v{version}"), id, tag));
             set.push((Properties::VERSION.to_owned(), version.to_string()));
+            set.push(Properties(metadata.properties()).with_version(version, id));
         }
         updates.push(TableUpdate::SetProperties { updates: set.into_iter().collect() });
         if refs.get(STAGING).is_some_and(|staging| staging.snapshot_id == id) {

@@ -1,6 +1,6 @@
 //! What Polder remembers in a table's own properties, and in the summaries of its snapshots.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::LazyLock;
 
@@ -39,6 +39,8 @@ impl Properties<'_> {
     /// The last commits that were no runs.
     pub(crate) const COMMIT_IDS: &'static str = "polder.commit-ids";
     pub(crate) const VERSION: &'static str = "polder.version";
+    /// Where the last versions' tags were set.
+    pub(crate) const VERSION_SNAPSHOTS: &'static str = "polder.version-snapshots";
     /// The marked columns, by the run that brought them, which `main` had before: see [`Marks`].
     pub(crate) const MARKS: &'static str = "polder.marks";
     /// The metadata files of the states that the last expiries were made for.
@@ -86,6 +88,30 @@ impl Properties<'_> {
     /// The number of the last version.
     pub(crate) fn version(&self) -> u64 {
         self.0.get(Self::VERSION).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// The snapshots that the last versions' tags were set on, by the version's number.
+    pub(crate) fn version_snapshots(&self) -> BTreeMap<u64, i64> {
+        let text = self.0.get(Self::VERSION_SNAPSHOTS).map(String::as_str).unwrap_or_default();
+        let pair = |pair: &str| {
+            let (version, snapshot) = pair.split_once(':')?;
+            Some((version.parse().ok()?, snapshot.parse().ok()?))
+        };
+        text.split(',').filter_map(pair).collect()
+    }
+
+    /// The property of where tags were set, with one more.
+    pub(crate) fn with_version(&self, version: u64, snapshot: i64) -> (String, String) {
+        let mut set = self.version_snapshots();
+        set.insert(version, snapshot);
+        let last = set.iter().skip(set.len().saturating_sub(IDS_MAX));
+        let last: Vec<String> = last.map(|(version, at)| format!("{version}:{at}")).collect();
+        (Self::VERSION_SNAPSHOTS.to_owned(), last.join(","))
+    }
+
+    /// The columns that the present state was published with; `None` where that is not known.
+    pub(crate) fn published_columns(&self) -> Option<TableSchema> {
+        serde_json::from_str(self.0.get(Self::SCHEMA)?).ok()
     }
 
     /// The columns of an Iceberg schema with the marks kept here, where they still fit: another

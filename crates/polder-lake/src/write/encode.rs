@@ -111,6 +111,8 @@ struct OpenFile {
     location: String,
     writer: FileWriter,
     nans: NanCounts,
+    /// Of the rows handed to the file, by field id.
+    nulls: HashMap<i32, u64>,
 }
 
 impl Encoder {
@@ -213,6 +215,7 @@ impl Encoder {
         open.writer.write(&waiting).map_err(encoding)?;
         for rows in &waiting {
             open.nans.add(&self.layout.floats, rows);
+            metrics::add_nulls(&mut open.nulls, rows, &self.layout.arrow);
         }
         let target = self.layout.target_file_bytes;
         // What is in progress is not compressed yet: a file's size is known by whole row groups.
@@ -243,6 +246,7 @@ impl Encoder {
                     size_bytes: open.writer.bytes_written() as u64,
                     metadata,
                     nans: open.nans,
+                    nulls: open.nulls,
                     partition: partition.values.clone(),
                 },
             )?)));
@@ -300,7 +304,8 @@ impl OpenFile {
             .with_parquet_schema(layout.parquet.clone());
         let arrow = Arc::clone(&layout.arrow);
         let writer = FileWriter::new(arrow, options);
-        Ok(Self { location, writer: writer.map_err(encoding)?, nans: NanCounts::default() })
+        let (nans, nulls) = (NanCounts::default(), HashMap::new());
+        Ok(Self { location, writer: writer.map_err(encoding)?, nans, nulls })
     }
 
     fn bytes_made(&mut self) -> Option<Ready> {

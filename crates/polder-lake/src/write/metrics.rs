@@ -15,7 +15,7 @@ use iceberg::spec::{
     DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, PrimitiveType, Struct,
 };
 use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData};
 use parquet::file::statistics::Statistics;
 use polder_core::{Error, ErrorCode, Result};
 
@@ -28,22 +28,18 @@ pub(super) struct Finished {
     pub(super) size_bytes: u64,
     pub(super) metadata: ParquetMetaData,
     pub(super) nans: NanCounts,
+    /// Of the rows as they were handed over, by the field ids of columns that hold single values.
+    pub(super) nulls: HashMap<i32, u64>,
     pub(super) partition: Struct,
 }
 
 /// The manifest's entry of a file.
 pub(super) fn data_file(layout: &Layout, file: Finished) -> Result<DataFile> {
-    let mut columns: HashMap<i32, Column> = HashMap::new();
-    let mut split_offsets = Vec::new();
-    for group in file.metadata.row_groups() {
-        split_offsets.extend(group.columns().first().map(|column| column.byte_range().0 as i64));
-        for chunk in group.columns() {
-            let info = chunk.column_descr().self_type().get_basic_info();
-            if info.has_id() {
-                columns.entry(info.id()).or_default().add(chunk);
-            }
-        }
-    }
+    let columns = columns(&file.metadata);
+    let groups = file.metadata.row_groups().iter();
+    let split_offsets = groups.filter_map(|group| group.columns().first());
+    let split_offsets = split_offsets.map(|column| column.byte_range().0 as i64).collect();
+    check_nulls(&null_counts(&file.metadata), &file.nulls)?;
     let flat = |of: fn(&Column) -> u64| -> HashMap<i32, u64> {
         let flat = columns.iter().filter(|(_, column)| !column.repeated);
         flat.map(|(id, column)| (*id, of(column))).collect()
@@ -74,6 +70,47 @@ pub(super) fn data_file(layout: &Layout, file: Finished) -> Result<DataFile> {
     builder.build().map_err(|cause| {
         Error::new(ErrorCode::Internal, "cannot describe a data file").caused_by(cause)
     })
+}
+
+/// The leaf columns of a file, by field id.
+fn columns(metadata: &ParquetMetaData) -> HashMap<i32, Column> {
+    let mut columns: HashMap<i32, Column> = HashMap::new();
+    for chunk in metadata.row_groups().iter().flat_map(RowGroupMetaData::columns) {
+        let info = chunk.column_descr().self_type().get_basic_info();
+        if info.has_id() {
+            columns.entry(info.id()).or_default().add(chunk);
+        }
+    }
+    columns
+}
+
+/// The nulls of each column that is in no list, by field id, as a file's footer counts them.
+pub(crate) fn null_counts(metadata: &ParquetMetaData) -> HashMap<i32, u64> {
+    let columns = columns(metadata).into_iter().filter(|(_, column)| !column.repeated);
+    columns.map(|(id, column)| (id, column.nulls)).collect()
+}
+
+/// Counts the nulls of columns that hold single values.
+pub(super) fn add_nulls(counts: &mut HashMap<i32, u64>, batch: &RecordBatch, schema: &SchemaRef) {
+    for (array, field) in batch.columns().iter().zip(schema.fields()) {
+        let id = field.metadata().get(PARQUET_FIELD_ID_META_KEY).and_then(|id| id.parse().ok());
+        if let Some(id) = id.filter(|_| !field.data_type().is_nested()) {
+            *counts.entry(id).or_default() += array.null_count() as u64;
+        }
+    }
+}
+
+/// The file has the nulls of the rows it was made of.
+fn check_nulls(found: &HashMap<i32, u64>, handed: &HashMap<i32, u64>) -> Result<()> {
+    for (id, nulls) in handed {
+        if found.get(id).is_some_and(|found| found != nulls) {
+            let message = "a data file has other nulls than the rows it was made of";
+            return Err(Error::new(ErrorCode::LakeAuditFailed, message)
+                .detail(format!("field {id}: {} nulls, {nulls} handed over", found[id]))
+                .hint("nothing was published; please report this"));
+        }
+    }
+    Ok(())
 }
 
 /// One leaf column over all row groups.

@@ -23,6 +23,8 @@ use polder_core::{Error, ErrorCode, Result};
 pub(crate) use bounds::string_after;
 pub(crate) use encode::Budget;
 pub(crate) use layout::Layout;
+pub(crate) use metrics::null_counts;
+pub(crate) use partition::Partitioner;
 pub use position_deletes::StagedDeletes;
 pub(crate) use position_deletes::{FILE_PATH_ID, write as write_deletes};
 

@@ -20,7 +20,7 @@ use crate::error;
 const DAY_MICROS: i64 = 86_400_000_000;
 
 #[derive(Debug)]
-pub(super) struct Partitioner {
+pub(crate) struct Partitioner {
     fields: Vec<PartitionColumn>,
 }
 
@@ -82,16 +82,16 @@ fn below_all<T: ArrowNumericType>(
 }
 
 /// Rows of one partition.
-pub(super) struct Slice {
+pub(crate) struct Slice {
     /// Equal for equal partition values, within one partitioner.
-    pub(super) key: Box<[u8]>,
-    pub(super) values: Struct,
-    pub(super) rows: RecordBatch,
+    pub(crate) key: Box<[u8]>,
+    pub(crate) values: Struct,
+    pub(crate) rows: RecordBatch,
 }
 
 impl Partitioner {
     /// `None` for a spec without fields.
-    pub(super) fn new(spec: &PartitionSpec, schema: &Schema) -> Result<Option<Self>> {
+    pub(crate) fn new(spec: &PartitionSpec, schema: &Schema) -> Result<Option<Self>> {
         let failed = |cause| error::iceberg("prepare partitioning", cause);
         let columns = schema.as_struct().fields();
         let mut fields = Vec::new();
@@ -110,7 +110,7 @@ impl Partitioner {
     }
 
     /// Splits a batch; the slices hold no memory of the batch unless there is one slice only.
-    pub(super) fn split(&self, batch: &RecordBatch) -> Result<Vec<Slice>> {
+    pub(crate) fn split(&self, batch: &RecordBatch) -> Result<Vec<Slice>> {
         let failed = |cause| error::arrow("partition a batch", cause);
         let values = self.transformed(batch)?;
         let fields = values.iter().map(|array| SortField::new(array.data_type().clone()));

@@ -12,7 +12,7 @@ use polder_core::{Error, ErrorCode, Field, LakeType, Result, TableSchema};
 
 /// How to bring batches of one schema into another. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Conform {
+pub(crate) struct Conform {
     from: SchemaRef,
     to: SchemaRef,
     /// The read column of each table column; `None` where the source has no such column.
@@ -24,7 +24,7 @@ impl Conform {
     /// # Errors
     /// `internal` when a column cannot be widened, or would get nulls that it may not have: the
     /// evolution rules let such a change through only by mistake.
-    pub(super) fn new(from: &TableSchema, to: &TableSchema) -> Result<Self> {
+    pub(crate) fn new(from: &TableSchema, to: &TableSchema) -> Result<Self> {
         for field in &to.fields {
             let fits = match from.field(&field.name) {
                 Some(read) => widens(read, field),
@@ -47,7 +47,7 @@ impl Conform {
         })
     }
 
-    pub(super) fn apply(&self, records: RecordBatch) -> Result<RecordBatch> {
+    pub(crate) fn apply(&self, records: RecordBatch) -> Result<RecordBatch> {
         if *records.schema_ref() != self.from && !same_types(&records, &self.from) {
             return Err(Error::new(
                 ErrorCode::Internal,
@@ -93,7 +93,7 @@ fn widens(read: &Field, table: &Field) -> bool {
 }
 
 /// The same values as `to`: a wider type, or a list or struct of such, members by name.
-pub(super) fn widen(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
+pub(crate) fn widen(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     match to {
         to if array.data_type() == to => Ok(Arc::clone(array)),
         DataType::List(element) => widen_list(array, element),

@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
-use polder_core::{CursorValue, Error, ErrorCode, ReadPlan, Result, Split, TableSchema};
+use polder_core::{
+    Content, CursorValue, Error, ErrorCode, ReadPlan, Result, Split, TableSchema, digest,
+};
 use polder_lake::{Stage, StagedFile, TableWriter};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -39,6 +41,8 @@ pub(super) struct Copied {
     pub(super) rows_written: u64,
     /// Rows that the source marks as deleted.
     pub(super) rows_marked: u64,
+    /// Of the rows written.
+    pub(super) content: Content,
     /// The highest cursor value read, stored before or not.
     pub(super) cursor_max: Option<CursorValue>,
 }
@@ -111,6 +115,7 @@ impl Copied {
         self.files.extend(part.files);
         self.rows_written += part.rows_written;
         self.rows_marked += part.rows_marked;
+        self.content = self.content.and(part.content);
         self.cursor_max = match (self.cursor_max.take(), part.cursor_max) {
             (Some(a), Some(b)) => Some(a.max(b)),
             (a, b) => a.or(b),
@@ -203,6 +208,8 @@ impl Worker {
             }
             let rows = records.num_rows() as u64;
             if rows > 0 {
+                let digest = digest::content(&records)?;
+                copied.content = copied.content.and(Content { rows, digest });
                 writer.write(records).await?;
                 copied.rows_written += rows;
                 self.request.progress.add_written(rows);

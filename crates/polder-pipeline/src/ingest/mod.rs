@@ -7,12 +7,13 @@
 //! Readers see the old state until the commit and the new one after it. A run that is killed leaves
 //! staged files that no metadata names; the next run starts from the table's own checkpoint.
 
-mod conform;
+pub(crate) mod conform;
 mod copy;
 mod known;
 mod merge;
 mod report;
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,8 +21,8 @@ use std::time::{Duration, Instant};
 use polder_core::evolution::{self, Evolution, SchemaChange};
 use polder_core::spec::{Mode, OnSchemaChange, TableSpec};
 use polder_core::{
-    Authorized, Checkpoint, CursorRange, CursorValue, Error, ErrorCode, OrgId, Predicate, ReadPlan,
-    ReadRequest, Result, RunProgress, Source, Stage as RunStage, TableSchema,
+    Authorized, Checkpoint, Content, CursorRange, CursorValue, Error, ErrorCode, OrgId, Predicate,
+    ReadPlan, ReadRequest, Result, RunProgress, Source, Stage as RunStage, TableSchema,
 };
 use polder_lake::{Lake, LakeTable, RowDelta, RunSummary, Stage, StageKind, StageRequest};
 use serde_json::json;
@@ -218,7 +219,7 @@ fn decide(
 }
 
 /// The parts of a spec that decide which rows and columns are read: see [`Checkpoint::reads`].
-fn reads(spec: &TableSpec) -> String {
+pub(crate) fn reads(spec: &TableSpec) -> String {
     let mut reads = json!({
         "source": spec.source, "from": spec.from, "filter": spec.filter, "cursor": spec.cursor,
         "columns": spec.columns, "types": spec.types, "format": spec.format,
@@ -299,24 +300,39 @@ fn read_request(
         }
         Mode::FullRefresh => None,
     };
-    // Each split has a batch being read, one waiting and one being written.
-    let batch_bytes = request.limits.memory_bytes / (6 * request.limits.splits.get());
     ReadRequest {
-        org: request.org.get().clone(),
+        cursor,
+        objects_read: since.map(|checkpoint| checkpoint.objects.clone()).unwrap_or_default(),
+        known_schema,
+        ..whole_table(spec, request.org.get(), request.limits, &request.progress)
+    }
+}
+
+/// A read of all rows that a table spec means.
+pub(crate) fn whole_table(
+    spec: &TableSpec,
+    org: &OrgId,
+    limits: IngestLimits,
+    progress: &Arc<RunProgress>,
+) -> ReadRequest {
+    // Each split has a batch being read, one waiting and one being written.
+    let batch_bytes = limits.memory_bytes / (6 * limits.splits.get());
+    ReadRequest {
+        org: org.clone(),
         from: spec.from.clone(),
         filter: spec.filter.clone(),
         predicate: Predicate::True,
         columns: spec.columns.clone(),
-        cursor,
+        cursor: None,
         key: spec.key.clone(),
-        objects_read: since.map(|checkpoint| checkpoint.objects.clone()).unwrap_or_default(),
-        known_schema,
+        objects_read: BTreeMap::new(),
+        known_schema: None,
         types: spec.types.iter().map(|(name, t)| (name.clone(), t.0.clone())).collect(),
         on_unrepresentable: spec.on_unrepresentable,
         format: spec.format.clone(),
-        splits_max: request.limits.splits,
+        splits_max: limits.splits,
         batch_bytes: batch_bytes.clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX),
-        progress: Arc::clone(&request.progress),
+        progress: Arc::clone(progress),
     }
 }
 
@@ -363,6 +379,8 @@ async fn copy_and_commit(
         cursor: seen.map(|seen| ceiling.map_or(seen.clone(), |ceiling| seen.min(ceiling))),
         objects,
         reads: reads(&request.table),
+        snapshot: report.source_snapshot.clone(),
+        content: content_after(request, base.as_ref(), &report, copied.content),
     };
     report.checkpoint = Some(checkpoint.clone());
     let mut rows = copied.rows_written;
@@ -441,7 +459,26 @@ async fn stage(
     lake.stage(&request.org, &request.table.name, wanted).await
 }
 
-/// The rows of the table that the plan may bring again. `coarse`: see [`Split::cursor_is_coarse`].
+/// What the table holds after the run has added its rows to those of `base`; `None` where its columns
+/// change under these, or where a merge takes rows away.
+fn content_after(
+    request: &IngestRequest,
+    base: Option<&Checkpoint>,
+    report: &IngestReport,
+    added: Content,
+) -> Option<Content> {
+    if request.table.mode == Mode::Merge {
+        return None;
+    }
+    let before = match base {
+        Some(base) => base.content.filter(|_| report.schema_changes.is_empty())?,
+        None => Content::default(),
+    };
+    Some(before.and(added))
+}
+
+/// The rows of the table that the plan may bring again. `schema`: the table's after the run; `coarse`:
+/// see [`Split::cursor_is_coarse`].
 ///
 /// [`Split::cursor_is_coarse`]: polder_core::Split::cursor_is_coarse
 async fn known_rows(

@@ -239,7 +239,7 @@ fn expression(name: &str, data_type: &LakeType, cast: Cast) -> String {
 }
 
 /// Whether PostgreSQL has values of this kind that the lake type does not have.
-fn has_odd_values(data_type: &LakeType) -> bool {
+pub(super) fn has_odd_values(data_type: &LakeType) -> bool {
     match data_type {
         LakeType::Decimal { .. }
         | LakeType::Date

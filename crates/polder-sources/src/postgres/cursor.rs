@@ -113,6 +113,13 @@ impl Cursor {
         Ok(Some(if self.required { bound } else { format!("({bound} OR {column} IS NULL)") }))
     }
 
+    /// The condition that a row's value is below a bound; `None` if it is of another kind, or nothing
+    /// is below it.
+    pub(super) fn below(&self, bound: &CursorValue) -> Option<String> {
+        let bound = Some(bound).filter(|bound| **bound != self.least())?;
+        self.bound(bound).map(|bound| format!("{} < {bound}", self.sql()))
+    }
+
     /// The column as it is compared.
     fn sql(&self) -> String {
         let column = identifier(&self.name);

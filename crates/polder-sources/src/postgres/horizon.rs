@@ -53,6 +53,28 @@ pub(super) struct Horizon {
     replayed: Option<i64>,
 }
 
+/// The number of the oldest transaction of this database that is open now and has one, or the next one
+/// that will be given: of all with a smaller number, snapshots taken from now on show what they have
+/// written. On a standby, where the primary's are not to be seen, the snapshot's own oldest.
+///
+/// Numbers of subtransactions are not in a snapshot, and are above those of their transactions. A
+/// transaction's number has 32 bits, and may be above the snapshot's end.
+pub(super) async fn oldest_writer(session: &Session) -> Result<Option<String>> {
+    let sql = "
+        SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN n.oldest ELSE least(n.next, (
+            SELECT min(n.next + ((x.xid::text::int8 - n.next + 2147483648) & 4294967295) - 2147483648)
+            FROM (
+                SELECT backend_xid AS xid FROM pg_catalog.pg_stat_activity
+                WHERE datname = current_database() AND backend_xid IS NOT NULL
+                UNION ALL
+                SELECT transaction FROM pg_catalog.pg_prepared_xacts
+                WHERE database = current_database()) x)) END
+        FROM (SELECT pg_catalog.pg_snapshot_xmax(s)::text::int8 AS next,
+                     pg_catalog.pg_snapshot_xmin(s)::text::int8 AS oldest
+              FROM pg_catalog.pg_current_snapshot() s) n";
+    session.text(sql, DOING).await
+}
+
 impl Horizon {
     /// The look before the snapshot.
     pub(super) async fn before(

@@ -13,14 +13,17 @@
 //! | `columns` | PostgreSQL types → lake types |
 //! | `cursor`, `horizon` | the bound of an incremental read, and how far it may move |
 //! | `plan`, `select`, `read` | snapshot, splits, batches |
+//! | `digest`, `canonical` | digests that the server computes, for validation |
 //! | `frame`, `decode`, `bytes`, `numeric`, `written` | COPY's binary form |
 
 mod bytes;
+mod canonical;
 mod catalog;
 mod columns;
 mod connect;
 mod cursor;
 mod decode;
+mod digest;
 mod discover;
 mod failure;
 mod filter;
@@ -39,7 +42,9 @@ mod trace;
 mod written;
 
 use async_trait::async_trait;
-use polder_core::{Capabilities, ReadPlan, ReadRequest, Result, Source, SourceTable};
+use polder_core::{
+    Capabilities, DigestRequest, Digests, Error, ReadPlan, ReadRequest, Result, Source, SourceTable,
+};
 use secrecy::SecretString;
 
 pub use self::connect::Place;
@@ -78,6 +83,15 @@ impl PostgresSource {
     }
 }
 
+impl PostgresSource {
+    fn of_table(&self, error: Error, from: &str) -> Error {
+        match error.detail_text() {
+            Some(_) => error,
+            None => error.detail(format!("source {}, from {from}", self.server.name())),
+        }
+    }
+}
+
 #[async_trait]
 impl Source for PostgresSource {
     fn capabilities(&self) -> Capabilities {
@@ -106,9 +120,12 @@ impl Source for PostgresSource {
     /// until then the server cannot clean up rows that were deleted since.
     async fn plan(&self, request: ReadRequest) -> Result<ReadPlan> {
         let plan = Box::pin(plan::plan(&self.server, &request)).await;
-        plan.map_err(|error| match error.detail_text() {
-            Some(_) => error,
-            None => error.detail(format!("source {}, from {}", self.server.name(), request.from)),
-        })
+        plan.map_err(|error| self.of_table(error, &request.from))
+    }
+
+    /// Holds one session and its snapshot until the digests are dropped.
+    async fn digest(&self, request: DigestRequest) -> Result<Option<Box<dyn Digests>>> {
+        let digests = Box::pin(digest::digests(&self.server, &request)).await;
+        digests.map_err(|error| self.of_table(error, &request.read.from))
     }
 }

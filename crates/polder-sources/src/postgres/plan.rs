@@ -16,7 +16,7 @@ use super::columns;
 use super::connect::{Server, Session};
 use super::cursor::Cursor;
 use super::filter;
-use super::horizon::Horizon;
+use super::horizon::{self, Horizon};
 use super::names::TableName;
 use super::predicate;
 use super::read::Job;
@@ -38,6 +38,7 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
     let filter = filter_sql(request, &name)?;
     let application = format!("polder/{}", request.org);
     let session = server.connect(name.database.as_deref(), &application).await?;
+    let oldest = horizon::oldest_writer(&session).await?;
     let (relation, seen) = enter(&session, &name, request).await?;
     let columns = columns::choose(&relation, request)?;
     let cursor = match &request.cursor {
@@ -69,6 +70,8 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
     };
     let key_is_unique = key_is_unique(&session, request, &relation, &tree).await?;
     let snapshot = session.text("SELECT pg_catalog.pg_current_snapshot()", DOING).await?;
+    // What a validation will ask of it: see `digest`.
+    let snapshot = snapshot.zip(oldest).map(|(snapshot, oldest)| format!("{snapshot}/{oldest}"));
     let wanted = splits_wanted(&session, request, &select, &tree, &outlook);
     let (identity, major) = (relation.identity(), session.major);
     let helpers = Helpers { server, name: &name, identity: &identity, application: &application };
@@ -114,7 +117,7 @@ async fn key_is_unique(
     catalog::is_unique(session, relation.oid, &request.key).await
 }
 
-fn filter_sql(request: &ReadRequest, name: &TableName) -> Result<Option<String>> {
+pub(super) fn filter_sql(request: &ReadRequest, name: &TableName) -> Result<Option<String>> {
     match &request.filter {
         None => Ok(None),
         Some(Filter::Sql(text)) => filter::compile(text, &request.org).map(Some),
@@ -128,7 +131,7 @@ fn filter_sql(request: &ReadRequest, name: &TableName) -> Result<Option<String>>
 
 /// Begins the transaction that reads the table and takes its snapshot. Returns the table as that
 /// snapshot has it and, for incremental reads, the transactions that were open before.
-async fn enter(
+pub(super) async fn enter(
     session: &Session,
     name: &TableName,
     request: &ReadRequest,

@@ -47,12 +47,22 @@ impl<'a> Select<'a> {
         self.relation.kind
     }
 
+    /// What follows `FROM`.
+    pub(super) fn from(&self) -> String {
+        let only = if self.alone { "ONLY " } else { "" };
+        format!("{only}{}", self.relation.sql())
+    }
+
+    /// What rows have to fulfil.
+    pub(super) fn conditions(&self) -> &[String] {
+        &self.conditions
+    }
+
     fn sql(&self, range: Option<Range>) -> String {
         let columns: Vec<&str> = self.columns.iter().map(|column| &*column.sql).collect();
         let conditions: Vec<String> =
             self.conditions.iter().cloned().chain(range.and_then(Range::condition)).collect();
-        let only = if self.alone { "ONLY " } else { "" };
-        let mut sql = format!("SELECT {} FROM {only}{}", columns.join(", "), self.relation.sql());
+        let mut sql = format!("SELECT {} FROM {}", columns.join(", "), self.from());
         if !conditions.is_empty() {
             sql.push_str(" WHERE ");
             sql.push_str(&conditions.join(" AND "));

@@ -15,6 +15,7 @@ mod selection;
 mod serve;
 mod tables;
 mod trino;
+mod validate;
 mod versions;
 
 use std::path::PathBuf;
@@ -49,6 +50,8 @@ enum Command {
     Discover(discover::Discover),
     /// Bring lake tables up to date with their sources.
     Run(run::Run),
+    /// Prove that lake tables equal their sources, and keep what was found.
+    Validate(validate::Validate),
     /// List the lake's tables.
     Tables(tables::Tables),
     /// List the published versions of an org's tables.
@@ -82,6 +85,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Schema(schema) => Ok(schema.run()),
         Command::Discover(discover) => discover.run(&load()?).await,
         Command::Run(run) => Box::pin(run.run(&load()?)).await,
+        Command::Validate(validate) => Box::pin(validate.run(&load()?)).await,
         Command::Tables(tables) => tables.run(&load()?).await,
         Command::Versions(versions) => versions.run(&load()?).await,
         Command::Rollback(rollback) => rollback.run(&load()?).await,

@@ -1,8 +1,11 @@
 //! `polder tables`: the lake's tables.
 
+use std::collections::HashMap;
+
 use clap::Args;
 use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
 use polder_lake::{Lake, LakeTable};
+use polder_pipeline::{LastVerdict, last_verdicts};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -22,12 +25,14 @@ impl Tables {
     pub(crate) async fn run(&self, app: &App) -> Result<u8> {
         let lake = app.lake().await?;
         let tables = load(&lake, &self.org).await?;
+        let verdicts = last_verdicts(&lake, &Principal::Operator).await?;
         if self.json {
-            output::document(&tables.iter().map(describe).collect::<Vec<_>>());
+            let described = tables.iter().map(|table| describe(table, last(&verdicts, table)));
+            output::document(&described.collect::<Vec<_>>());
             return Ok(exit::OK);
         }
-        let rows: Vec<_> = tables.iter().map(row).collect();
-        let header = ["org", "table", "rows", "files", "snapshot", "refs", "updated"];
+        let rows: Vec<_> = tables.iter().map(|table| row(table, last(&verdicts, table))).collect();
+        let header = ["org", "table", "rows", "files", "snapshot", "refs", "updated", "verdict"];
         output::columns(&header, &rows, &["rows", "files"]);
         if tables.is_empty() {
             output::note("the lake has no tables yet: run `polder run`");
@@ -53,7 +58,24 @@ async fn load(lake: &Lake, orgs: &[OrgId]) -> Result<Vec<LakeTable>> {
     Ok(tables)
 }
 
-fn describe(table: &LakeTable) -> Value {
+type Verdicts = HashMap<(String, String), LastVerdict>;
+
+fn last<'a>(verdicts: &'a Verdicts, table: &LakeTable) -> Option<&'a LastVerdict> {
+    verdicts.get(&(table.org().to_string(), table.name().to_owned()))
+}
+
+/// Whether a verdict is of the table as it is now.
+fn is_of(verdict: &LastVerdict, table: &LakeTable) -> bool {
+    verdict.snapshot_id == table.current_snapshot().map(|snapshot| snapshot.id)
+}
+
+/// A verdict for people; one of an earlier state says so.
+fn verdict_words(verdict: &LastVerdict, table: &LakeTable) -> String {
+    let before = if is_of(verdict, table) { "" } else { " before" };
+    format!("{}{before}", verdict.verdict)
+}
+
+fn describe(table: &LakeTable, verdict: Option<&LastVerdict>) -> Value {
     let snapshot = table.current_snapshot();
     let columns: Vec<_> = table
         .schema()
@@ -81,10 +103,16 @@ fn describe(table: &LakeTable) -> Value {
         "refs": refs,
         "partition": table.partition(),
         "columns": columns,
+        "validation": verdict.map(|last| json!({
+            "verdict": last.verdict,
+            "snapshot_id": last.snapshot_id,
+            "at_ms": last.at_ms,
+            "current": is_of(last, table),
+        })),
     })
 }
 
-fn row(table: &LakeTable) -> Vec<String> {
+fn row(table: &LakeTable, verdict: Option<&LastVerdict>) -> Vec<String> {
     let snapshot = table.current_snapshot();
     let refs: Vec<_> = table.refs().iter().map(|r| r.name.clone()).collect();
     vec![
@@ -95,5 +123,6 @@ fn row(table: &LakeTable) -> Vec<String> {
         snapshot.as_ref().map_or_else(String::new, |s| s.id.to_string()),
         refs.join(" "),
         snapshot.as_ref().map_or_else(String::new, |s| output::time(s.timestamp_ms)),
+        verdict.map_or_else(String::new, |verdict| verdict_words(verdict, table)),
     ]
 }

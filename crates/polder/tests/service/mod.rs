@@ -6,6 +6,7 @@ mod federation;
 mod kill;
 mod merge;
 mod postgres;
+mod validation;
 
 use std::io::Write;
 use std::process::{Child, Command, Stdio};

@@ -15,9 +15,7 @@ const SHOWN_MAX: usize = 100;
 const HIDDEN: &str = "?";
 
 /// The name of a row, of its key's columns and their values as text; `None` without a column.
-pub(crate) fn name<'a>(
-    columns: impl IntoIterator<Item = (&'a str, Option<String>)>,
-) -> Option<String> {
+pub fn name<'a>(columns: impl IntoIterator<Item = (&'a str, Option<String>)>) -> Option<String> {
     let mut name = String::new();
     for (column, value) in columns {
         if !name.is_empty() {
@@ -44,7 +42,7 @@ fn one_line(letter: char) -> impl Iterator<Item = char> {
 }
 
 /// A value of a column as text.
-pub(crate) fn text(array: &dyn Array, row: usize) -> Option<String> {
+pub fn text(array: &dyn Array, row: usize) -> Option<String> {
     if array.is_null(row) {
         return Some("null".to_owned());
     }

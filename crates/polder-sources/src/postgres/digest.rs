@@ -1,0 +1,288 @@
+//! Digests computed by the server, over one snapshot and one connection.
+//!
+//! Which rows are settled (ADR 0017): those whose cursor is below the checkpoint's, and those whose
+//! version is older than every transaction of the database that was open when the last run took its
+//! snapshot (`horizon::oldest_writer`). Newer ones of transactions that were over by then count as pending.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use polder_core::validation::PENDING_MAX;
+use polder_core::{
+    DigestRequest, Digests, Error, ErrorCode, RangeDigest, ReadRequest, Result, RowDigest,
+    TableSchema, keys,
+};
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use super::canonical::Encoding;
+use super::catalog::{self, Identity, Kind, Relation, Tree};
+use super::columns::{self, ColumnRead};
+use super::connect::{Server, Session};
+use super::cursor::Cursor;
+use super::names::{TableName, identifier};
+use super::plan;
+use super::select::Select;
+
+const DOING: &str = "computing digests";
+/// Half the numbers of transactions there are: of two 32-bit numbers within it, one is the older.
+const HALF: u64 = 1 << 31;
+
+/// Fixes a snapshot to be asked for digests; `None` where a column has no exact expression.
+pub(super) async fn digests(
+    server: &Server,
+    request: &DigestRequest,
+) -> Result<Option<Box<dyn Digests>>> {
+    let read = &request.read;
+    let name = TableName::parse(&read.from, &read.org)?;
+    let filter = plan::filter_sql(read, &name)?;
+    let application = format!("polder/{}", read.org);
+    let session = server.connect(name.database.as_deref(), &application).await?;
+    // No horizon is asked for.
+    let plain = ReadRequest { cursor: None, ..read.clone() };
+    let (relation, _) = plan::enter(&session, &name, &plain).await?;
+    // One process of the server, however large the table.
+    session.run("SET LOCAL max_parallel_workers_per_gather = 0", DOING).await?;
+    let columns = columns::choose(&relation, read)?;
+    let tree = catalog::tree(&session, relation.oid).await?;
+    let encoding = session.text("SELECT pg_catalog.getdatabaseencoding()", DOING).await?;
+    let encoding = Encoding::of(&encoding.unwrap_or_default());
+    let Some(forms) = forms(encoding, &relation, &columns) else {
+        session.close().await;
+        return Ok(None);
+    };
+    let cursor = read.cursor.as_ref().map(|range| Cursor::of(&relation, &range.column));
+    let cursor = cursor.transpose()?;
+    let settled = settled(&session, request, &relation, &tree, cursor.as_ref()).await?;
+    let snapshot = session.text("SELECT pg_catalog.pg_current_snapshot()", DOING).await?;
+    let select = Select::new(&relation, &columns, Vec::new(), &tree);
+    Ok(Some(Box::new(PostgresDigests {
+        identity: relation.identity(),
+        from: select.from(),
+        within: select.conditions().to_vec(),
+        schema: TableSchema::new(columns.iter().map(|column| column.field.clone()).collect()),
+        forms,
+        encoding,
+        key: Vec::new(),
+        key_word: String::new(),
+        row_word: String::new(),
+        column_words: Vec::new(),
+        filter,
+        settled,
+        snapshot,
+        cursor_is_coarse: cursor.is_some_and(|cursor| cursor.is_coarse()),
+        session,
+    })))
+}
+
+fn forms(encoding: Encoding, relation: &Relation, columns: &[ColumnRead]) -> Option<Vec<String>> {
+    let form = |column: &ColumnRead| {
+        let origin = relation.columns.iter().find(|found| found.name == column.field.name)?;
+        encoding.form(column, &origin.data_type)
+    };
+    columns.iter().map(form).collect()
+}
+
+/// The condition that a row is settled; `None` if no row can be told so.
+async fn settled(
+    session: &Session,
+    request: &DigestRequest,
+    relation: &Relation,
+    tree: &Tree,
+    cursor: Option<&Cursor>,
+) -> Result<Option<String>> {
+    let mut ways = Vec::new();
+    if let (Some(cursor), Some(bound)) = (cursor, &request.settled_below) {
+        cursor.check_encoding(session).await?;
+        ways.extend(cursor.below(bound).map(|below| format!("coalesce({below}, false)")));
+    }
+    let versions = matches!(relation.kind, Kind::Table | Kind::Partitioned);
+    if let Some(oldest) = request.settled_at.as_deref().and_then(oldest_open)
+        && versions
+        && !tree.written_elsewhere
+    {
+        let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
+        let next = session.text(sql, DOING).await?;
+        let next: Option<u64> = next.and_then(|next| next.parse().ok());
+        // Of another server, or so long ago that numbers were used again.
+        if next.is_some_and(|next| (oldest..oldest + HALF).contains(&next)) {
+            let base = oldest.saturating_sub(HALF);
+            ways.push(format!(
+                "((xmin::pg_catalog.text::pg_catalog.int8 - {base}) & 4294967295) + {base} < {oldest}"
+            ));
+        }
+    }
+    Ok((!ways.is_empty()).then(|| format!("({})", ways.join(" OR "))))
+}
+
+/// The oldest transaction of the database that was open at a plan's snapshot, `xmin:xmax:xip,…/oldest`.
+fn oldest_open(snapshot: &str) -> Option<u64> {
+    snapshot.rsplit_once('/')?.1.parse().ok()
+}
+
+struct PostgresDigests {
+    session: Session,
+    identity: Identity,
+    /// What follows `FROM`.
+    from: String,
+    /// The tables that the snapshot's tree has.
+    within: Vec<String>,
+    schema: TableSchema,
+    /// Of the schema's columns.
+    forms: Vec<String>,
+    encoding: Encoding,
+    key: Vec<String>,
+    key_word: String,
+    row_word: String,
+    column_words: Vec<String>,
+    filter: Option<String>,
+    settled: Option<String>,
+    snapshot: Option<String>,
+    cursor_is_coarse: bool,
+}
+
+impl PostgresDigests {
+    fn sql(&self, columns: &str, conditions: impl IntoIterator<Item = String>) -> String {
+        let conditions: Vec<String> = self.within.iter().cloned().chain(conditions).collect();
+        let conditions =
+            if conditions.is_empty() { "true".into() } else { conditions.join(" AND ") };
+        format!("SELECT {columns} FROM {} WHERE {conditions}", self.from)
+    }
+
+    /// The org's settled rows.
+    fn rows_settled(&self) -> impl Iterator<Item = String> {
+        self.filter.clone().into_iter().chain(self.settled.clone())
+    }
+
+    fn range(&self, bits: u32) -> String {
+        let (shift, mask) = (64 - bits, (1_u64 << bits) - 1);
+        format!("(({} >> {shift}) & {mask})", self.key_word)
+    }
+
+    async fn ask(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        self.identity.check(&self.session).await?;
+        self.session.set_busy(true);
+        let rows = self.session.query(sql, parameters, DOING).await;
+        self.session.set_busy(false);
+        rows
+    }
+
+    fn row_digest(&self, row: &Row) -> RowDigest {
+        let values: Vec<Option<String>> = row.get(2);
+        let values = values.into_iter().map(|value| Some(value.unwrap_or_else(|| "null".into())));
+        let named = self.key.iter().map(String::as_str).zip(values);
+        let word: u64 = row.get::<_, i64>(1) as u64;
+        RowDigest {
+            key: row.get::<_, i64>(0) as u64,
+            name: keys::name(named).unwrap_or_else(|| format!("row {word:016x}")),
+            row: word,
+            columns: row.get::<_, Vec<i64>>(3).into_iter().map(|word| word as u64).collect(),
+        }
+    }
+}
+
+#[async_trait]
+impl Digests for PostgresDigests {
+    fn schema(&self) -> &TableSchema {
+        &self.schema
+    }
+
+    fn compare(&mut self, columns: &TableSchema, key: &[String]) -> Result<()> {
+        let form = |name: &String| {
+            let at = self.schema.fields.iter().position(|field| field.name == *name);
+            at.map(|at| self.forms[at].clone()).ok_or_else(|| {
+                let message = format!("column {name:?} is compared and is not there");
+                Error::new(ErrorCode::Internal, message)
+            })
+        };
+        let forms = columns.fields.iter().map(|field| form(&field.name));
+        let forms = forms.collect::<Result<Vec<_>>>()?;
+        let of_key = key.iter().map(form).collect::<Result<Vec<_>>>()?;
+        let of_key = if of_key.is_empty() { &forms } else { &of_key };
+        self.key_word = self.encoding.word(&of_key.join(" || "));
+        self.row_word = self.encoding.word(&forms.join(" || "));
+        self.column_words = forms.iter().map(|form| self.encoding.word(form)).collect();
+        self.key = key.to_vec();
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Option<String> {
+        self.snapshot.clone()
+    }
+
+    fn has_common_point(&self) -> bool {
+        self.settled.is_some()
+    }
+
+    fn cursor_is_coarse(&self) -> bool {
+        self.cursor_is_coarse
+    }
+
+    async fn pending(&mut self) -> Result<Vec<u64>> {
+        let Some(settled) = &self.settled else { return Ok(Vec::new()) };
+        let conditions = self.filter.clone().into_iter().chain([format!("NOT {settled}")]);
+        let sql = self.sql(&self.key_word, conditions);
+        let rows = self.ask(&format!("{sql} LIMIT {}", PENDING_MAX + 1), &[]).await?;
+        Ok(rows.iter().map(|row| row.get::<_, i64>(0) as u64).collect())
+    }
+
+    async fn ranges(&mut self, bits: u32) -> Result<BTreeMap<u64, RangeDigest>> {
+        let columns = format!(
+            "{}, pg_catalog.count(*), pg_catalog.sum({})::pg_catalog.text",
+            self.range(bits),
+            self.row_word
+        );
+        let sql = self.sql(&columns, self.rows_settled());
+        let rows = self.ask(&format!("{sql} GROUP BY 1"), &[]).await?;
+        let range = |row: &Row| {
+            let sum: Option<i128> = row.get::<_, &str>(2).parse().ok();
+            let sum = sum.ok_or_else(|| {
+                Error::new(ErrorCode::SourceMalformed, "the server's sum of digests is no integer")
+            })?;
+            // Signed words have the sum of unsigned ones, modulo 2⁶⁴.
+            let found = RangeDigest { rows: row.get::<_, i64>(1) as u64, sum: sum as u64 };
+            Ok((row.get::<_, i64>(0) as u64, found))
+        };
+        rows.iter().map(range).collect()
+    }
+
+    async fn rows(&mut self, bits: u32, ranges: &[u64], rows_max: usize) -> Result<Vec<RowDigest>> {
+        let names: Vec<String> =
+            self.key.iter().map(|name| format!("{}::pg_catalog.text", identifier(name))).collect();
+        let columns = format!(
+            "{}, {}, ARRAY[{}]::pg_catalog.text[], ARRAY[{}]::pg_catalog.int8[]",
+            self.key_word,
+            self.row_word,
+            names.join(", "),
+            self.column_words.join(", ")
+        );
+        let in_ranges = format!("{} = ANY ($1::pg_catalog.int8[])", self.range(bits));
+        let sql = self.sql(&columns, self.rows_settled().chain([in_ranges]));
+        let ranges: Vec<i64> = ranges.iter().map(|range| *range as i64).collect();
+        let rows = self.ask(&format!("{sql} LIMIT {rows_max}"), &[&ranges]).await?;
+        Ok(rows.iter().map(|row| self.row_digest(row)).collect())
+    }
+
+    async fn foreign(&mut self, keys: &[u64]) -> Result<Vec<u64>> {
+        let Some(filter) = &self.filter else { return Ok(Vec::new()) };
+        let of_others = format!("{filter} IS NOT TRUE");
+        let wanted = format!("{} = ANY ($1::pg_catalog.int8[])", self.key_word);
+        let conditions = [of_others, wanted].into_iter().chain(self.settled.clone());
+        let sql = self.sql(&self.key_word, conditions);
+        let keys: Vec<i64> = keys.iter().map(|key| *key as i64).collect();
+        let rows = self.ask(&sql, &[&keys]).await?;
+        Ok(rows.iter().map(|row| row.get::<_, i64>(0) as u64).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_end_with_the_oldest_open_transaction() {
+        assert_eq!(oldest_open("795:801:795,799/799"), Some(799));
+        assert_eq!(oldest_open("795:801:795,799"), None);
+        assert_eq!(oldest_open("memory"), None);
+    }
+}
