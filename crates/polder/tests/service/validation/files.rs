@@ -36,10 +36,13 @@ fn below(folder: &Path, ending: &str) -> Vec<PathBuf> {
     found
 }
 
+/// What was done to a file, in words and in deed.
+type Case = (&'static str, fn(&Path));
+
 #[tokio::test]
 async fn files_that_cannot_be_read_are_named() {
     let mut proof = Proof::new("full_refresh").await;
-    let cases: [(&str, fn(&Path)); 4] = [
+    let cases: [Case; 4] = [
         ("a data file is deleted", |path| fs::remove_file(path).unwrap()),
         ("a data file is cut short", |path| {
             let bytes = fs::read(path).unwrap();

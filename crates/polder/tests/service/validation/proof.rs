@@ -139,7 +139,7 @@ impl Proof {
             org: self.org.clone(),
             table: self.spec.clone(),
             limits: Self::limits(),
-            fresh_within: Duration::from_secs(3600),
+            fresh_within: Duration::from_hours(1),
             cancel: CancellationToken::new(),
         };
         validate(&self.lake, &*self.source, &request).await.unwrap()
