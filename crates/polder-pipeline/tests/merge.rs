@@ -30,10 +30,10 @@ fn schema() -> TableSchema {
 /// Rows, those of each slice in a batch of their own.
 fn table(batches: &[&[Row]], key: &[&str]) -> MemoryTable {
     let batch = |rows: &&[Row]| {
-        let ids = Int64Array::from_iter(rows.iter().map(|row| row.0));
-        let ats = Int64Array::from_iter(rows.iter().map(|row| row.1));
+        let ids: Int64Array = rows.iter().map(|row| row.0).collect();
+        let ats: Int64Array = rows.iter().map(|row| row.1).collect();
         let notes = StringArray::from_iter_values(rows.iter().map(|row| row.2));
-        let gone = Int64Array::from_iter(rows.iter().map(|row| row.3));
+        let gone: Int64Array = rows.iter().map(|row| row.3).collect();
         let columns: Vec<Arc<dyn Array>> =
             vec![Arc::new(ids), Arc::new(ats), Arc::new(notes), Arc::new(gone)];
         RecordBatch::try_new(schema().to_arrow(), columns).expect("batch")
