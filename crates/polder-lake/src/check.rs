@@ -12,10 +12,10 @@ use iceberg::spec::{PartitionSpec, Schema};
 use polder_core::{Error, ErrorCode, Result, TableSchema};
 
 use crate::error;
-use crate::predicate::Predicate;
 use crate::scan::{self, FilePartition, ScanRequest};
 use crate::table::{LakeTable, Properties, version_number, was_main};
 use crate::write::Partitioner;
+use polder_core::Predicate;
 
 /// A version's tag that is not where it was set.
 #[derive(Clone, Debug, PartialEq, Eq)]
