@@ -4,8 +4,10 @@
 //! tested without a server or a file. The crates above implement [`Source`] (outside system →
 //! Arrow) and [`Engine`] (SQL); the third seam, the catalog, lives in `polder-lake`.
 
+pub mod certificate;
 pub mod checkpoint;
 pub mod engine;
+pub mod erasure;
 pub mod error;
 pub mod evolution;
 pub mod management;
@@ -17,10 +19,12 @@ pub mod secret;
 pub mod source;
 pub mod spec;
 
+pub use certificate::{Certificate, Signature, SignedCertificate};
 pub use checkpoint::{Checkpoint, CursorValue};
 pub use engine::{Engine, QueryStream, Session};
+pub use erasure::{Erasure, ErasureStep, Hold, Inventory, Remains, Verification};
 pub use error::{Error, ErrorCode, Result};
-pub use management::ManagementTable;
+pub use management::{ManagementTable, ORG_COLUMN};
 pub use org::{Authorized, OrgId, Principal};
 pub use progress::{ALTERED_KEYS_MAX, ProgressSnapshot, RunProgress, Stage};
 pub use schema::{Field, LakeType, TableSchema, TextOf};

@@ -76,6 +76,7 @@ impl<'a> StageSnapshot<'a> {
             added: self.files.iter().map(new).collect(),
             removed: HashSet::new(),
             keeps: !replaces,
+            forgets: false,
             fields: self.summary_fields(present),
         }
     }
