@@ -1,11 +1,12 @@
 //! The `polder` binary: argv in, exit code out.
 //!
 //! Only this crate knows the command line and HTTP. What a command does lives in `cli/`,
-//! what a job does in `worker.rs`, what both need opened in `app.rs`,
+//! what a job does in `worker.rs`, how an org goes in `eraser.rs`, what both need opened in `app.rs`,
 //! what is offered over HTTP in `serve/`.
 
 mod app;
 mod cli;
+mod eraser;
 mod exit;
 mod output;
 mod progress;

@@ -1,7 +1,7 @@
 //! `polder tables`: the lake's tables.
 
 use clap::Args;
-use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
+use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
 use polder_lake::{Lake, LakeTable};
 use serde_json::{Value, json};
 
@@ -46,9 +46,20 @@ async fn load(lake: &Lake, orgs: &[OrgId]) -> Result<Vec<LakeTable>> {
     let mut tables = Vec::new();
     for org in present.iter().filter(|org| orgs.is_empty() || orgs.contains(org)) {
         let org = principal.authorize(org)?;
-        for name in lake.tables(&org).await? {
-            tables.extend(lake.table(&org, &name).await?);
+        match tables_of(lake, &org).await {
+            Ok(found) => tables.extend(found),
+            // Not every catalog can leave it out of its list.
+            Err(error) if error.code() == ErrorCode::LakeFenced && orgs.is_empty() => {}
+            Err(error) => return Err(error),
         }
+    }
+    Ok(tables)
+}
+
+async fn tables_of(lake: &Lake, org: &Authorized<OrgId>) -> Result<Vec<LakeTable>> {
+    let mut tables = Vec::new();
+    for name in lake.tables(org).await? {
+        tables.extend(lake.table(org, &name).await?);
     }
     Ok(tables)
 }
