@@ -1,13 +1,17 @@
-//! The control plane: configuration, secrets, the store of run records.
+//! The control plane: configuration, secrets, the store of run records, orgs that leave and the
+//! certificates of it.
 //!
 //! Decides what should run for whom, and remembers what did. It reads no source and writes no
 //! table; `crates/polder/src/worker.rs` joins it to the data plane.
 
+pub mod certificate;
+pub mod churn;
 pub mod config;
 pub mod runs;
 pub mod secrets;
 pub mod store;
 
+pub use churn::{Churn, ChurnState, Notice};
 pub use config::{Config, OrgPipeline};
 pub use secrets::ProcessSecrets;
 pub use store::Store;

@@ -8,6 +8,7 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 use uuid::Uuid;
 
+use crate::churn;
 use crate::store::{Store, failed};
 
 /// Where a run is in its life.
@@ -60,6 +61,9 @@ pub struct RunRecord {
 
 /// Accepts a run of one table and returns its id. Runs of the same table whose process ended
 /// without a word are marked interrupted.
+///
+/// # Errors
+/// `lake.fenced` for an org that has left or is leaving.
 pub async fn enqueue(store: &Store, org: &Authorized<OrgId>, table: &str) -> Result<Uuid> {
     let run_id = Uuid::now_v7();
     let what = "the run cannot be recorded";
@@ -73,6 +77,7 @@ pub async fn enqueue(store: &Store, org: &Authorized<OrgId>, table: &str) -> Res
     .execute(&mut *transaction)
     .await
     .map_err(|error| failed(what, error))?;
+    churn::check_none(&mut transaction, org).await?;
     sqlx::query(
         "INSERT INTO polder_runs (run_id, org, table_name, state, enqueued_ms) \
          VALUES ($1, $2, $3, 'queued', $4)",

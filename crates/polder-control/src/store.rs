@@ -24,6 +24,32 @@ const MIGRATIONS: &[&str] = &[
     )",
     "CREATE INDEX IF NOT EXISTS polder_runs_by_table
         ON polder_runs (org, table_name, enqueued_ms)",
+    "CREATE TABLE IF NOT EXISTS polder_churns (
+        event_id TEXT NOT NULL PRIMARY KEY,
+        org TEXT NOT NULL,
+        asked_by TEXT NOT NULL,
+        via TEXT NOT NULL,
+        reason TEXT,
+        asked_ms BIGINT NOT NULL,
+        due_ms BIGINT NOT NULL,
+        state TEXT NOT NULL,
+        erasure TEXT,
+        certificate TEXT
+    )",
+    // Of an org that is not undone or released there is one.
+    "CREATE UNIQUE INDEX IF NOT EXISTS polder_churns_in_force
+        ON polder_churns (org) WHERE state IN ('waiting', 'erasing', 'erased')",
+    "CREATE TABLE IF NOT EXISTS polder_holds (
+        hold_id TEXT NOT NULL PRIMARY KEY,
+        org TEXT NOT NULL,
+        table_name TEXT,
+        reason TEXT NOT NULL,
+        set_by TEXT NOT NULL,
+        set_ms BIGINT NOT NULL,
+        released_by TEXT,
+        released_ms BIGINT,
+        release_reason TEXT
+    )",
 ];
 
 /// A connection pool to the control store. Cheap to clone.

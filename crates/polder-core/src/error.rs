@@ -44,6 +44,10 @@ pub enum ErrorCode {
     LakeSchemaRefused,
     /// What was read back before publishing is not what the run wrote; nothing of it is visible.
     LakeAuditFailed,
+    /// The org is leaving or has left: nothing of it is read or written any more.
+    LakeFenced,
+    /// A legal hold keeps what was to be removed.
+    LakeHeld,
     /// Stored metadata or data is damaged.
     LakeCorrupt,
     /// The lake failed otherwise.
@@ -83,6 +87,8 @@ impl ErrorCode {
             Self::LakeNotFound => "lake.not_found",
             Self::LakeSchemaRefused => "lake.schema_refused",
             Self::LakeAuditFailed => "lake.audit_failed",
+            Self::LakeFenced => "lake.fenced",
+            Self::LakeHeld => "lake.held",
             Self::LakeCorrupt => "lake.corrupt",
             Self::LakeFailed => "lake.failed",
             Self::QueryInvalid => "query.invalid",
@@ -113,6 +119,8 @@ impl ErrorCode {
             | Self::LakeNotFound
             | Self::LakeSchemaRefused
             | Self::LakeAuditFailed
+            | Self::LakeFenced
+            | Self::LakeHeld
             | Self::LakeCorrupt
             | Self::LakeFailed
             | Self::QueryInvalid

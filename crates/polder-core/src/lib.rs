@@ -4,9 +4,11 @@
 //! tested without a server or a file. The crates above implement [`Source`] (outside system →
 //! Arrow) and [`Engine`] (SQL); the third seam, the catalog, lives in `polder-lake`.
 
+pub mod certificate;
 pub mod checkpoint;
 pub mod digest;
 pub mod engine;
+pub mod erasure;
 pub mod error;
 pub mod evolution;
 pub mod keys;
@@ -21,10 +23,12 @@ pub mod source;
 pub mod spec;
 pub mod validation;
 
+pub use certificate::{Certificate, Signature, SignedCertificate};
 pub use checkpoint::{Checkpoint, Content, CursorValue};
 pub use engine::{Engine, QueryStream, Session};
+pub use erasure::{Erasure, ErasureStep, Hold, Inventory, Remains, Verification};
 pub use error::{Error, ErrorCode, Result};
-pub use management::ManagementTable;
+pub use management::{ManagementTable, ORG_COLUMN};
 pub use org::{Authorized, OrgId, Principal};
 pub use predicate::{CmpOp, Literal, Predicate};
 pub use progress::{ALTERED_KEYS_MAX, ProgressSnapshot, RunProgress, Stage};

@@ -9,6 +9,28 @@ use crate::{Field, LakeType, TableSchema};
 /// The first column of every management table: the org that a row is about.
 pub const ORG_COLUMN: &str = "org";
 
+/// The erasures that are done, with their certificates. These rows stay when the org's others go.
+pub const ERASURES: ManagementTable = ManagementTable {
+    name: "erasures",
+    columns: || {
+        let text = |name: &str| Field::new(name, LakeType::String);
+        let time = |name: &str| Field::new(name, LakeType::Timestamptz);
+        let count = |name: &str| Field::new(name, LakeType::Long);
+        vec![
+            text("event_id").required(),
+            text("asked_by").required(),
+            text("via").required(),
+            text("reason"),
+            time("asked_at").required(),
+            time("erased_at").required(),
+            count("objects").required(),
+            count("bytes").required(),
+            count("remains").required(),
+            text("certificate").required(),
+        ]
+    },
+};
+
 /// A management table: its name and the columns that follow [`ORG_COLUMN`].
 #[derive(Clone, Copy, Debug)]
 pub struct ManagementTable {

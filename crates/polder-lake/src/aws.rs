@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use object_store::aws::{AmazonS3Builder, AwsAuthorizer, AwsCredential, AwsCredentialProvider};
 use object_store::client::{HttpClient, HttpConnector, HttpRequest, ReqwestConnector};
 use object_store::{BackoffConfig, ClientOptions, RetryConfig, StaticCredentialProvider};
@@ -47,17 +48,17 @@ pub(crate) fn credentials(
     Ok(builder.with_bucket_name("none").build()?.credentials().clone())
 }
 
-/// A signed POST; `None` for an address that cannot be one.
-pub(crate) fn post(
-    endpoint: &str,
+/// A signed request; `None` for an address that cannot be one.
+pub(crate) fn signed(
+    (method, url): (&str, &str),
     headers: &[(&'static str, &str)],
-    body: String,
+    body: Bytes,
     (service, region): (&str, &str),
     credential: &AwsCredential,
 ) -> Option<HttpRequest> {
     let mut request = HttpRequest::new(body.into());
-    *request.method_mut() = "POST".parse().ok()?;
-    *request.uri_mut() = format!("{}/", endpoint.trim_end_matches('/')).parse().ok()?;
+    *request.method_mut() = method.parse().ok()?;
+    *request.uri_mut() = url.parse().ok()?;
     if !matches!(request.uri().scheme_str(), Some("http" | "https")) {
         return None;
     }
@@ -66,4 +67,16 @@ pub(crate) fn post(
     }
     AwsAuthorizer::new(credential, service, region).authorize(&mut request, None);
     Some(request)
+}
+
+/// A signed POST; `None` for an address that cannot be one.
+pub(crate) fn post(
+    endpoint: &str,
+    headers: &[(&'static str, &str)],
+    body: String,
+    target: (&str, &str),
+    credential: &AwsCredential,
+) -> Option<HttpRequest> {
+    let url = format!("{}/", endpoint.trim_end_matches('/'));
+    signed(("POST", &url), headers, body.into(), target, credential)
 }

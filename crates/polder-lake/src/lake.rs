@@ -9,16 +9,16 @@ use object_store::path::Path;
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
 use uuid::Uuid;
 
-use crate::catalog::{self, Catalog, TableState};
+use crate::catalog::{self, Catalog, Fenced, TableState};
 use crate::settings::LakeSettings;
 use crate::stage::{Stage, StageRequest};
 use crate::storage::Store;
 use crate::table::LakeTable;
 
 /// The namespace property that holds the random id under which an org's files lie.
-const ORG_UUID: &str = "polder.org-uuid";
+pub(crate) const ORG_UUID: &str = "polder.org-uuid";
 /// Iceberg's namespace property for where other engines put new tables.
-const LOCATION: &str = "location";
+pub(crate) const LOCATION: &str = "location";
 /// The longest table name; the catalog's column holds 255 characters.
 const NAME_CHARS_MAX: usize = 200;
 
@@ -26,7 +26,7 @@ const NAME_CHARS_MAX: usize = 200;
 #[derive(Clone, Debug)]
 pub struct Lake {
     store: Store,
-    catalog: Arc<dyn Catalog>,
+    catalog: Arc<Fenced>,
 }
 
 impl Lake {
@@ -39,10 +39,11 @@ impl Lake {
 
     /// A lake over any catalog.
     pub fn new(store: Store, catalog: Arc<dyn Catalog>) -> Self {
-        Self { store, catalog }
+        Self { store, catalog: Arc::new(Fenced::new(catalog)) }
     }
 
-    /// The orgs that have a namespace and that the principal may see, in order. Polder's own is none.
+    /// The orgs that have a namespace and that the principal may see, in order. Polder's own is none;
+    /// those behind their fence are left out, as far as the catalog can tell.
     pub async fn orgs(&self, principal: &Principal) -> Result<Vec<OrgId>> {
         let namespaces = self.catalog.namespaces().await?;
         let mut orgs: Vec<OrgId> =
@@ -125,6 +126,10 @@ impl Lake {
 
     pub(crate) fn catalog(&self) -> &dyn Catalog {
         &*self.catalog
+    }
+
+    pub(crate) fn fences(&self) -> &Fenced {
+        &self.catalog
     }
 
     pub(crate) async fn state(&self, ident: &TableIdent) -> Result<Option<TableState>> {

@@ -1,11 +1,16 @@
 //! The management tables in the lake: rows are added, and each addition is one commit.
 
-use arrow::array::RecordBatch;
+use std::collections::BTreeSet;
+
+use arrow::array::{AsArray, RecordBatch};
 use iceberg::TableRequirement;
-use polder_core::{Authorized, Error, ErrorCode, ManagementTable, OrgId, Principal, Result};
+use polder_core::{
+    Authorized, Error, ErrorCode, ManagementTable, ORG_COLUMN, OrgId, Principal, Result,
+};
 use uuid::Uuid;
 
 use crate::catalog::CommitFailure;
+use crate::erase::ERASURES;
 use crate::lake::Lake;
 use crate::stage::{StageKind, StageRequest};
 use crate::table::LakeTable;
@@ -20,7 +25,7 @@ impl Lake {
     /// The table is made where it is absent, and gets the columns it lacks.
     ///
     /// # Errors
-    /// `control.denied` to whoever is not Polder itself; `internal` for rows of another layout;
+    /// `control.denied` to whoever is not Polder itself; `lake.fenced` for rows of an org that leaves; `internal` for rows of another layout;
     /// `lake.unknown_outcome` if nobody can say whether the rows are there.
     pub async fn record(
         &self,
@@ -29,6 +34,7 @@ impl Lake {
         rows: RecordBatch,
     ) -> Result<()> {
         let own = by.authorize(&OrgId::management())?;
+        self.check_orgs(by, table, &rows).await?;
         let mut last = None;
         for _ in 0..TRIES_MAX {
             self.ensure_shape(&own, table).await?;
@@ -47,6 +53,28 @@ impl Lake {
             }
         }
         Err(last.unwrap_or_else(|| Error::new(ErrorCode::LakeConflict, "too many writers")))
+    }
+
+    /// Checks that no row is of an org that leaves, but for the row that says that it has.
+    async fn check_orgs(
+        &self,
+        by: &Principal,
+        table: &ManagementTable,
+        rows: &RecordBatch,
+    ) -> Result<()> {
+        if table.name == ERASURES {
+            return Ok(());
+        }
+        let column =
+            rows.column_by_name(ORG_COLUMN).and_then(|column| column.as_string_opt::<i32>());
+        let orgs: BTreeSet<&str> = column.into_iter().flatten().flatten().collect();
+        for org in orgs {
+            // Rows may be of no org: of the whole lake.
+            if let Ok(org) = org.parse::<OrgId>() {
+                self.check_open(&by.authorize(&org)?).await?;
+            }
+        }
+        Ok(())
     }
 
     /// A management table as it is now; `None` if nothing was recorded yet.

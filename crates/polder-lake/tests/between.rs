@@ -74,4 +74,29 @@ impl<B: Between> Catalog for Through<B> {
     ) -> Result<TableState, CommitFailure> {
         self.0.commit(ident, requirements, updates).await
     }
+
+    async fn fenced(&self) -> Result<Vec<String>> {
+        self.0.inner().fenced().await
+    }
+
+    async fn fence(&self, name: &str, event: &str) -> Result<String> {
+        self.0.inner().fence(name, event).await
+    }
+
+    async fn change_namespace(
+        &self,
+        name: &str,
+        set: &BTreeMap<String, String>,
+        remove: &[String],
+    ) -> Result<()> {
+        self.0.inner().change_namespace(name, set, remove).await
+    }
+
+    async fn content(&self, name: &str) -> Result<Vec<String>> {
+        self.0.inner().content(name).await
+    }
+
+    async fn clear(&self, name: &str) -> Result<()> {
+        self.0.inner().clear(name).await
+    }
 }

@@ -3,6 +3,7 @@
 mod between;
 mod commits;
 mod conformance;
+mod erase;
 mod evolution;
 mod expire;
 mod faults;

@@ -1,5 +1,6 @@
 //! The same on an S3 server, and with the catalog in PostgreSQL or Glue (`cargo xtask services up`).
 
+mod erase;
 mod glue;
 
 mod rest;
@@ -44,14 +45,14 @@ fn s3() -> LakeSettings {
 }
 
 /// A PostgreSQL database of its own, dropped at the end.
-struct Database {
+pub(crate) struct Database {
     admin: sqlx::PgPool,
     name: String,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl Database {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let address = variable("POLDER_TEST_PG_URL");
         let admin = sqlx::PgPool::connect(&address).await.expect("PostgreSQL");
         let name = format!("lake_{}", Uuid::new_v4().simple());
@@ -64,7 +65,7 @@ impl Database {
         Self { admin, url: format!("{server}/{name}{query}"), name }
     }
 
-    async fn drop(self) {
+    pub(crate) async fn drop(self) {
         let statement = format!("DROP DATABASE {} WITH (FORCE)", self.name);
         sqlx::query(&statement).execute(&self.admin).await.expect("drop");
     }

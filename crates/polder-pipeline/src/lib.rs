@@ -3,10 +3,12 @@
 //! Nothing here knows where a configuration came from, when it should run or who is watching: the
 //! caller hands in a source, the lake and a [`polder_core::RunProgress`], and gets a report.
 
+mod erase;
 pub mod ingest;
 mod maintain;
 mod validate;
 
+pub use erase::{erase_step, record_erasure};
 pub use ingest::{IngestLimits, IngestReport, IngestRequest, Outcome, ingest};
 pub use maintain::{RepartitionReport, RepartitionRequest, repartition};
 pub use validate::{

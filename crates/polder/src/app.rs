@@ -3,13 +3,23 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use polder_control::certificate::SigningKey;
 use polder_control::{Config, ProcessSecrets, Store};
+use polder_core::erasure::Span;
 use polder_core::spec::{GlueConfig, RestCatalogConfig, S3Config};
 use polder_core::{Error, ErrorCode, Result, SecretRef, SecretResolver, Source};
 use polder_lake::{CatalogSettings, GlueSettings, Lake, LakeSettings, RestSettings, S3Settings};
 use polder_query::OpenSource;
 use secrecy::{ExposeSecret, SecretString};
+
+use crate::eraser::{Eraser, Key};
+
+/// The signing key, where none is configured: beside the store.
+const KEY_FILE: &str = "signing-key.pem";
+/// How long runs of an org that leaves may take to stop, unless the configuration says so.
+const DRAIN: Duration = Duration::from_secs(30);
 
 /// The configuration and the means to open what it names.
 pub(crate) struct App {
@@ -77,6 +87,38 @@ impl App {
     pub(crate) async fn store(&self) -> Result<Store> {
         let url = self.database(&self.config.process.store.url)?;
         Store::open(url.expose_secret()).await
+    }
+
+    /// What takes orgs out of lake and store.
+    pub(crate) async fn eraser(&self) -> Result<Eraser> {
+        let governance = &self.config.process.governance;
+        let span = |name: &str, text: &Option<String>, default: Duration| match text {
+            Some(text) => {
+                let span: Result<Span> = text.parse();
+                span.map(|Span(span)| span)
+                    .map_err(|error| error.within(&format!("[governance] {name}")))
+            }
+            None => Ok(default),
+        };
+        Ok(Eraser {
+            grace: span("grace", &governance.grace, Duration::ZERO)?,
+            drain: span("drain", &governance.drain, DRAIN)?,
+            lake: self.lake().await?,
+            store: self.store().await?,
+            key: self.signing_key()?,
+            backups: governance.backups.clone(),
+        })
+    }
+
+    /// The key that signs certificates, or where it is once it is needed.
+    fn signing_key(&self) -> Result<Key> {
+        if let Some(reference) = &self.config.process.governance.signing_key {
+            return Ok(Key::Given(Arc::new(SigningKey::parse(&self.secret(reference)?)?)));
+        }
+        let store = self.database(&self.config.process.store.url)?;
+        let beside = store.expose_secret().strip_prefix("sqlite://").map(Path::new);
+        let folder = beside.and_then(Path::parent).unwrap_or(&self.config.base);
+        Ok(Key::In(folder.join(KEY_FILE)))
     }
 
     /// One source by its name in the configuration.

@@ -3,10 +3,13 @@
 //! Only this crate knows the command line and HTTP. What a command does lives in `cli/`,
 //! what a job does in `worker.rs`, what both need opened in `app.rs`,
 //! what is offered over HTTP in `serve/`, and to agents in `mcp/`.
+//! what a job does in `worker.rs`, how an org goes in `eraser.rs`, what both need opened in `app.rs`,
+//! what is offered over HTTP in `serve/`.
 
 mod answer;
 mod app;
 mod cli;
+mod eraser;
 mod exit;
 mod mcp;
 mod output;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use polder_control::runs::{self, RunState};
 use polder_control::{OrgPipeline, Store};
@@ -16,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::output;
+
+/// How often a run looks whether its org was fenced by another process.
+const FENCE_WATCH: Duration = Duration::from_secs(1);
 
 /// Something to do for one org.
 pub(crate) enum Job {
@@ -112,6 +116,7 @@ impl Worker {
         let source = self.sources.get(&table.source).ok_or_else(|| {
             Error::new(ErrorCode::Internal, format!("source {:?} was not opened", table.source))
         })?;
+        self.lake.check_open(&org).await?;
         let run_id = if how.dry_run {
             Uuid::new_v4()
         } else {
@@ -125,9 +130,13 @@ impl Worker {
             dry_run: how.dry_run,
             limits: self.ingest_limits(),
             progress,
-            cancel: self.cancel.clone(),
+            cancel: self.cancel.child_token(),
         };
-        let outcome = ingest(&self.lake, source.as_ref(), &request).await;
+        let outcome = tokio::select! {
+            outcome = ingest(&self.lake, source.as_ref(), &request) => outcome,
+            () = self.cancel_if_fenced(&request) => unreachable!("it watches until the run ends"),
+        };
+        let outcome = self.explained(outcome, &org).await;
         if how.dry_run {
             return outcome;
         }
@@ -144,6 +153,34 @@ impl Worker {
             tracing::warn!(%run_id, "the end of the run was not recorded: {error}");
         }
         outcome
+    }
+
+    /// Cancels the run once its org is fenced. Never ends.
+    async fn cancel_if_fenced(&self, request: &IngestRequest) {
+        loop {
+            tokio::time::sleep(FENCE_WATCH).await;
+            let open = self.lake.check_open(&request.org).await;
+            if open.is_err_and(|error| error.code() == ErrorCode::LakeFenced) {
+                request.cancel.cancel();
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// A run that failed while its org is leaving says so, whatever it stumbled over.
+    async fn explained(
+        &self,
+        outcome: Result<IngestReport>,
+        org: &Authorized<OrgId>,
+    ) -> Result<IngestReport> {
+        let error = match outcome {
+            Err(error) if !self.cancel.is_cancelled() => error,
+            outcome => return outcome,
+        };
+        match self.lake.check_open(org).await {
+            Err(fenced) if fenced.code() == ErrorCode::LakeFenced => Err(fenced.caused_by(error)),
+            _ => Err(error),
+        }
     }
 
     fn ingest_limits(&self) -> IngestLimits {

@@ -3,6 +3,7 @@
 //! Modules under `service` need the servers of `cargo xtask services up`.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod churn;
 mod configuration;
 mod files;
 mod manifest;

@@ -24,6 +24,27 @@ pub struct ProcessConfig {
     pub limits: Limits,
     #[serde(default)]
     pub serve: ServeConfig,
+    #[serde(default)]
+    pub governance: GovernanceConfig,
+}
+
+/// How orgs leave.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct GovernanceConfig {
+    /// A reference to the private key that signs certificates, as `polder certificate keygen` writes
+    /// it. When absent, one is made beside the store.
+    pub signing_key: Option<SecretRef>,
+    /// A reference to the secret that signs what `POST /v1/churn` takes (Standard Webhooks,
+    /// `whsec_…`). Without it nothing is taken there.
+    pub webhook_secret: Option<SecretRef>,
+    /// How long an org stays fenced before it is erased, and can be brought back: `7d`, `12h`, `30m`.
+    /// Nothing when absent.
+    pub grace: Option<String>,
+    /// How long runs that work for an org that leaves may take to notice and stop; `30s` when absent.
+    pub drain: Option<String>,
+    /// Copies that Polder does not reach (backups, replicas), as every certificate is to name them.
+    pub backups: Vec<String>,
 }
 
 /// What `polder serve` offers, and to whom.

@@ -272,4 +272,62 @@ impl Catalog for GlueCatalog {
             Err(failure) => self.unacknowledged(entry.is_none(), next, failure).await,
         }
     }
+
+    async fn change_namespace(
+        &self,
+        name: &str,
+        set: &BTreeMap<String, String>,
+        remove: &[String],
+    ) -> Result<()> {
+        documents::check_database_name(name)?;
+        let _alone = self.databases.lock().await;
+        let missing =
+            || Error::new(ErrorCode::LakeNotFound, "the database is not in AWS Glue").detail(name);
+        let mut last = None;
+        for _ in 0..UPDATES_MAX {
+            let database = self.database(name).await?.ok_or_else(missing)?;
+            let mut wanted = documents::properties(&database);
+            let before = wanted.clone();
+            wanted.retain(|key, _| !remove.contains(key));
+            wanted.extend(set.clone());
+            if wanted == before {
+                return Ok(());
+            }
+            let input = documents::database_input(name, Some(&database), &wanted);
+            let body = json!({ "Name": name, "DatabaseInput": input });
+            // Whatever comes of it, the database is looked at again: it may be another's.
+            match self.client.call("UpdateDatabase", body).await {
+                Err(Failure { outcome: Outcome::Refused, error }) => return Err(error),
+                Err(failure) => {
+                    last = Some(failure.error);
+                    client::wait(client::PAUSE).await;
+                }
+                Ok(_) => last = None,
+            }
+        }
+        let busy = || Error::new(ErrorCode::LakeUnavailable, "others keep changing the database");
+        Err(last.unwrap_or_else(busy).detail(name))
+    }
+
+    async fn content(&self, name: &str) -> Result<Vec<String>> {
+        documents::check_database_name(name)?;
+        // Whatever it is: tables of other kinds and views, too.
+        match self.list("GetTables", json!({ "DatabaseName": name }), "TableList").await {
+            Ok(listed) => Ok(names(&listed, |_| true)),
+            Err(Failure { outcome: Outcome::Missing, .. }) => Ok(Vec::new()),
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    async fn clear(&self, name: &str) -> Result<()> {
+        for table in self.content(name).await? {
+            let body = json!({ "DatabaseName": name, "Name": table });
+            // Doing it again does no harm. Glue removes the table's versions with it.
+            match self.client.read("DeleteTable", body).await {
+                Ok(_) | Err(Failure { outcome: Outcome::Missing, .. }) => {}
+                Err(failure) => return Err(failure.error),
+            }
+        }
+        Ok(())
+    }
 }

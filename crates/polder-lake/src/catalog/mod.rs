@@ -5,6 +5,7 @@
 //!
 //! A catalog knows nothing of runs and retries: [`crate::Stage::commit`] does.
 
+mod fenced;
 mod glue;
 mod metadata_cache;
 mod metadata_files;
@@ -23,6 +24,7 @@ use iceberg::spec::{FormatVersion, PartitionSpec, SortOrder, TableMetadata, Tabl
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 
+pub(crate) use fenced::{FENCED, Fenced, fenced};
 pub use glue::GlueCatalog;
 pub(crate) use metadata_files::parse_metadata;
 pub use rest::RestCatalog;
@@ -90,6 +92,39 @@ pub trait Catalog: Debug + Send + Sync {
         requirements: &[TableRequirement],
         updates: Vec<TableUpdate>,
     ) -> Result<TableState, CommitFailure>;
+
+    /// The namespaces with a fence that a listing is to leave out, where the catalog can tell without
+    /// asking for each.
+    async fn fenced(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Fences a namespace, which is made where it is absent, in the name of `event`. The first event
+    /// wins; returns which one it is.
+    async fn fence(&self, name: &str, event: &str) -> Result<String> {
+        self.ensure_namespace(name, &BTreeMap::from([(FENCED.to_owned(), event.to_owned())]))
+            .await?;
+        let mut found = self.namespace(name).await?.unwrap_or_default();
+        found.remove(FENCED).ok_or_else(|| {
+            let message = "the catalog does not keep the mark of a fence";
+            Error::new(ErrorCode::LakeFailed, message).detail(name.to_owned())
+        })
+    }
+
+    /// Sets and removes properties of a namespace that is there, behind a fence or not.
+    async fn change_namespace(
+        &self,
+        name: &str,
+        set: &BTreeMap<String, String>,
+        remove: &[String],
+    ) -> Result<()>;
+
+    /// Tables, views and namespaces in a namespace and below it, each by a text that names it.
+    async fn content(&self, name: &str) -> Result<Vec<String>>;
+
+    /// Takes all that [`Self::content`] lists out of the catalog, and leaves every file. The namespace
+    /// itself stays.
+    async fn clear(&self, name: &str) -> Result<()>;
 }
 
 /// Opens the catalog that the settings name.

@@ -12,6 +12,7 @@ mod auth;
 mod client;
 mod commit;
 mod documents;
+mod ending;
 mod failure;
 mod keys;
 
@@ -199,6 +200,24 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Sets and removes properties of a namespace that is there.
+    async fn change_properties(
+        &self,
+        namespace: &NamespaceIdent,
+        updates: BTreeMap<String, String>,
+        removals: Vec<String>,
+    ) -> Result<()> {
+        let update = UpdateProperties { removals, updates };
+        let request = Request::post(self.paths.properties(namespace)?, &update)?;
+        let answer = self.client.read(&request).await?;
+        if answer.status.is_success() {
+            return Ok(());
+        }
+        Err(failure::error("set properties of a namespace", &answer))
+    }
+}
+
 fn levels(name: &str) -> Result<NamespaceIdent> {
     NamespaceIdent::from_vec(namespace_levels(name)).map_err(|cause| {
         Error::new(ErrorCode::SpecInvalid, "a namespace without a name").caused_by(cause)
@@ -256,12 +275,7 @@ impl Catalog for RestCatalog {
         if updates.is_empty() {
             return Ok(());
         }
-        let update = UpdateProperties { removals: Vec::new(), updates };
-        let request = Request::post(self.server.paths.properties(&ident)?, &update)?;
-        let answer = self.server.client.read(&request).await?;
-        if !answer.status.is_success() {
-            return Err(failure::error("set properties of a namespace", &answer));
-        }
+        self.server.change_properties(&ident, updates, Vec::new()).await?;
         let there = self.properties(&ident).await?.ok_or_else(gone)?.properties;
         if lacking(&there).is_empty() {
             return Ok(());
@@ -359,5 +373,24 @@ impl Catalog for RestCatalog {
             ));
         }
         self.state(ident, table).map_err(failure::unknown)
+    }
+
+    async fn change_namespace(
+        &self,
+        name: &str,
+        set: &BTreeMap<String, String>,
+        remove: &[String],
+    ) -> Result<()> {
+        self.server.change_properties(&levels(name)?, set.clone(), remove.to_vec()).await
+    }
+
+    async fn content(&self, name: &str) -> Result<Vec<String>> {
+        let listed = self.listed_below(&levels(name)?).await?;
+        let entries = listed.tables.iter().chain(&listed.views).map(ToString::to_string);
+        Ok(entries.chain(listed.namespaces.iter().map(namespace_text)).collect())
+    }
+
+    async fn clear(&self, name: &str) -> Result<()> {
+        self.drop_below(&levels(name)?).await
     }
 }

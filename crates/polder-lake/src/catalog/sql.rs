@@ -6,6 +6,7 @@
 //! that come together are made in one transaction (`sql/writer.rs`).
 
 mod entries;
+mod fence;
 mod namespaces;
 mod writer;
 
@@ -120,6 +121,11 @@ macro_rules! held {
     }};
 }
 use held;
+
+/// The outermost level of a namespace's text: where an org's fence is.
+fn outermost(namespace: &str) -> &str {
+    namespace.split('.').next().unwrap_or_default()
+}
 
 /// The embedded catalog.
 #[derive(Debug)]
@@ -251,6 +257,31 @@ impl Catalog for SqlCatalog {
         let (kind, to) = (EntryKind::Table, next.state.metadata_location.clone());
         self.swap_new(&[Swap { ident: ident.clone(), kind, from, to }]).await?;
         Ok(self.files.keep(next))
+    }
+
+    async fn fenced(&self) -> Result<Vec<String>> {
+        self.fenced_namespaces().await
+    }
+
+    async fn fence(&self, name: &str, event: &str) -> Result<String> {
+        self.set_fence(name, event).await
+    }
+
+    async fn change_namespace(
+        &self,
+        name: &str,
+        set: &BTreeMap<String, String>,
+        remove: &[String],
+    ) -> Result<()> {
+        self.change_properties(name, set, remove).await
+    }
+
+    async fn content(&self, name: &str) -> Result<Vec<String>> {
+        self.content_of(name).await
+    }
+
+    async fn clear(&self, name: &str) -> Result<()> {
+        self.clear_namespace(name).await
     }
 }
 

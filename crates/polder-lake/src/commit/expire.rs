@@ -62,7 +62,7 @@ impl Lake {
     /// none where the table says `gc.enabled=false`.
     ///
     /// # Errors
-    /// - `lake.not_found` for an unknown table.
+    /// - `lake.not_found` for an unknown table; `lake.held` for one under legal hold.
     /// - `lake.conflict` if names kept appearing on what was to go.
     /// - `lake.unknown_outcome` as for [`crate::Stage::commit`]; no file is removed then.
     pub async fn expire(
@@ -73,6 +73,7 @@ impl Lake {
         id: Uuid,
     ) -> Result<Expired> {
         let ident = ident(org.get(), table);
+        self.check_hold(org, Some(table), "expiry").await?;
         let present = self.state(&ident).await?.ok_or_else(|| no_table(table))?;
         let stays = |error: &Error| {
             tracing::warn!(table = %ident, "files stay until the next expiry: {error}");

@@ -82,6 +82,14 @@ impl Stage {
         self.apply(change, Assumed::default()).await
     }
 
+    /// `DeleteFiles`, and no manifest tells that they were there: what they held cannot be guessed from
+    /// the table's metadata once its older snapshots are expired.
+    pub async fn forget_files(self, files: Vec<String>) -> Result<FilesCommitted> {
+        let mut change = self.change(Operation::Delete, files, &[], None);
+        change.forgets = true;
+        self.apply(change, Assumed::default()).await
+    }
+
     /// `RowDelta`: rows that go, by their positions, and rows that come.
     ///
     /// Conflicts with a commit that removed a file in which rows are deleted, or deleted rows of it.
@@ -115,7 +123,8 @@ impl Stage {
             (Properties::SPEC_ID.to_owned(), self.target.spec.spec_id().to_string()),
         ];
         let added = files.iter().map(new).collect();
-        Change { operation, added, removed: removed.into_iter().collect(), keeps: true, fields }
+        let removed = removed.into_iter().collect();
+        Change { operation, added, removed, keeps: true, forgets: false, fields }
     }
 
     async fn apply(self, change: Change, assumed: Assumed) -> Result<FilesCommitted> {

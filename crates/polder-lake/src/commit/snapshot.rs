@@ -31,6 +31,9 @@ pub(super) struct Change {
     pub(super) removed: HashSet<String>,
     /// Whether the parent's other files stay.
     pub(super) keeps: bool,
+    /// Whether manifests do not even say of the files removed that they were there: their entries hold
+    /// bounds of their rows.
+    pub(super) forgets: bool,
     /// What else the summary says.
     pub(super) fields: Vec<(String, String)>,
 }
@@ -63,7 +66,8 @@ pub(super) struct SnapshotWriter {
 /// A manifest after files were taken from it.
 #[derive(Clone)]
 struct Thinned {
-    manifest: ManifestFile,
+    /// `None` if nothing is left in it.
+    manifest: Option<ManifestFile>,
     removed: Counts,
     locations: Vec<String>,
     partitions: Vec<(i32, Struct)>,
@@ -129,7 +133,7 @@ impl SnapshotWriter {
         let mut tally = Tally::of(&change.added);
         let mut manifests = self.added_manifests(&change.added).await?;
         if let (true, Some(parent)) = (change.keeps, parent) {
-            manifests.extend(self.kept_manifests(parent, &change.removed, &mut tally).await?);
+            manifests.extend(self.kept_manifests(parent, change, &mut tally).await?);
         }
         let sequence_number = present.map_or(1, |present| present.metadata.next_sequence_number());
         let parent_id = parent.map(|parent| parent.snapshot_id());
@@ -204,30 +208,34 @@ impl SnapshotWriter {
     async fn kept_manifests(
         &mut self,
         parent: &Snapshot,
-        removed: &HashSet<String>,
+        change: &Change,
         tally: &mut Tally,
     ) -> Result<Vec<ManifestFile>> {
         let live =
             |manifest: &ManifestFile| manifest.has_added_files() || manifest.has_existing_files();
+        let removed = &change.removed;
         let manifests = read_list(&self.store, parent).await?;
-        let mut manifests: Vec<_> = manifests.into_iter().filter(live).collect();
+        let manifests: Vec<_> = manifests.into_iter().filter(live).collect();
         if removed.is_empty() {
             return Ok(manifests);
         }
-        let mut found = 0;
-        for manifest in &mut manifests {
-            let Some(thinned) = self.thin(manifest, removed).await? else { continue };
+        let (mut found, mut kept) = (0, Vec::with_capacity(manifests.len()));
+        for manifest in manifests {
+            let Some(thinned) = self.thin(&manifest, removed, change.forgets).await? else {
+                kept.push(manifest);
+                continue;
+            };
             found += thinned.locations.iter().filter(|path| removed.contains(*path)).count();
             tally.removed.add(&thinned.removed);
             tally.partitions.extend(thinned.partitions);
-            *manifest = thinned.manifest;
+            kept.extend(thinned.manifest);
         }
         if found < removed.len() {
             return Err(Error::new(ErrorCode::LakeConflict, "files to be replaced are gone")
                 .detail(format!("{} of {} files", removed.len() - found, removed.len()))
                 .hint("another commit replaced them first: plan anew"));
         }
-        Ok(manifests)
+        Ok(kept)
     }
 
     /// The manifest with the files, and the deletes of rows of them alone, marked as deleted; `None` if
@@ -236,6 +244,7 @@ impl SnapshotWriter {
         &mut self,
         manifest: &ManifestFile,
         removed: &HashSet<String>,
+        forgets: bool,
     ) -> Result<Option<Thinned>> {
         if let Some(done) = self.thinned.get(&manifest.manifest_path) {
             return Ok(Some(done.clone()));
@@ -247,12 +256,18 @@ impl SnapshotWriter {
             removed.contains(file.file_path())
                 || deletes_of(file).is_some_and(|of| removed.contains(&of))
         };
-        if !entries.iter().any(|entry| entry.is_alive() && goes(entry.data_file())) {
+        let concerned = |alive: bool, goes: bool| if alive { goes } else { forgets };
+        if !entries.iter().any(|entry| concerned(entry.is_alive(), goes(entry.data_file()))) {
             return Ok(None);
         }
         let spec = PartitionSpec::clone(own.partition_spec());
         let spec_id = spec.spec_id();
-        let mut writer = self.manifest_writer(manifest.content, own.schema().clone(), spec)?;
+        let empty = entries.iter().all(|entry| !entry.is_alive() || goes(entry.data_file()));
+        let mut writer = if forgets && empty {
+            None
+        } else {
+            Some(self.manifest_writer(manifest.content, own.schema().clone(), spec)?)
+        };
         let (mut counts, mut partitions, mut locations) = (Counts::default(), vec![], vec![]);
         for entry in entries.iter().filter(|entry| entry.is_alive()) {
             let unnumbered = || Error::new(ErrorCode::LakeCorrupt, "a file without its numbers");
@@ -263,14 +278,19 @@ impl SnapshotWriter {
                 counts.count(&file);
                 partitions.push((spec_id, file.partition().clone()));
                 locations.push(file.file_path().to_owned());
-                writer.add_delete_file(file, number, file_number).map_err(failed)?;
-            } else {
+                if let (Some(writer), false) = (&mut writer, forgets) {
+                    writer.add_delete_file(file, number, file_number).map_err(failed)?;
+                }
+            } else if let Some(writer) = &mut writer {
                 let snapshot = entry.snapshot_id().ok_or_else(unnumbered)?;
                 writer.add_existing_file(file, snapshot, number, file_number).map_err(failed)?;
             }
         }
-        let new = writer.write_manifest_file().await.map_err(failed)?;
-        let thinned = Thinned { manifest: new, removed: counts, locations, partitions };
+        let manifest_now = match writer {
+            Some(writer) => Some(writer.write_manifest_file().await.map_err(failed)?),
+            None => None,
+        };
+        let thinned = Thinned { manifest: manifest_now, removed: counts, locations, partitions };
         self.thinned.insert(manifest.manifest_path.clone(), thinned.clone());
         Ok(Some(thinned))
     }

@@ -92,7 +92,7 @@ impl<'a> StageSnapshot<'a> {
         };
         let removed = deletes.iter().flat_map(StagedDeletes::replaces).cloned().collect();
         let fields = self.summary_fields(present);
-        Ok(Change { operation, added, removed, keeps: !replaces, fields })
+        Ok(Change { operation, added, removed, keeps: !replaces, forgets: false, fields })
     }
 
     /// What only Polder reads of a snapshot: where a rollback to it leads.

@@ -26,7 +26,7 @@ pub(super) fn ensure_folder(folder: &Path) -> io::Result<()> {
     folder.parent().map_or(Ok(()), flush_folder)
 }
 
-fn flush_folder(folder: &Path) -> io::Result<()> {
+pub(super) fn flush_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 

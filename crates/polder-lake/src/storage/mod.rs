@@ -5,6 +5,8 @@
 //! file that metadata names must have survived a power cut, and must never replace another one.
 //! Nothing here knows tables.
 
+mod below;
+mod bucket;
 mod file_io;
 mod local;
 mod output;
@@ -27,6 +29,8 @@ use tokio::task::JoinSet;
 use crate::error;
 use crate::settings::{CatalogSettings, LakeSettings, S3Settings};
 
+pub use below::Below;
+use bucket::Bucket;
 pub(crate) use output::Output;
 pub use token_service::TemporaryKeys;
 pub(crate) use token_service::TokenService;
@@ -62,7 +66,11 @@ struct Inner {
 #[derive(Debug)]
 enum Kind {
     Local,
-    S3 { bucket: String },
+    S3 {
+        bucket: String,
+        /// Absent where a catalog hands out the keys.
+        api: Option<Arc<Bucket>>,
+    },
 }
 
 impl Store {
@@ -107,11 +115,16 @@ impl Store {
                 .caused_by(cause)
         })?;
         let root = if prefix.is_empty() { url.clone() } else { format!("{url}/{prefix}") };
-        let kind = Kind::S3 { bucket: bucket.to_owned() };
+        let keys = objects.credentials().clone();
         let mut objects: Arc<dyn ObjectStore> = Arc::new(objects);
         let external = matches!(settings.catalog, CatalogSettings::Rest(_));
         let vended = (external && account.access_key.is_none())
             .then(|| Vended::new(bucket, &account, Arc::clone(&objects)));
+        let api = match &vended {
+            None => Some(Arc::new(Bucket::open(bucket, &account, keys)?)),
+            Some(_) => None,
+        };
+        let kind = Kind::S3 { bucket: bucket.to_owned(), api };
         if let Some(vended) = &vended {
             objects = Arc::new(vended.clone());
         }
@@ -135,7 +148,7 @@ impl Store {
         let Inner { kind, root, url, vended, .. } = &*self.inner;
         let kind = match kind {
             Kind::Local => Kind::Local,
-            Kind::S3 { bucket } => Kind::S3 { bucket: bucket.clone() },
+            Kind::S3 { bucket, api } => Kind::S3 { bucket: bucket.clone(), api: api.clone() },
         };
         Self::new(objects, kind, root.clone(), url.clone(), vended.clone())
     }
@@ -165,7 +178,7 @@ impl Store {
         match &self.inner.kind {
             Kind::Local => Path::from_absolute_path(local_path(location))
                 .map_err(|cause| foreign(location).caused_by(cause)),
-            Kind::S3 { bucket } => {
+            Kind::S3 { bucket, .. } => {
                 let key = location
                     .strip_prefix("s3://")
                     .or_else(|| location.strip_prefix("s3a://"))

@@ -1,7 +1,10 @@
 //! The command line: one module a command.
 
+mod certificate;
 mod check;
+mod churn;
 mod discover;
+mod hold;
 mod init;
 mod maintain;
 mod manifest;
@@ -22,6 +25,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use polder_core::Result;
+
+pub(crate) use churn::document as churn_document;
 
 use crate::app::App;
 use crate::{exit, output};
@@ -72,6 +77,12 @@ enum Command {
     Mcp(mcp::Mcp),
     /// Serve the lake over HTTP: the Iceberg REST catalog at /iceberg.
     Serve(serve::Serve),
+    /// Fence an org that leaves, erase everything of it and print the certificate.
+    Churn(churn::Churn),
+    /// Verify and show certificates of erasures, and make the key that signs them.
+    Certificate(certificate::Certificate),
+    /// Keep an org, or a table of it, from being removed, for legal reasons.
+    Hold(hold::Hold),
     /// Print the version, and those of the formats and engines inside.
     Version,
 }
@@ -96,6 +107,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Trino(trino) => trino.run(&load()?),
         Command::Mcp(mcp) => Box::pin(mcp.run(&load()?)).await,
         Command::Serve(serve) => Box::pin(serve.run(&load()?)).await,
+        Command::Churn(churn) => Box::pin(churn.run(&load()?)).await,
+        Command::Certificate(certificate) => certificate.run(load).await,
+        Command::Hold(hold) => hold.run(&load()?).await,
         Command::Version => {
             output::line(&format!("polder {}", env!("CARGO_PKG_VERSION")));
             output::line(&format!("iceberg format 2, arrow {}", arrow::ARROW_VERSION));

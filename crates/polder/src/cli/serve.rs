@@ -1,15 +1,19 @@
 //! `polder serve`: HTTP, until it is asked to stop.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use clap::Args;
 use polder_core::{Error, ErrorCode, Result};
 use polder_lake::service::IcebergCatalog;
+use ring::hmac;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
-use crate::serve::{Clients, IcebergSettings, Server};
+use crate::serve::{ChurnSettings, Clients, IcebergSettings, Server};
 use crate::{exit, output};
 
 #[derive(Debug, Args)]
@@ -27,13 +31,23 @@ impl Serve {
             None => parse(&app.config.process.serve.listen)?,
         };
         let clients = clients(app)?;
-        let server = Server::bind(address, IcebergSettings { catalog, clients }).await?;
+        let eraser = app.eraser().await?;
+        let wake = Arc::new(Notify::new());
+        let churn = ChurnSettings {
+            secret: webhook_secret(app)?,
+            clients: clients.clone(),
+            eraser: eraser.clone(),
+            wake: Arc::clone(&wake),
+        };
+        let server = Server::bind(address, IcebergSettings { catalog, clients }, churn).await?;
         // Before anybody can learn that there is something to stop.
         let mut signals = Signals::listen()?;
         output::note(&format!("Iceberg REST catalog: http://{}/iceberg", server.address()?));
         let stop = CancellationToken::new();
         let serving = server.run(stop.clone());
         tokio::pin!(serving);
+        let mut background = JoinSet::new();
+        background.spawn(async move { eraser.erase_what_is_due(&wake).await });
         tokio::select! {
             ended = &mut serving => ended?,
             () = signals.first() => {
@@ -52,6 +66,12 @@ fn parse(text: &str) -> Result<SocketAddr> {
             .hint("write an IP address and a port: 127.0.0.1:7070")
             .caused_by(cause)
     })
+}
+
+/// The key that signs notices; none are taken without.
+fn webhook_secret(app: &App) -> Result<Option<hmac::Key>> {
+    let reference = app.config.process.governance.webhook_secret.as_ref();
+    reference.map(|reference| crate::serve::webhook_key(&app.secret(reference)?)).transpose()
 }
 
 fn clients(app: &App) -> Result<Clients> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use clap::Args;
-use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
+use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
 use polder_lake::{Lake, LakeTable};
 use polder_pipeline::{LastVerdict, last_verdicts};
 use serde_json::{Value, json};
@@ -51,8 +51,11 @@ async fn load(lake: &Lake, orgs: &[OrgId]) -> Result<Vec<LakeTable>> {
     let mut tables = Vec::new();
     for org in present.iter().filter(|org| orgs.is_empty() || orgs.contains(org)) {
         let org = principal.authorize(org)?;
-        for name in lake.tables(&org).await? {
-            tables.extend(lake.table(&org, &name).await?);
+        match tables_of(lake, &org).await {
+            Ok(found) => tables.extend(found),
+            // Not every catalog can leave it out of its list.
+            Err(error) if error.code() == ErrorCode::LakeFenced && orgs.is_empty() => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(tables)
@@ -73,6 +76,14 @@ fn is_of(verdict: &LastVerdict, table: &LakeTable) -> bool {
 fn verdict_words(verdict: &LastVerdict, table: &LakeTable) -> String {
     let before = if is_of(verdict, table) { "" } else { " before" };
     format!("{}{before}", verdict.verdict)
+}
+
+async fn tables_of(lake: &Lake, org: &Authorized<OrgId>) -> Result<Vec<LakeTable>> {
+    let mut tables = Vec::new();
+    for name in lake.tables(org).await? {
+        tables.extend(lake.table(org, &name).await?);
+    }
+    Ok(tables)
 }
 
 fn describe(table: &LakeTable, verdict: Option<&LastVerdict>) -> Value {

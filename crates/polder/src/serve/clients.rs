@@ -20,12 +20,12 @@ const SECRET_CHARS_MIN: usize = 16;
 const FORMAT: &str = "polder1";
 
 /// Everybody who may call.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Clients {
     by_id: BTreeMap<String, Client>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Client {
     key: hmac::Key,
     principal: Principal,

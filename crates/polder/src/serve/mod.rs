@@ -1,6 +1,7 @@
 //! `polder serve`: HTTP on one port. Here are the socket, the routes' top level and the orderly end;
 //! what is served lies in modules of its own. Who calls is decided in `clients.rs`.
 
+mod churn;
 mod clients;
 mod iceberg;
 
@@ -13,11 +14,14 @@ use polder_core::{Error, ErrorCode, Result};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use churn::{Settings as ChurnSettings, webhook_key};
 pub(crate) use clients::{Clients, hex, sha256};
 pub(crate) use iceberg::Settings as IcebergSettings;
 
 /// Where the Iceberg REST catalog is.
 const ICEBERG: &str = "/iceberg";
+/// Where notices of orgs that leave are taken.
+const CHURN: &str = "/v1/churn";
 /// How long requests that run when the end is asked for may take.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -33,7 +37,11 @@ impl Server {
     /// # Errors
     /// `spec.invalid` for an address others can reach while nobody has to show who they are, and for
     /// one that cannot be had.
-    pub(crate) async fn bind(address: SocketAddr, catalog: IcebergSettings) -> Result<Self> {
+    pub(crate) async fn bind(
+        address: SocketAddr,
+        catalog: IcebergSettings,
+        churn: ChurnSettings,
+    ) -> Result<Self> {
         if !address.ip().is_loopback() && !catalog.clients.required() {
             return Err(Error::new(
                 ErrorCode::SpecInvalid,
@@ -48,7 +56,8 @@ impl Server {
         })?;
         let routes = Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
-            .nest(ICEBERG, iceberg::routes(catalog));
+            .nest(ICEBERG, iceberg::routes(catalog))
+            .nest(CHURN, churn::routes(churn));
         Ok(Self { listener, routes })
     }
 

@@ -101,6 +101,23 @@ impl Paths {
         self.path(&format!("namespaces/{namespace}/tables/{name}"))
     }
 
+    pub(super) fn views(&self, namespace: &NamespaceIdent) -> Result<Url> {
+        self.path(&format!("namespaces/{}/views", self.levels(namespace)?))
+    }
+
+    pub(super) fn view(&self, ident: &TableIdent) -> Result<Url> {
+        let (namespace, name) = (self.levels(&ident.namespace)?, segment(&ident.name)?);
+        self.path(&format!("namespaces/{namespace}/views/{name}"))
+    }
+
+    /// The listing of the namespaces directly below one.
+    pub(super) fn children(&self, namespace: &NamespaceIdent) -> Result<Url> {
+        let mut url = self.namespaces()?;
+        let parent = self.levels(namespace)?;
+        url.set_query(Some(&format!("parent={parent}")));
+        Ok(url)
+    }
+
     pub(super) fn credentials(&self, ident: &TableIdent) -> Result<Url> {
         let (namespace, name) = (self.levels(&ident.namespace)?, segment(&ident.name)?);
         self.path(&format!("namespaces/{namespace}/tables/{name}/credentials"))

@@ -22,6 +22,7 @@ use super::{ATTEMPTS_MAX, IcebergCatalog};
 use crate::catalog::metadata_files::next_metadata_file;
 use crate::catalog::sql::{EntryKind, Swap};
 use crate::catalog::{CommitFailure, metadata_json};
+use crate::hold;
 
 /// The pause before another attempt; a random part is left off.
 const PAUSE: Duration = Duration::from_millis(40);
@@ -36,6 +37,11 @@ pub(super) struct Change {
     requirements: Vec<TableRequirement>,
     updates: Vec<TableUpdate>,
     creates: bool,
+}
+
+/// Whether an update lets files go that a state of the table has.
+const fn removes_snapshots(update: &TableUpdate) -> bool {
+    matches!(update, TableUpdate::RemoveSnapshots { .. } | TableUpdate::RemoveSnapshotRef { .. })
 }
 
 /// A commit that only the swap is missing of.
@@ -173,6 +179,9 @@ impl IcebergCatalog {
             return Err(Refusal::absent(EntryKind::Table, &show(ident)));
         };
         requirements::check(&base.metadata, &change.requirements)?;
+        if change.updates.iter().any(removes_snapshots) {
+            hold::check_table(&self.catalog, ident, "removing snapshots").await?;
+        }
         let from = base.metadata_location;
         let builder = TableMetadata::clone(&base.metadata).into_builder(Some(from.clone()));
         let built = apply(builder, change.updates.clone())?;

@@ -13,6 +13,7 @@ use super::{IcebergCatalog, may_see, org_at};
 use crate::catalog::Catalog;
 use crate::catalog::names::{namespace_levels, namespace_text};
 use crate::catalog::sql::EntryKind;
+use crate::hold;
 use crate::lake::org_properties;
 
 /// Iceberg's property for where a namespace's tables go. Every namespace has one, as Trino places a
@@ -41,8 +42,12 @@ impl IcebergCatalog {
             None => &[],
         };
         let mut found: Vec<Vec<String>> = Vec::new();
+        let fenced = self.catalog.fenced().await?;
         for name in self.catalog.namespaces().await? {
             let levels = namespace_levels(&name);
+            if levels.first().is_some_and(|outer| fenced.contains(outer)) {
+                continue;
+            }
             let child = levels.starts_with(parent) && levels.len() > parent.len();
             let seen = NamespaceIdent::from_vec(levels.clone())
                 .is_ok_and(|namespace| may_see(principal, &namespace));
@@ -131,6 +136,9 @@ impl IcebergCatalog {
             let message = "This principal may not drop its org's namespace";
             return Err(Refusal::new(RefusalKind::Forbidden, message));
         }
+        if let Some(org) = org_at(&namespace) {
+            hold::check(&self.catalog, &org, None, "dropping its namespace").await?;
+        }
         if self.catalog.drop_namespace(&namespace_text(&namespace)).await? {
             return Ok(());
         }
@@ -205,10 +213,14 @@ impl IcebergCatalog {
 
 impl crate::catalog::SqlCatalog {
     /// The properties of a namespace; `None` if there is no such namespace.
+    ///
+    /// # Errors
+    /// `lake.fenced` for one of an org behind its fence.
     pub(super) async fn namespace_properties(
         &self,
         name: &str,
     ) -> polder_core::Result<Option<BTreeMap<String, String>>> {
+        self.check_open(name).await?;
         Catalog::namespace(self, name).await
     }
 }

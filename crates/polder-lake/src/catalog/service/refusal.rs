@@ -138,7 +138,9 @@ impl From<Error> for Refusal {
         let kind = match cause.code() {
             ErrorCode::LakeUnavailable => RefusalKind::Unavailable,
             ErrorCode::LakeUnknownOutcome => RefusalKind::CommitStateUnknown,
-            ErrorCode::ControlDenied => RefusalKind::Forbidden,
+            ErrorCode::ControlDenied | ErrorCode::LakeFenced | ErrorCode::LakeHeld => {
+                RefusalKind::Forbidden
+            }
             ErrorCode::SpecInvalid => RefusalKind::IllegalArgument,
             _ => RefusalKind::Internal,
         };

@@ -13,6 +13,7 @@ use super::{IcebergCatalog, may_see};
 use crate::catalog::metadata_files::parse_json;
 use crate::catalog::sql::{EntryKind, Swap};
 use crate::catalog::{CommitFailure, TableState, metadata_json};
+use crate::hold;
 
 impl IcebergCatalog {
     /// The names of the namespace's tables, in order.
@@ -189,6 +190,7 @@ impl IcebergCatalog {
         let RenameRequest { source, destination } = request;
         let from = Self::ident(principal, &source.namespace, &source.name, EntryKind::Table)?;
         let entry = self.present(&from, EntryKind::Table).await?;
+        hold::check_table(&self.catalog, &from, "renaming it").await?;
         let namespace = Self::namespace(principal, &destination.namespace)?;
         let to = Self::new_ident(namespace, &destination.name)?;
         self.require_namespace(&to.namespace).await?;
@@ -221,6 +223,7 @@ impl IcebergCatalog {
         purge: bool,
     ) -> Answer<()> {
         let ident = Self::ident(principal, namespace, name, EntryKind::Table)?;
+        hold::check_table(&self.catalog, &ident, "dropping it").await?;
         loop {
             let entry = self.present(&ident, EntryKind::Table).await?;
             if self.catalog.drop_entry(&ident, &entry).await? {

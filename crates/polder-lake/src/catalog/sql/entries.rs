@@ -7,7 +7,7 @@ use iceberg::TableIdent;
 use polder_core::{Error, ErrorCode, Result};
 use sqlx::PgPool;
 
-use super::{CATALOG, Database, SqlCatalog, held, on};
+use super::{CATALOG, Database, SqlCatalog, held, on, outermost};
 use crate::catalog::CommitFailure;
 use crate::catalog::names::namespace_text;
 use crate::error::{self, StatementOutcome};
@@ -54,11 +54,17 @@ pub(super) const INSERT: &str =
            CAST($4 AS VARCHAR), CAST($5 AS VARCHAR), NULL
     WHERE EXISTS (SELECT 1 FROM iceberg_namespace_properties
                   WHERE catalog_name = $1 AND namespace = $2)
+      AND NOT EXISTS (SELECT 1 FROM iceberg_namespace_properties
+                      WHERE catalog_name = $1 AND namespace = $6
+                        AND property_key = 'polder.fenced')
     ON CONFLICT DO NOTHING";
 pub(super) const UPDATE: &str = "UPDATE iceberg_tables
-    SET metadata_location = $5, previous_metadata_location = $6
+    SET metadata_location = $5, previous_metadata_location = $7
     WHERE catalog_name = $1 AND table_namespace = $2 AND table_name = $3
-      AND COALESCE(iceberg_type, 'TABLE') = $4 AND metadata_location = $6";
+      AND COALESCE(iceberg_type, 'TABLE') = $4 AND metadata_location = $7
+      AND NOT EXISTS (SELECT 1 FROM iceberg_namespace_properties
+                      WHERE catalog_name = $1 AND namespace = $6
+                        AND property_key = 'polder.fenced')";
 
 /// Moves one pointer in whichever database the connection leads to; true if it was where it was seen.
 macro_rules! move_pointer {
@@ -74,7 +80,8 @@ macro_rules! move_pointer {
             .bind(&namespace)
             .bind(&swap.ident.name)
             .bind(swap.kind.text())
-            .bind(&swap.to);
+            .bind(&swap.to)
+            .bind($crate::catalog::sql::outermost(&namespace));
         let query = match &swap.from {
             Some(from) => query.bind(from),
             None => query,
@@ -86,7 +93,16 @@ pub(super) use move_pointer;
 
 impl SqlCatalog {
     /// The table or view of this name.
+    ///
+    /// # Errors
+    /// `lake.fenced` for one of an org behind its fence.
     pub(crate) async fn entry(&self, ident: &TableIdent) -> Result<Option<Entry>> {
+        self.check_open(&namespace_text(&ident.namespace)).await?;
+        self.entry_behind(ident).await
+    }
+
+    /// The same, behind a fence or not.
+    async fn entry_behind(&self, ident: &TableIdent) -> Result<Option<Entry>> {
         let sql = "SELECT metadata_location, iceberg_type FROM iceberg_tables
                    WHERE catalog_name = $1 AND table_namespace = $2 AND table_name = $3";
         let namespace = namespace_text(&ident.namespace);
@@ -145,7 +161,10 @@ impl SqlCatalog {
             "UPDATE iceberg_tables SET table_namespace = $5, table_name = $6
              WHERE catalog_name = $1 AND table_namespace = $2 AND table_name = $3 AND {KIND_IS}
                AND EXISTS (SELECT 1 FROM iceberg_namespace_properties
-                           WHERE catalog_name = $1 AND namespace = $5)"
+                           WHERE catalog_name = $1 AND namespace = $5)
+               AND NOT EXISTS (SELECT 1 FROM iceberg_namespace_properties
+                               WHERE catalog_name = $1 AND namespace = $7
+                                 AND property_key = 'polder.fenced')"
         );
         let (old, new) = (namespace_text(&from.namespace), namespace_text(&to.namespace));
         let (begin, hold) = (self.database.begin(), self.database.hold());
@@ -156,7 +175,7 @@ impl SqlCatalog {
                     return Ok(false);
                 }
                 let done = sqlx::query(&sql).bind(CATALOG).bind(&old).bind(&from.name)
-                    .bind(kind.text()).bind(&new).bind(&to.name)
+                    .bind(kind.text()).bind(&new).bind(&to.name).bind(outermost(&new))
                     .execute(&mut *transaction).await?;
                 transaction.commit().await?;
                 Ok(done.rows_affected() == 1)
@@ -191,7 +210,7 @@ impl SqlCatalog {
     /// Whether all pointers are where they were to go.
     async fn made(&self, swaps: &[Swap]) -> Result<bool> {
         for swap in swaps {
-            let entry = self.entry(&swap.ident).await?;
+            let entry = self.entry_behind(&swap.ident).await?;
             if entry.is_none_or(|entry| entry.metadata_location != swap.to) {
                 return Ok(false);
             }

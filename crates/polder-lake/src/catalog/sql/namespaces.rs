@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use polder_core::Result;
 
-use super::{CATALOG, Database, SqlCatalog, held, on};
+use super::{CATALOG, Database, SqlCatalog, held, on, outermost};
 use crate::error;
 
-const PUT: &str = "INSERT INTO iceberg_namespace_properties
+pub(super) const PUT: &str = "INSERT INTO iceberg_namespace_properties
         (catalog_name, namespace, property_key, property_value)
     VALUES ($1, $2, $3, $4)
     ON CONFLICT (catalog_name, namespace, property_key)
@@ -27,6 +27,9 @@ impl SqlCatalog {
                    SELECT CAST($1 AS VARCHAR), CAST($2 AS VARCHAR), 'exists', 'true'
                    WHERE NOT EXISTS (SELECT 1 FROM iceberg_namespace_properties
                                      WHERE catalog_name = $1 AND namespace = $2)
+                     AND NOT EXISTS (SELECT 1 FROM iceberg_namespace_properties
+                                     WHERE catalog_name = $1 AND namespace = $3
+                                       AND property_key = 'polder.fenced')
                    ON CONFLICT DO NOTHING";
         let (begin, hold) = (self.database.begin(), self.database.hold());
         let made: Result<bool, sqlx::Error> = async {
@@ -35,7 +38,7 @@ impl SqlCatalog {
                 if let Some(above) = above && !held!(&mut *transaction, hold, above) {
                     return Ok(false);
                 }
-                let done = sqlx::query(sql).bind(CATALOG).bind(name)
+                let done = sqlx::query(sql).bind(CATALOG).bind(name).bind(outermost(name))
                     .execute(&mut *transaction).await?;
                 if done.rows_affected() == 0 {
                     return Ok(false);
@@ -61,14 +64,17 @@ impl SqlCatalog {
     ) -> Result<bool> {
         // Finds out that the namespace is there, and keeps it there until the end.
         let hold = "UPDATE iceberg_namespace_properties SET property_value = property_value
-                    WHERE catalog_name = $1 AND namespace = $2";
+                    WHERE catalog_name = $1 AND namespace = $2
+                      AND NOT EXISTS (SELECT 1 FROM iceberg_namespace_properties fence
+                                      WHERE fence.catalog_name = $1 AND fence.namespace = $3
+                                        AND fence.property_key = 'polder.fenced')";
         let delete = "DELETE FROM iceberg_namespace_properties
                       WHERE catalog_name = $1 AND namespace = $2 AND property_key = $3";
         let begin = self.database.begin();
         let done: Result<bool, sqlx::Error> = async {
             on!(&self.database, pool => {
                 let mut transaction = pool.begin_with(begin).await?;
-                let there = sqlx::query(hold).bind(CATALOG).bind(name)
+                let there = sqlx::query(hold).bind(CATALOG).bind(name).bind(outermost(name))
                     .execute(&mut *transaction).await?;
                 if there.rows_affected() == 0 {
                     return Ok(false);
