@@ -52,8 +52,11 @@ impl FromStr for OrgId {
         let first_ok = bytes.first().is_some_and(u8::is_ascii_alphanumeric);
         let rest_ok = bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
         if text == MANAGEMENT {
-            return Err(Error::new(ErrorCode::SpecInvalid, format!("{text:?} is Polder's own name"))
-                .hint("choose another id for the org"));
+            return Err(Error::new(
+                ErrorCode::SpecInvalid,
+                format!("{text:?} is Polder's own name"),
+            )
+            .hint("choose another id for the org"));
         }
         if first_ok && rest_ok && bytes.len() <= 63 {
             return Ok(Self(text.to_owned()));

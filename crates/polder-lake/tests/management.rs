@@ -26,7 +26,8 @@ async fn writers_that_record_at_once_lose_nothing() {
     for number in 0..8 {
         let lake = scratch.lake.clone();
         writers.spawn(async move {
-            let rows = events(if number % 2 == 0 { "1" } else { "2" }, number * 10..number * 10 + 3);
+            let rows =
+                events(if number % 2 == 0 { "1" } else { "2" }, number * 10..number * 10 + 3);
             lake.record(&Principal::Operator, &EVENTS, rows).await
         });
     }
