@@ -9,6 +9,7 @@ pub mod engine;
 pub mod error;
 pub mod evolution;
 pub mod management;
+pub mod optimize;
 pub mod org;
 pub mod progress;
 pub mod retention;
