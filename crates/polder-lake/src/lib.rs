@@ -15,6 +15,7 @@ mod commit;
 mod error;
 mod field_ids;
 mod lake;
+mod maintain;
 mod management;
 mod predicate;
 mod read;
@@ -28,9 +29,13 @@ mod write;
 
 pub use catalog::service;
 pub use catalog::{Catalog, CommitFailure, GlueCatalog, RestCatalog, SqlCatalog, TableState};
-pub use commit::{Expired, FilesCommitted, RolledBack};
+pub use commit::{Expired, ExpiryRequest, FilesCommitted, RolledBack};
 pub use field_ids::{check_readable, field_id, read_as};
 pub use lake::Lake;
+pub use maintain::{
+    LiveFile, MetadataRequest, MetadataTidied, OrphanRequest, Orphans, RowsBefore, TableFiles,
+    TableSize,
+};
 pub use predicate::{CmpOp, Literal, Predicate};
 pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};
 pub use settings::{CatalogSettings, GlueSettings, LakeSettings, RestSettings, S3Settings};

@@ -29,6 +29,9 @@ use crate::table::LakeTable;
 
 /// Files read at the same time by [`LakeTable::read`].
 const FILES_MAX: usize = 2;
+const BATCH_BYTES: u64 = 256 << 10;
+const BATCH_ROWS_MIN: usize = 64;
+const BATCH_ROWS_MAX: usize = 8192;
 /// The file's own address as a column (spec, *Reserved Field IDs*).
 const FILE_ID: i32 = 2_147_483_646;
 /// Bytes at the end of a file that hold most footers.
@@ -101,8 +104,13 @@ impl LakeTable {
         for task in tasks.iter_mut().filter(|task| task.project_field_ids.len() > 1) {
             task.project_field_ids.push(FILE_ID);
         }
+        let batch_rows = batch_rows(&tasks);
         let tasks = futures::stream::iter(tasks.into_iter().map(Ok)).boxed();
-        let reader = self.iceberg().reader_builder().with_data_file_concurrency_limit(FILES_MAX);
+        let reader = self
+            .iceberg()
+            .reader_builder()
+            .with_data_file_concurrency_limit(FILES_MAX)
+            .with_batch_size(batch_rows);
         let batches = reader.build().read(tasks).map_err(failed)?.stream();
         Ok(Box::pin(batches.map_err(failed).map_ok(without_file)))
     }
@@ -161,6 +169,15 @@ impl LakeTable {
         let batches = self.decode(vec![task])?;
         Ok(Box::pin(batches.map(move |batch| adapt(&batch?, &layout))))
     }
+}
+
+/// Rows of a batch: some [`BATCH_BYTES`] of the files' own bytes, which are several times as many in
+/// memory.
+fn batch_rows(tasks: &[FileScanTask]) -> usize {
+    let bytes: u64 = tasks.iter().map(|task| task.file_size_in_bytes).sum();
+    let rows: u64 = tasks.iter().filter_map(|task| task.record_count).sum();
+    let rows = rows.saturating_mul(BATCH_BYTES) / bytes.max(1);
+    (rows as usize).clamp(BATCH_ROWS_MIN, BATCH_ROWS_MAX)
 }
 
 /// Takes the column of [`FILE_ID`] off again.

@@ -121,7 +121,7 @@ impl LakeTable {
         Ok(files)
     }
 
-    async fn tasks(&self, scan: &ScanRequest) -> Result<Vec<FileScanTask>> {
+    pub(crate) async fn tasks(&self, scan: &ScanRequest) -> Result<Vec<FileScanTask>> {
         let failed = |cause| error::iceberg("plan the scan", cause);
         let metadata = self.metadata();
         let Some(snapshot) = scan.snapshot.or(metadata.current_snapshot_id()) else {

@@ -9,6 +9,7 @@ mod faults;
 mod faulty;
 mod files;
 mod histories;
+mod maintain;
 mod management;
 mod partitions;
 mod rest;

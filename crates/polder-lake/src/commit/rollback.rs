@@ -25,7 +25,7 @@ use crate::table::{
 /// Rollbacks remembered in a table's properties, newest last.
 const ROLLBACKS_MAX: usize = 20;
 /// What the tags of states before a rollback begin with.
-const KEPT_AS: &str = "before-rollback-";
+pub(super) const KEPT_AS: &str = "before-rollback-";
 
 /// The outcome of a rollback.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 //! Nothing here knows tables.
 
 mod file_io;
+mod listing;
 mod local;
 mod output;
 mod token_service;
@@ -27,6 +28,7 @@ use tokio::task::JoinSet;
 use crate::error;
 use crate::settings::{CatalogSettings, LakeSettings, S3Settings};
 
+pub(crate) use listing::Listed;
 pub(crate) use output::Output;
 pub use token_service::TemporaryKeys;
 pub(crate) use token_service::TokenService;
