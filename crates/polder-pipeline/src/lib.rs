@@ -7,4 +7,8 @@ pub mod ingest;
 mod maintain;
 
 pub use ingest::{IngestLimits, IngestReport, IngestRequest, Outcome, ingest};
-pub use maintain::{RepartitionReport, RepartitionRequest, repartition};
+pub use maintain::{
+    Done, ExpiryReport, MaintainLimits, MaintainReport, MaintainRequest, Maintenance,
+    RetentionReport, RetentionRequest, RewriteReport, RewriteRequest, Wanted, maintain, retain,
+    rewrite, sweep,
+};

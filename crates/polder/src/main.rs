@@ -4,6 +4,9 @@
 //! what a job does in `worker.rs`, what both need opened in `app.rs`,
 //! what is offered over HTTP in `serve/`.
 
+// The futures of maintenance lie deeper in one another than the compiler looks by itself.
+#![recursion_limit = "256"]
+
 mod app;
 mod cli;
 mod exit;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
 use polder_core::{CursorValue, Error, ErrorCode, ReadPlan, Result, Split, TableSchema};
-use polder_lake::{Stage, StagedFile, TableWriter};
+use polder_lake::{RowsBefore, Stage, StagedFile, TableWriter};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -26,6 +26,8 @@ pub(super) struct Transfer<'a> {
     pub(super) schema: &'a TableSchema,
     pub(super) cursor: Option<&'a str>,
     pub(super) known: Known,
+    /// Rows that the table does not keep.
+    pub(super) too_old: Option<RowsBefore>,
     pub(super) stage: &'a Stage,
 }
 
@@ -34,6 +36,8 @@ pub(super) struct Transfer<'a> {
 pub(super) struct Copied {
     pub(super) files: Vec<StagedFile>,
     pub(super) rows_written: u64,
+    /// Rows left out because the table does not keep them any more.
+    pub(super) rows_too_old: u64,
     /// The highest cursor value read, stored before or not.
     pub(super) cursor_max: Option<CursorValue>,
 }
@@ -52,7 +56,7 @@ impl Transfer<'_> {
     /// # Errors
     /// The first error of any worker; the others are stopped.
     pub(super) async fn run(self, request: &IngestRequest) -> Result<Copied, Failure> {
-        let Self { plan, schema, cursor, known, stage } = self;
+        let Self { plan, schema, cursor, known, too_old, stage } = self;
         let ReadPlan { schema: read_schema, splits, rows_estimated, .. } = plan;
         if let Some(rows) = rows_estimated {
             request.progress.estimate(rows);
@@ -64,6 +68,7 @@ impl Transfer<'_> {
             conform: conform.map_err(|error| Failure { error, files: Vec::new() })?,
             known: Arc::new(known),
             cursor: cursor.map(str::to_owned),
+            too_old: too_old.map(|rows| (rows, Arc::new(schema.clone()))),
             request: request.clone(),
         };
         let mut tasks = JoinSet::new();
@@ -96,24 +101,25 @@ impl Copied {
     fn add(&mut self, part: Self) {
         self.files.extend(part.files);
         self.rows_written += part.rows_written;
+        self.rows_too_old += part.rows_too_old;
         self.cursor_max = match (self.cursor_max.take(), part.cursor_max) {
             (Some(a), Some(b)) => Some(a.max(b)),
             (a, b) => a.or(b),
         };
     }
 
-    /// The audit every run has: rows the source delivered = rows stored + rows known before, and
+    /// The audit every run has: rows the source delivered = rows stored + known before + too old, and
     /// the files hold as many as were written to them.
     fn checked(self, request: &IngestRequest) -> Result<Self, Failure> {
         let counts = request.progress.snapshot();
         let in_files: u64 = self.files.iter().map(StagedFile::rows).sum();
-        let accounted = counts.rows_known + self.rows_written;
+        let accounted = counts.rows_known + self.rows_too_old + self.rows_written;
         if counts.rows_read == accounted && in_files == self.rows_written {
             return Ok(self);
         }
         let detail = format!(
-            "read {}, known {}, written {}, in files {in_files}",
-            counts.rows_read, counts.rows_known, self.rows_written,
+            "read {}, known {}, too old {}, written {}, in files {in_files}",
+            counts.rows_read, counts.rows_known, self.rows_too_old, self.rows_written,
         );
         let error = Error::new(ErrorCode::Internal, "the rows of the run do not add up")
             .detail(detail)
@@ -127,6 +133,8 @@ struct Worker {
     conform: Conform,
     known: Arc<Known>,
     cursor: Option<String>,
+    /// With the table's columns.
+    too_old: Option<(RowsBefore, Arc<TableSchema>)>,
     request: IngestRequest,
 }
 
@@ -178,6 +186,11 @@ impl Worker {
                 let before = records.num_rows();
                 records = self.known.without(records)?;
                 self.request.progress.add_known((before - records.num_rows()) as u64);
+            }
+            if let Some((too_old, columns)) = &self.too_old {
+                let before = records.num_rows();
+                records = too_old.without(columns, &records)?;
+                copied.rows_too_old += (before - records.num_rows()) as u64;
             }
             let rows = records.num_rows() as u64;
             if rows > 0 {

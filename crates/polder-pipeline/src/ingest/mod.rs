@@ -16,6 +16,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use polder_core::evolution::{self, Evolution, SchemaChange};
 use polder_core::spec::{Mode, OnSchemaChange, TableSpec};
 use polder_core::{
@@ -29,7 +30,9 @@ use uuid::Uuid;
 
 pub use report::{IngestReport, Outcome};
 
-use copy::Transfer;
+use copy::{Copied, Transfer};
+
+use crate::maintain::too_old;
 
 /// How often a run is tried while its errors say that trying again may help.
 const ATTEMPTS_MAX: u32 = 3;
@@ -341,8 +344,9 @@ async fn copy_and_commit(
     let mut report = report::begin(request, &scope_words(&scope), &plan, changes);
     request.progress.enter(RunStage::Reading);
     let (ceiling, objects) = (plan.cursor_ceiling.clone(), plan.objects.clone());
-    let copied =
-        Transfer { plan, schema: &schema, cursor: cursor.as_deref(), known, stage: &stage };
+    let cursor = cursor.as_deref();
+    let too_old = request.table.retention.as_ref().map(|kept| too_old(kept, Utc::now()));
+    let copied = Transfer { plan, schema: &schema, cursor, known, too_old, stage: &stage };
     let copied = match copied.run(request).await {
         Ok(copied) => copied,
         Err(failure) => {
@@ -350,28 +354,30 @@ async fn copy_and_commit(
             return Err(failure.error);
         }
     };
-    let seen = copied.cursor_max.into_iter().chain(lower).reduce(CursorValue::max);
-    let checkpoint = Checkpoint {
-        cursor: seen.map(|seen| ceiling.map_or(seen.clone(), |ceiling| seen.min(ceiling))),
-        objects,
-        reads: reads(&request.table),
-    };
+    report.rows_too_old = copied.rows_too_old;
+    let seen = copied.cursor_max.clone().into_iter().chain(lower).reduce(CursorValue::max);
+    let cursor = seen.map(|seen| ceiling.map_or(seen.clone(), |ceiling| seen.min(ceiling)));
+    let checkpoint = Checkpoint { cursor, objects, reads: reads(&request.table) };
     report.checkpoint = Some(checkpoint.clone());
     if let Some(base) =
         base.filter(|base| copied.rows_written == 0 && base.objects == checkpoint.objects)
     {
-        let reread = request.progress.snapshot().rows_known;
-        if base.cursor == checkpoint.cursor || reread < REREAD_ROWS_MAX {
+        if base.cursor == checkpoint.cursor || reread(request, &copied) < REREAD_ROWS_MAX {
             stage.abort(copied.files).await;
             return Ok(report::nothing_new(report, request, table));
         }
         report.outcome = Outcome::NothingNew;
     }
     request.progress.enter(RunStage::Committing);
-    let summary = RunSummary { rows: copied.rows_written };
     report::count_files(&mut report, &copied.files);
+    let summary = RunSummary { rows: copied.rows_written };
     let committed = stage.commit(copied.files, &checkpoint, summary).await?;
     Ok(report::committed(report, request, &committed))
+}
+
+/// Rows that were read in vain.
+fn reread(request: &IngestRequest, copied: &Copied) -> u64 {
+    request.progress.snapshot().rows_known + copied.rows_too_old
 }
 
 /// The rows of the table that the plan may bring again. `schema`: the table's after the run; `coarse`:
@@ -402,7 +408,8 @@ fn scope_words(scope: &Scope) -> (Outcome, Option<String>) {
 /// Every column the spec names has to exist: in the table to partition it, in the source to tell its
 /// rows apart and to find new ones.
 fn check_columns(spec: &TableSpec, schema: &TableSchema) -> Result<()> {
-    let partition = spec.partition.iter().map(|field| (&field.column, true));
+    let retention = spec.retention.iter().map(|kept| (&kept.column, true));
+    let partition = spec.partition.iter().map(|field| (&field.column, true)).chain(retention);
     let of_source = spec.key.iter().chain(&spec.cursor).map(|column| (column, false));
     for (column, may_be_retired) in of_source.chain(partition) {
         if schema.field(column).is_none_or(|field| field.retired && !may_be_retired) {

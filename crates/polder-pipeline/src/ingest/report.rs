@@ -39,6 +39,8 @@ pub struct IngestReport {
     pub rows_written: u64,
     /// Rows read again and recognised as already stored.
     pub rows_known: u64,
+    /// Rows read and left out because the table's retention does not keep them.
+    pub rows_too_old: u64,
     pub files: usize,
     pub file_bytes: u64,
     pub snapshot_id: Option<i64>,
@@ -76,6 +78,7 @@ pub(super) fn begin(
         bytes_read: 0,
         rows_written: 0,
         rows_known: 0,
+        rows_too_old: 0,
         files: 0,
         file_bytes: 0,
         snapshot_id: None,

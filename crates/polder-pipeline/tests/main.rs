@@ -1,0 +1,4 @@
+//! The data plane over a lake on local disk.
+
+mod maintain;
+mod support;
