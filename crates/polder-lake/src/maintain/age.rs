@@ -7,10 +7,10 @@ use arrow::compute::filter_record_batch;
 use polder_core::{Error, ErrorCode, LakeType, Result, TableSchema};
 
 use crate::error;
-use crate::predicate::{CmpOp, Literal, Predicate};
 use crate::scan::ScanRequest;
 use crate::schema;
 use crate::table::LakeTable;
+use crate::{CmpOp, Literal, Predicate};
 
 const DAY_MICROS: i64 = 86_400_000_000;
 

@@ -17,9 +17,9 @@ use polder_core::optimize::FileCost;
 use polder_core::spec::PartitionField;
 use polder_core::{Error, ErrorCode, Result};
 
+use crate::Predicate;
 use crate::commit::{deletes_of, read_list};
 use crate::error;
-use crate::predicate::Predicate;
 use crate::scan::{BatchStream, ScanRequest};
 use crate::schema;
 use crate::storage::Store;
