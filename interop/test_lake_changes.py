@@ -2,6 +2,7 @@
 rewrite of the old ones, a rollback and the way back, columns that evolve."""
 
 import json
+from datetime import date
 from pathlib import Path
 
 import psycopg
@@ -286,3 +287,62 @@ def test_old_versions_are_let_go_and_all_others_stay_whole(events: Events) -> No
     refused = events.lake.run("rollback", "--org", ORG, "--table", TABLE, "--to", "v1")
     assert refused.returncode == 1 and "there are main, v2, v3" in refused.stderr
     assert events.lake.polder(*only)["tables"][0]["snapshots"] == 0
+
+
+def test_small_files_are_merged_and_what_is_left_behind_goes(events: Events) -> None:
+    events.partition('["month(happened_at)"]')
+    for last in range(100, 1001, 100):
+        events.insert(last - 99, last)
+        events.run()
+    report = events.lake.polder("maintain", "optimize", "--json")["tables"][0]
+    assert (report["files_replaced"], report["rows"]) == (report["before"]["files"], 1000)
+    assert report["after"]["files"] == report["files_written"] <= 4, "one for each month"
+    events.check(1, 1000)
+    again = events.lake.polder("maintain", "optimize", "--json")["tables"][0]
+    assert (again["files_replaced"], again["commits"]) == (0, 0)
+
+    folder = Path(events.lake.load(ORG, TABLE).location().removeprefix("file://"))
+    lost = folder / "data/of-a-run-that-died.parquet"
+    lost.write_bytes(b"rows")
+    orphans = ["maintain", "orphans", "--json", "--older-than", "0"]
+    found = events.lake.polder(*orphans)["tables"][0]
+    assert found["quarantined"] >= 1 and not lost.exists()
+    events.check(1, 1000)
+    assert events.lake.polder("maintain", "orphans", "--restore", "--json")["orgs"][0]["restored"] >= 1
+    assert lost.exists()
+    done = events.lake.polder("maintain", "all", "--org", ORG, "--json")["tables"]
+    assert [row["action"] for row in done] == ["retention", "optimize", "versions", "metadata", "orphans"]
+    history = "SELECT action, outcome FROM lake.polder_management.maintenance_history ORDER BY started_at"
+    rows = events.lake.polder("query", "--format", "json", history)
+    actions = ["optimize", "optimize", "orphans", "retention", "optimize", "versions", "metadata", "orphans"]
+    assert [row["action"] for row in rows] == actions
+    assert [row["outcome"] for row in rows[:3]] == ["done", "nothing_to_do", "done"]
+    whole = events.lake.polder("maintain", "all", "--json")["tables"]
+    assert ("polder_management", "maintenance_history", "optimize") in {
+        (row["org"], row["table"], row["action"]) for row in whole
+    }
+    assert len(events.lake.polder("query", "--format", "json", history)) > len(rows)
+    events.check(1, 1000)
+
+
+def test_rows_that_are_too_old_go_and_are_not_read_again(events: Events) -> None:
+    """Days of 2026-01-01 to 2026-03-31, of which the last are kept."""
+    days = (date.today() - date(2026, 3, 15)).days
+    pipeline = events.lake.work / "pipelines/changes.yaml"
+    kept = f'retention: {{ column: happened_at, keep: "{days} days" }}, partition'
+    events.insert(1, 900)
+    assert events.run()["rows_too_old"] == 0
+    pipeline.write_text(pipeline.read_text().replace("partition", kept))
+    planned = events.lake.polder("maintain", "retention", "--json", "--dry-run")["tables"][0]
+    with psycopg.connect(events.url) as connection:
+        old = "SELECT count(*) FROM event WHERE happened_at < '2026-03-15Z'"
+        [expected] = connection.execute(old).fetchone()
+    assert 0 < planned["rows_removed"] == expected < 900
+    done = events.lake.polder("maintain", "retention", "--json")["tables"][0]
+    assert done["rows_removed"] == expected
+    for reader in READERS + MORE_READERS:
+        found = events.lake.read(reader, ORG, TABLE, "happened_at")["happened_at"].to_pylist()
+        assert len(found) == 900 - expected and min(found).date() >= date(2026, 3, 15), reader
+    report = events.run("--full-refresh")
+    assert (report["rows_read"], report["rows_too_old"]) == (900, expected), "they do not come back"
+    assert len(events.lake.read_with_duckdb(ORG, TABLE)) == 900 - expected

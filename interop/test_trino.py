@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
+from lakes import MORE_READERS, READERS
 from pyiceberg.catalog.rest import RestCatalog
 from trino.exceptions import TrinoUserError
 from trino_server import Trino
@@ -149,3 +150,25 @@ def test_trino_reads_and_changes_what_polder_wrote(trino, events: Events):  # no
     report = events.run()
     assert (report["outcome"], report["rows_written"]) == ("append", 1)
     events.check_evolved([*left, (502, None, None)])
+
+
+def test_deletes_that_trino_wrote_are_applied_by_optimize(trino, events: Events):  # noqa: F811
+    for first in [1, 201, 301]:
+        events.insert(first, 200 if first == 1 else first + 99)
+        events.run()
+    with serving(events.lake.services.polder, events.lake.work, events.lake.env) as uri:
+        with catalog(trino, uri, LOCAL) as name:
+            table = f"{name}.org_changes.event"
+            trino.sql(f"DELETE FROM {table} WHERE id % 3 = 0")
+            trino.sql(f"DELETE FROM {table} WHERE id BETWEEN 205 AND 210")
+            expected = [[i] for i in range(1, 401) if i % 3 and not 205 <= i <= 210]
+            report = events.lake.polder("maintain", "optimize", "--json")["tables"][0]
+            assert report["files_replaced"] == 3 and report["delete_files_removed"] == 0
+            assert (report["before"]["delete_files"] > 0, report["after"]["delete_files"]) == (True, 0)
+            assert report["rows"] == len(expected)
+            assert trino.sql(f"SELECT id FROM {table} ORDER BY id") == expected
+    tasks = list(events.lake.load("changes", "event").scan().plan_files())
+    assert len(tasks) == 1 and not tasks[0].delete_files
+    for reader in READERS + MORE_READERS:
+        found = events.lake.read(reader, "changes", "event", "id").sort_by("id")
+        assert [[i] for i in found["id"].to_pylist()] == expected, reader

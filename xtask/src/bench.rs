@@ -42,6 +42,18 @@ pub(crate) fn catalog(args: &[&str]) -> Result {
     quiet_status("the benchmark", &mut python)
 }
 
+/// `bench optimize [--files N] [--runs N] [--json]`: many small files merged into few.
+pub(crate) fn optimize(args: &[&str]) -> Result {
+    services::install()?;
+    build()?;
+    let mut python = command(places::venv_bin("python"));
+    python.arg("xtask/bench/optimize.py").args(args);
+    python.arg("--polder").arg(places::polder("release"));
+    python.arg("--work").arg(places::target().join("bench-optimize"));
+    python.env("PYTHONDONTWRITEBYTECODE", "1");
+    quiet_status("the benchmark", &mut python)
+}
+
 fn build() -> Result {
     run("building polder (release)", &mut cargo(&["build", "--release", "--package", "polder"]))
 }

@@ -40,6 +40,8 @@ cargo xtask <command>
            [--scale N] [--runs N] [--json]
   bench catalog           `polder serve` against Iceberg's reference server, up to 100,000 tables
            [--tables N]... [--seconds N] [--runs N] [--json]
+  bench optimize          1,000 small files merged by `polder maintain optimize`
+           [--files N] [--runs N] [--json]
 ";
 
 fn main() -> ExitCode {
@@ -67,6 +69,7 @@ fn dispatch(args: &[String]) -> Result {
         ["rck", rest @ ..] => rck::rck(rest),
         ["bench", "ingest", rest @ ..] => bench::ingest(rest),
         ["bench", "catalog", rest @ ..] => bench::catalog(rest),
+        ["bench", "optimize", rest @ ..] => bench::optimize(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())

@@ -242,8 +242,8 @@ mod tests {
     fn a_key_is_its_owners_and_never_replaced() {
         let (folder, key) = key();
         let path = folder.path().join("key.pem");
-        let mode = fs::metadata(&path).expect("file").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        let permissions = fs::metadata(&path).expect("file").permissions();
+        assert_eq!(permissions.mode() & 0o777, 0o600);
         write_new_key(&path).expect_err("there");
         let (again, made) = key_in(&path).expect("again");
         assert_eq!((again.public_key(), made), (key.public_key(), false));
@@ -276,7 +276,7 @@ mod tests {
         // Every value of the document, changed; every member, left out or doubled.
         let value: Value = serde_json::from_str(&document).expect("JSON");
         let mut paths = Vec::new();
-        walk(&value, String::new(), &mut paths);
+        walk(&value, "", &mut paths);
         assert!(paths.len() > 40, "{paths:?}");
         for path in &paths {
             let mut changed = value.clone();
@@ -317,31 +317,33 @@ mod tests {
 
     #[test]
     fn another_key_is_noticed_where_the_right_one_is_given() {
-        let ((_one, key), (_two, forger)) = (key(), key());
+        let ((_one, key), (_two, other)) = (key(), key());
         let mut forged = certificate();
         forged.deleted.found.objects = 1;
-        let document = forger.sign(forged).expect("signed").document().expect("document");
+        let document = other.sign(forged).expect("signed").document().expect("document");
         verify(&document, None).expect("it is whole");
         let error = verify(&document, Some(&key.public_key())).expect_err("not ours");
         assert!(error.message().contains("another key"));
         verify(&document, Some("short")).expect_err("no key");
         // The right key's name over another's signature.
-        let mut mixed = forger.sign(certificate()).expect("signed");
+        let mut mixed = other.sign(certificate()).expect("signed");
         mixed.signature.public_key = key.public_key();
         verify(&mixed.document().expect("document"), None).expect_err("mixed");
     }
 
-    fn walk(value: &Value, at: String, paths: &mut Vec<String>) {
+    fn walk(value: &Value, at: &str, paths: &mut Vec<String>) {
         if !at.is_empty() {
-            paths.push(at.clone());
+            paths.push(at.to_owned());
         }
         match value {
             Value::Object(members) => {
-                members.iter().for_each(|(name, value)| walk(value, format!("{at}/{name}"), paths));
+                members
+                    .iter()
+                    .for_each(|(name, value)| walk(value, &format!("{at}/{name}"), paths));
             }
             Value::Array(items) => {
                 let items = items.iter().enumerate();
-                items.for_each(|(index, value)| walk(value, format!("{at}/{index}"), paths));
+                items.for_each(|(index, value)| walk(value, &format!("{at}/{index}"), paths));
             }
             _ => {}
         }

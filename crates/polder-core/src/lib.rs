@@ -13,6 +13,7 @@ pub mod error;
 pub mod evolution;
 pub mod keys;
 pub mod management;
+pub mod optimize;
 pub mod org;
 pub mod predicate;
 pub mod progress;

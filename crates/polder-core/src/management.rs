@@ -78,3 +78,34 @@ pub const VALIDATION_RESULTS: ManagementTable = ManagementTable {
         ]
     },
 };
+
+/// What maintenance did to tables, and how large they were before and after.
+pub const MAINTENANCE_HISTORY: ManagementTable = ManagementTable {
+    name: "maintenance_history",
+    columns: || {
+        let text = |name: &str| Field::new(name, LakeType::String);
+        let number = |name: &str| Field::new(name, LakeType::Long);
+        vec![
+            // None of what is done to an org as a whole.
+            text("table_name"),
+            text("maintenance_id").required(),
+            text("action").required(),
+            // `done`, `nothing_to_do` or `failed`.
+            text("outcome").required(),
+            Field::new("started_at", LakeType::Timestamptz).required(),
+            number("duration_ms").required(),
+            number("files_before"),
+            number("bytes_before"),
+            number("rows_before"),
+            number("delete_files_before"),
+            number("snapshots_before"),
+            number("files_after"),
+            number("bytes_after"),
+            number("rows_after"),
+            number("delete_files_after"),
+            number("snapshots_after"),
+            // The report, or the error, as JSON.
+            text("detail").required(),
+        ]
+    },
+};

@@ -26,6 +26,8 @@ pub struct SnapshotAge {
     pub timestamp_ms: i64,
     /// A run has made it and not published it.
     pub staged: bool,
+    /// It holds rows that went from the table, for longer than is allowed.
+    pub overdue: bool,
 }
 
 /// How long what a run has staged stays, whatever names it: the run may be about to publish it. In
@@ -64,6 +66,10 @@ pub struct Expiry {
     pub names: Vec<String>,
     /// Ids of snapshots that no name that stays leads to, in order.
     pub snapshots: Vec<i64>,
+    /// The current version's name, if its own state is overdue: it names `main`'s state from now on.
+    pub moved: Vec<String>,
+    /// Names that stay and keep overdue rows: tags and branches of others, and `main` itself.
+    pub holding: Vec<String>,
 }
 
 /// Decides what goes now.
@@ -79,14 +85,23 @@ pub fn expiry(
         let first = by_id.get(&head).copied();
         std::iter::successors(first, |child| by_id.get(&child.parent?).copied())
     };
-    let keep =
+    let overdue = |id: i64| by_id.get(&id).is_some_and(|found| found.overdue);
+    let (keep, current) =
         versions_kept(named, retention, |head| lineage(head).map(|found| found.id).collect());
+    let main = named.iter().find(|name| name.kind == NamedKind::Main).map(|main| main.snapshot);
+    let moves = |name: &Named| {
+        let is_current = matches!(name.kind, NamedKind::Version(n) if current == Some(n));
+        is_current && overdue(name.snapshot) && main.is_some_and(|main| !overdue(main))
+    };
     let stays = |name: &Named| {
         let age = by_id.get(&name.snapshot).map_or(0, |found| now_ms - found.timestamp_ms);
         match name.kind {
             NamedKind::Main => true,
-            NamedKind::Version(number) => keep.contains(&number),
-            NamedKind::BeforeRollback(at_ms) => now_ms - at_ms <= retention.history_ms,
+            NamedKind::Version(number) if current == Some(number) => true,
+            NamedKind::Version(number) => keep.contains(&number) && !overdue(name.snapshot),
+            NamedKind::BeforeRollback(at_ms) => {
+                now_ms - at_ms <= retention.history_ms && !overdue(name.snapshot)
+            }
             NamedKind::Branch { .. } | NamedKind::Tag => {
                 name.age_max_ms.is_none_or(|most| age <= most)
             }
@@ -97,38 +112,55 @@ pub fn expiry(
     let (staying, going): (Vec<&Named>, Vec<&Named>) = named.iter().partition(|name| stays(name));
     let mut needed: HashSet<i64> =
         snapshots.iter().filter(under_way).map(|found| found.id).collect();
+    let mut expiry = Expiry::default();
     for name in staying {
-        let (min, ms) = match name.kind {
-            NamedKind::Main => (retention.history_min.max(1), retention.history_ms),
-            NamedKind::Branch { history_min, history_ms } => {
-                let ms = history_ms.unwrap_or(retention.history_ms);
-                (history_min.unwrap_or(retention.history_min).max(1), ms)
-            }
-            // Queries may have opened what `main`'s history was before the rollback.
-            NamedKind::BeforeRollback(_) => (1, retention.history_ms),
-            // Other tags name a state and no history.
-            NamedKind::Version(_) | NamedKind::Tag => (1, -1),
-        };
-        let history = lineage(name.snapshot).enumerate();
+        if moves(name) {
+            expiry.moved.push(name.name.clone());
+            continue;
+        }
+        if overdue(name.snapshot) {
+            expiry.holding.push(name.name.clone());
+        }
+        let (least, ms) = history(name.kind, retention);
+        let states = lineage(name.snapshot).enumerate();
         // Ages only grow along a lineage.
-        let kept =
-            history.take_while(|(index, found)| *index < min || now_ms - found.timestamp_ms <= ms);
+        let kept = states.take_while(|(index, found)| {
+            let recent = *index < least || now_ms - found.timestamp_ms <= ms;
+            recent && (*index == 0 || !found.overdue)
+        });
         needed.extend(kept.map(|(_, found)| found.id));
     }
-    let mut expired: Vec<String> = going.into_iter().map(|name| name.name.clone()).collect();
-    expired.sort_unstable();
-    let mut gone: Vec<i64> =
+    expiry.names = going.into_iter().map(|name| name.name.clone()).collect();
+    expiry.snapshots =
         snapshots.iter().map(|found| found.id).filter(|id| !needed.contains(id)).collect();
-    gone.sort_unstable();
-    Expiry { names: expired, snapshots: gone }
+    expiry.names.sort_unstable();
+    expiry.snapshots.sort_unstable();
+    expiry.moved.sort_unstable();
+    expiry.holding.sort_unstable();
+    expiry
 }
 
-/// The numbers of the versions that stay.
+/// How many states of a name's history stay, and those of which age.
+fn history(kind: NamedKind, retention: &Retention) -> (usize, i64) {
+    match kind {
+        NamedKind::Main => (retention.history_min.max(1), retention.history_ms),
+        NamedKind::Branch { history_min, history_ms } => {
+            let ms = history_ms.unwrap_or(retention.history_ms);
+            (history_min.unwrap_or(retention.history_min).max(1), ms)
+        }
+        // Queries may have opened what `main`'s history was before the rollback.
+        NamedKind::BeforeRollback(_) => (1, retention.history_ms),
+        // Other tags name a state and no history.
+        NamedKind::Version(_) | NamedKind::Tag => (1, -1),
+    }
+}
+
+/// The numbers of the versions that stay, and the current one's.
 fn versions_kept(
     named: &[Named],
     retention: &Retention,
     lineage: impl Fn(i64) -> Vec<i64>,
-) -> HashSet<u64> {
+) -> (HashSet<u64>, Option<u64>) {
     let mut versions: Vec<(u64, i64)> = named
         .iter()
         .filter_map(|name| match name.kind {
@@ -144,7 +176,7 @@ fn versions_kept(
         versions.iter().find(|(_, snapshot)| *snapshot == id).map(|(number, _)| *number)
     });
     kept.extend(current);
-    kept
+    (kept, current)
 }
 
 #[cfg(test)]
@@ -161,6 +193,7 @@ mod tests {
                 parent: (id > 1).then_some(id - 1),
                 timestamp_ms: id * DAY,
                 staged: false,
+                overdue: false,
             })
             .collect()
     }
@@ -176,7 +209,7 @@ mod tests {
     const RETENTION: Retention = Retention { versions: 2, history_ms: 3 * DAY, history_min: 1 };
 
     fn gone(snapshots: &[SnapshotAge], named: &[Named], now: i64) -> (Vec<String>, Vec<i64>) {
-        let Expiry { names, snapshots } = expiry(snapshots, named, &RETENTION, now * DAY);
+        let Expiry { names, snapshots, .. } = expiry(snapshots, named, &RETENTION, now * DAY);
         (names, snapshots)
     }
 
@@ -210,6 +243,7 @@ mod tests {
             parent: Some(2),
             timestamp_ms: 7 * DAY,
             staged: false,
+            overdue: false,
         });
         let names = [
             named("main", 7, NamedKind::Main),
@@ -246,5 +280,32 @@ mod tests {
         let two = Retention { history_min: 2, ..none };
         assert_eq!(expiry(&days(3), &names, &two, 100 * DAY).snapshots, [1]);
         assert_eq!(expiry(&[], &[], &none, 0), Expiry::default());
+    }
+
+    #[test]
+    fn states_with_overdue_rows_go_unless_others_name_them() {
+        let mut snapshots = days(10);
+        snapshots[..8].iter_mut().for_each(|found| found.overdue = true);
+        let names = [
+            named("main", 10, NamedKind::Main),
+            version(1, 2),
+            version(2, 6),
+            named("audit", 4, NamedKind::Tag),
+            named("before-rollback-1", 5, NamedKind::BeforeRollback(9 * DAY)),
+        ];
+        let found = expiry(&snapshots, &names, &RETENTION, 10 * DAY);
+        assert_eq!(found.names, ["before-rollback-1", "v1"]);
+        assert_eq!(found.moved, ["v2"], "the current version names what is left of it");
+        assert_eq!(found.holding, ["audit"]);
+        assert_eq!(found.snapshots, [1, 2, 3, 5, 6, 7, 8], "the history is shorter than its days");
+        // Before retention has taken the rows from the table there is nothing to move to.
+        for found in &mut snapshots {
+            found.overdue = true;
+        }
+        let found = expiry(&snapshots, &names, &RETENTION, 10 * DAY);
+        assert_eq!(
+            (found.moved, found.holding),
+            (vec![], vec!["audit".into(), "main".into(), "v2".into()])
+        );
     }
 }

@@ -14,11 +14,11 @@ use uuid::Uuid;
 
 use crate::catalog::{Catalog, FENCED};
 use crate::lake::{LOCATION, Lake, ORG_UUID};
-use polder_core::{CmpOp, Literal, Predicate};
 use crate::scan::{ScanFile, ScanRequest};
 use crate::stage::{StageKind, StageRequest};
 use crate::storage::Below;
 use crate::table::LakeTable;
+use polder_core::{CmpOp, Literal, Predicate};
 
 /// The table in which erasures themselves are recorded; its rows stay.
 pub(crate) const ERASURES: &str = "erasures";

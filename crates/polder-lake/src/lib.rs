@@ -19,6 +19,7 @@ mod error;
 mod field_ids;
 mod hold;
 mod lake;
+mod maintain;
 mod management;
 mod placed;
 mod predicate;
@@ -34,10 +35,14 @@ mod write;
 pub use catalog::service;
 pub use catalog::{Catalog, CommitFailure, GlueCatalog, RestCatalog, SqlCatalog, TableState};
 pub use check::{FileFault, TagFault};
-pub use commit::{Expired, FilesCommitted, RolledBack};
+pub use commit::{Expired, ExpiryRequest, FilesCommitted, RolledBack};
 pub use erase::OrgEntries;
 pub use field_ids::{check_readable, field_id, read_as};
 pub use lake::Lake;
+pub use maintain::{
+    LiveFile, MetadataRequest, MetadataTidied, OrphanRequest, Orphans, RowsBefore, TableFiles,
+    TableSize,
+};
 pub use placed::{Placed, PlacedStream};
 pub use polder_core::{CmpOp, Literal, Predicate};
 pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};

@@ -30,6 +30,9 @@ use polder_core::Predicate;
 
 /// Files of a table read at the same time.
 pub(crate) const FILES_MAX: usize = 2;
+const BATCH_BYTES: u64 = 256 << 10;
+const BATCH_ROWS_MIN: usize = 64;
+const BATCH_ROWS_MAX: usize = 8192;
 /// The file's own address as a column (spec, *Reserved Field IDs*).
 const FILE_ID: i32 = 2_147_483_646;
 /// Bytes at the end of a file that hold most footers.
@@ -165,10 +168,20 @@ pub(crate) fn decode(
     for task in tasks.iter_mut().filter(|task| task.project_field_ids.len() > 1) {
         task.project_field_ids.push(FILE_ID);
     }
+    let reader = reader.with_batch_size(batch_rows(&tasks));
     let tasks = futures::stream::iter(tasks.into_iter().map(Ok)).boxed();
     let reader = reader.with_data_file_concurrency_limit(FILES_MAX).build();
     let batches = reader.read(tasks).map_err(failed)?.stream();
     Ok(Box::pin(batches.map_err(failed).map_ok(without_file)))
+}
+
+/// Rows of a batch: some [`BATCH_BYTES`] of the files' own bytes, which are several times as many in
+/// memory.
+fn batch_rows(tasks: &[FileScanTask]) -> usize {
+    let bytes: u64 = tasks.iter().map(|task| task.file_size_in_bytes).sum();
+    let rows: u64 = tasks.iter().filter_map(|task| task.record_count).sum();
+    let rows = rows.saturating_mul(BATCH_BYTES) / bytes.max(1);
+    (rows as usize).clamp(BATCH_ROWS_MIN, BATCH_ROWS_MAX)
 }
 
 /// Takes the column of [`FILE_ID`] off again.

@@ -1,6 +1,7 @@
 //! Random histories of a table, held against a simple model of it: after every step each state that
 //! is kept has the model's columns and rows, filters find what they find there, and the names and
-//! versions are the same. Faults come and go on the way.
+//! versions are the same. Faults come and go on the way. What nothing reaches is nowhere, or where a run
+//! died, until orphan removal takes it.
 //!
 //! `PROPTEST_CASES` says how many histories.
 
@@ -69,6 +70,21 @@ enum Action {
         versions: u8,
         history: u8,
     },
+    /// What is worth it, as maintenance does it.
+    Optimize,
+    /// Old metadata goes, and manifests are merged.
+    Metadata,
+    Tag {
+        of: u8,
+    },
+    /// A run that dies before its commit.
+    Crash {
+        rows: u8,
+    },
+    /// What nothing reaches goes; before that it may come back once.
+    Orphans {
+        restore: bool,
+    },
     /// The last run, once more.
     Again,
     /// A run that began before another action, and ends after it.
@@ -101,6 +117,11 @@ fn simple() -> impl Strategy<Value = Action> {
         2 => n().prop_map(|files| Action::Rewrite { files }),
         2 => n().prop_map(|to| Action::Rollback { to }),
         2 => (0..3_u8, 0..4_u8).prop_map(|(versions, history)| Action::Expire { versions, history }),
+        2 => Just(Action::Optimize),
+        1 => Just(Action::Metadata),
+        1 => n().prop_map(|of| Action::Tag { of }),
+        1 => few().prop_map(|rows| Action::Crash { rows }),
+        1 => any::<bool>().prop_map(|restore| Action::Orphans { restore }),
         1 => Just(Action::Again),
     ]
 }
@@ -170,13 +191,30 @@ fn histories_that_are_known_to_be_hard() {
         Action::Rollback { to: 0 },
         Action::Expire { versions: 0, history: 1 },
         Action::Append { rows: 3 },
+        Action::Tag { of: 0 },
+        Action::Crash { rows: 2 },
+        Action::Optimize,
+        Action::Expire { versions: 0, history: 1 },
+        Action::Orphans { restore: true },
+        Action::Metadata,
     ];
+    // Many commits of a few rows, some of which go again.
+    let mut trickle: Vec<Action> = (0..9).map(|_| Action::Append { rows: 2 }).collect();
+    trickle.extend([
+        Action::RowDelta { file: 3, rows: 0 },
+        Action::Metadata,
+        Action::Optimize,
+        Action::Metadata,
+        Action::Orphans { restore: false },
+        Action::Expire { versions: 1, history: 1 },
+        Action::Orphans { restore: true },
+    ]);
     // The table has wider columns than a run that began before can hold: that is no change that the
     // run's columns do not fit.
     let outgrown = Action::Overtaken { by: Box::new(Action::WidenColumn { which: 0, rows: 0 }) };
     // Two columns of one type in another order than the file has them.
     let swapped = vec![Action::AddColumn { kind: 2, rows: 1 }, Action::MoveColumn { which: 1 }];
-    for actions in [everything, vec![outgrown], swapped] {
+    for actions in [everything, trickle, vec![outgrown], swapped] {
         carry_out(&steps(actions));
     }
 }

@@ -10,6 +10,7 @@ mod faults;
 mod faulty;
 mod files;
 mod histories;
+mod maintain;
 mod management;
 mod merge;
 mod partitions;

@@ -10,7 +10,11 @@ mod validate;
 
 pub use erase::{erase_step, record_erasure};
 pub use ingest::{IngestLimits, IngestReport, IngestRequest, Outcome, ingest};
-pub use maintain::{RepartitionReport, RepartitionRequest, repartition};
+pub use maintain::{
+    Done, ExpiryReport, MaintainLimits, MaintainReport, MaintainRequest, Maintenance,
+    RetentionReport, RetentionRequest, RewriteReport, RewriteRequest, Wanted, maintain, retain,
+    rewrite, sweep,
+};
 pub use validate::{
     LastVerdict, ValidateRequest, ValidationReport, last_verdicts, results as validation_results,
     validate,

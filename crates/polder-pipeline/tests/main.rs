@@ -1,4 +1,5 @@
-//! Runs over tables in memory, on a lake in a temporary folder.
+//! The data plane over a lake on local disk.
 
+mod maintain;
 mod merge;
 mod support;

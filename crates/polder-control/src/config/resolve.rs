@@ -160,9 +160,11 @@ fn check_table(
         )));
     };
     check_mode(&invalid, source, table)?;
+    check_maintenance(&invalid, table)?;
     if let Some(columns) = &table.columns {
         let used = table.key.iter().chain(&table.cursor).chain(&table.deleted_at);
         let used = used.chain(table.partition.iter().map(|field| &field.column));
+        let used = used.chain(table.retention.iter().map(|retention| &retention.column));
         for column in used {
             if !columns.contains(column) {
                 let message =
@@ -202,6 +204,20 @@ fn check_merge(
         let message = format!("table {name:?} has {column:?} as key and as deleted_at");
         return Err(invalid(column, message)
             .hint("a row is deleted where deleted_at is not null, and its key never is"));
+    }
+    Ok(())
+}
+
+fn check_maintenance(invalid: &dyn Fn(&str, String) -> Error, table: &TableSpec) -> Result<()> {
+    let (name, own) = (&table.name, &table.maintenance);
+    if !(16..=512).contains(&own.target_file_mb) {
+        let message = format!("table {name:?} aims at files of {} MB", own.target_file_mb);
+        return Err(invalid("target_file_mb", message).hint("write 16 to 512; 128 is usual"));
+    }
+    if own.keep_snapshots == 0 || own.keep_metadata_files == 0 {
+        let message = format!("table {name:?} would keep nothing of its own state");
+        return Err(invalid("maintenance", message)
+            .hint("keep_snapshots and keep_metadata_files are 1 or more"));
     }
     Ok(())
 }

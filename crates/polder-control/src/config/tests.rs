@@ -100,6 +100,35 @@ fn overrides_replace_and_disable() {
 }
 
 #[test]
+fn policies_are_read_with_their_defaults_and_bounds() {
+    let with = |policy: &str| {
+        PIPELINE.replace("key: [id]\n        partition", &format!("{policy}\n        partition"))
+    };
+    let good = with("retention: { column: created_at, keep: 6 months }");
+    let table = load(PROCESS, &good).expect("good").pipelines.remove(0).tables.remove(0);
+    let retention = table.retention.expect("retention");
+    assert_eq!(
+        (retention.keep.to_string(), retention.within.to_string()),
+        ("6 months".into(), "1 month".into())
+    );
+    assert_eq!((table.maintenance.target_file_mb, table.maintenance.keep_versions), (128, 2));
+    let cases = [
+        ("retention: { column: created_at, keep: soon }", "90 days"),
+        ("maintenance: { target_file_mb: 4 }", "16 to 512"),
+        ("maintenance: { keep_snapshots: 0 }", "1 or more"),
+        ("maintenance: { keep_version: 3 }", "did you mean `keep_versions`?"),
+        (
+            "columns: [updated_at, created_at]\n        retention: { column: at, keep: 1 year }",
+            "leaves out",
+        ),
+    ];
+    for (policy, hint) in cases {
+        let text = complaint(PROCESS, &with(policy));
+        assert!(text.contains(hint), "{policy}: {text}");
+    }
+}
+
+#[test]
 fn an_empty_pipeline_file_is_no_pipeline() {
     assert!(load(PROCESS, "# nothing yet\n").expect("good").pipelines.is_empty());
 }

@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::PartitionField;
+use super::{MaintenanceSpec, PartitionField, RetentionSpec};
 use crate::{Error, LakeType};
 
 /// One pipeline file.
@@ -99,6 +99,12 @@ pub struct TableSpec {
     /// How files are read.
     #[serde(default)]
     pub format: FormatOptions,
+    /// How long rows are kept; for ever when absent.
+    #[serde(default)]
+    pub retention: Option<RetentionSpec>,
+    /// How the table is kept between runs.
+    #[serde(default)]
+    pub maintenance: MaintenanceSpec,
     /// False leaves the table out of runs.
     #[serde(default = "yes")]
     pub enabled: bool,
@@ -122,6 +128,8 @@ pub struct TablePatch {
     pub on_schema_change: Option<OnSchemaChange>,
     pub on_dropped_column: Option<OnDroppedColumn>,
     pub format: Option<FormatOptions>,
+    pub retention: Option<RetentionSpec>,
+    pub maintenance: Option<MaintenanceSpec>,
     pub enabled: Option<bool>,
 }
 
@@ -146,6 +154,8 @@ impl TablePatch {
             on_schema_change: patch.on_schema_change.unwrap_or(table.on_schema_change),
             on_dropped_column: patch.on_dropped_column.unwrap_or(table.on_dropped_column),
             format: patch.format.unwrap_or(table.format),
+            retention: patch.retention.or(table.retention),
+            maintenance: patch.maintenance.unwrap_or(table.maintenance),
             enabled: patch.enabled.unwrap_or(table.enabled),
         }
     }

@@ -27,6 +27,7 @@ use polder_core::{Error, ErrorCode, Result};
 pub(crate) use fenced::{FENCED, Fenced, fenced};
 pub use glue::GlueCatalog;
 pub(crate) use metadata_files::parse_metadata;
+pub(crate) use names::namespace_levels;
 pub use rest::RestCatalog;
 pub use sql::SqlCatalog;
 
@@ -73,6 +74,11 @@ pub trait Catalog: Debug + Send + Sync {
     async fn tables(&self, namespace: &str) -> Result<Vec<String>>;
 
     async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>>;
+
+    /// Whether [`Self::tables`] names every table there is, so that a folder without one is nobody's.
+    fn lists_all(&self) -> bool {
+        false
+    }
 
     /// Told before the first file of a table that is not there yet is written, with what the table's
     /// first commit will bring. An external catalog may want to know of the table beforehand, and hands

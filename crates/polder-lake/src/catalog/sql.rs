@@ -238,6 +238,10 @@ impl Catalog for SqlCatalog {
         Ok(found.into_iter().map(|(name,)| name).collect())
     }
 
+    fn lists_all(&self) -> bool {
+        true
+    }
+
     async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>> {
         match self.pointer(ident).await? {
             Some(location) => self.files.state_at(ident, location).await.map(Some),

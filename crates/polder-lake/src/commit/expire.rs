@@ -16,24 +16,45 @@ use polder_core::retention::{Expiry, Named, NamedKind, Retention, SnapshotAge, e
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
 use uuid::Uuid;
 
+use super::rollback::KEPT_AS;
 use super::snapshot::read_list;
-use super::{Action, Failure, Prepared, no_table};
+use super::{Action, Failure, Prepared, no_table, point};
 use crate::catalog::service::Fence;
 use crate::catalog::{TableState, keeps_files, parse_metadata};
 use crate::error;
 use crate::lake::{Lake, ident};
-use crate::table::{Properties, json, references, run_of, version_number, was_main};
+use crate::maintain::RowsBefore;
+use crate::table::{
+    LakeTable, Properties, Rollback, json, references, run_of, version_number, was_main,
+};
 
 /// Files looked at at the same time.
 const READS_MAX: usize = 16;
 /// Expiries remembered that may not have ended: several may be under way at once.
 const EXPIRED_FROM_MAX: usize = 5;
 
+/// What an expiry lets go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpiryRequest {
+    pub retention: Retention,
+    /// States that hold such rows go before their time; the current version names what is left of it.
+    pub overdue: Option<RowsBefore>,
+}
+
+impl From<&Retention> for ExpiryRequest {
+    fn from(retention: &Retention) -> Self {
+        Self { retention: *retention, overdue: None }
+    }
+}
+
 /// What an expiry removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
     /// Tags and branches.
     pub names: Vec<String>,
+    /// See [`Expiry`].
+    pub moved: Vec<String>,
+    pub holding: Vec<String>,
     pub snapshots: usize,
     /// Those of an earlier expiry that was cut off included.
     pub files: usize,
@@ -48,10 +69,23 @@ impl Lake {
         &self,
         org: &Authorized<OrgId>,
         table: &str,
-        retention: &Retention,
+        request: impl Into<ExpiryRequest>,
     ) -> Result<Expiry> {
+        let request = request.into();
         let present = self.state(&ident(org.get(), table)).await?.ok_or_else(|| no_table(table))?;
-        expiring(&present.metadata, retention)
+        let overdue = self.overdue(org.get(), &present, &request).await?;
+        expiring(&present.metadata, &request.retention, &overdue)
+    }
+
+    /// The snapshots that hold rows for longer than they may.
+    async fn overdue(
+        &self,
+        org: &OrgId,
+        present: &TableState,
+        request: &ExpiryRequest,
+    ) -> Result<HashSet<i64>> {
+        let Some(rows) = &request.overdue else { return Ok(HashSet::new()) };
+        rows.held_by(&LakeTable::new(org, present.clone(), self.store())?).await
     }
 
     /// Removes the snapshots, versions and names that retention lets go, in one commit, and then the
@@ -69,9 +103,10 @@ impl Lake {
         &self,
         org: &Authorized<OrgId>,
         table: &str,
-        retention: &Retention,
+        request: impl Into<ExpiryRequest>,
         id: Uuid,
     ) -> Result<Expired> {
+        let request = request.into();
         let ident = ident(org.get(), table);
         self.check_hold(org, Some(table), "expiry").await?;
         let present = self.state(&ident).await?.ok_or_else(|| no_table(table))?;
@@ -89,10 +124,14 @@ impl Lake {
                 Err(error) => stays(&error),
             }
         }
-        if expiring(&present.metadata, retention)? == Expiry::default() {
-            return Ok(Expired { files, ..Expired::default() });
+        let overdue = self.overdue(org.get(), &present, &request).await?;
+        let retention = request.retention;
+        let planned = expiring(&present.metadata, &retention, &overdue)?;
+        let holding = planned.holding.clone();
+        if planned == (Expiry { holding: holding.clone(), ..Expiry::default() }) {
+            return Ok(Expired { holding, files, ..Expired::default() });
         }
-        let mut action = Expire { table, retention, id, ended, made_for: None };
+        let mut action = Expire { table, retention, overdue, id, ended, made_for: None };
         let done = super::commit(self, &ident, &mut action).await;
         let (expiry, after) = done.map_err(|Failure { error, .. }| error)?;
         let gone: HashSet<i64> = expiry.snapshots.iter().copied().collect();
@@ -100,7 +139,8 @@ impl Lake {
             let removed = self.remove(&before.metadata, &gone, &after.metadata, false).await;
             files += removed.inspect_err(stays).unwrap_or_default();
         }
-        Ok(Expired { names: expiry.names, snapshots: gone.len(), files })
+        let Expiry { names, moved, holding, .. } = expiry;
+        Ok(Expired { names, moved, holding, snapshots: gone.len(), files })
     }
 
     /// Ends an earlier expiry, if it was cut off after its commit. Returns how many files it removed.
@@ -216,13 +256,17 @@ fn if_there<T: Default>(read: Result<T>) -> Result<T> {
 }
 
 /// The metadata files of the states that expiries were made for which may not have ended.
-fn expired_from(metadata: &TableMetadata) -> Vec<String> {
+pub(crate) fn expired_from(metadata: &TableMetadata) -> Vec<String> {
     let text = metadata.properties().get(Properties::EXPIRED_FROM);
     text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// What goes of a table now.
-fn expiring(metadata: &TableMetadata, retention: &Retention) -> Result<Expiry> {
+fn expiring(
+    metadata: &TableMetadata,
+    retention: &Retention,
+    overdue: &HashSet<i64>,
+) -> Result<Expiry> {
     let published = Properties(metadata.properties()).run_ids();
     let snapshots: Vec<SnapshotAge> = metadata
         .snapshots()
@@ -231,6 +275,7 @@ fn expiring(metadata: &TableMetadata, retention: &Retention) -> Result<Expiry> {
             parent: snapshot.parent_snapshot_id(),
             timestamp_ms: snapshot.timestamp_ms(),
             staged: is_staged(metadata, snapshot, &published),
+            overdue: overdue.contains(&snapshot.snapshot_id()),
         })
         .collect();
     let named: Vec<Named> = references(metadata)?
@@ -265,7 +310,9 @@ fn kind(metadata: &TableMetadata, name: &str, found: &SnapshotReference) -> Name
         }
         SnapshotRetention::Tag { .. } => {
             let rollbacks = Properties(metadata.properties()).rollbacks();
-            let made = rollbacks.iter().rev().find(|rollback| rollback.kept_as == name);
+            // The state before may have had a name of others, which stays theirs.
+            let ours = |rollback: &&Rollback| name.starts_with(KEPT_AS) && rollback.kept_as == name;
+            let made = rollbacks.iter().rev().find(ours);
             let before = made.map(|made| NamedKind::BeforeRollback(made.at_ms));
             version_number(name).map(NamedKind::Version).or(before).unwrap_or(NamedKind::Tag)
         }
@@ -274,7 +321,9 @@ fn kind(metadata: &TableMetadata, name: &str, found: &SnapshotReference) -> Name
 
 struct Expire<'a> {
     table: &'a str,
-    retention: &'a Retention,
+    retention: Retention,
+    /// Snapshots with overdue rows.
+    overdue: HashSet<i64>,
     id: Uuid,
     /// What earlier expiries were made for that have removed all their files.
     ended: Vec<String>,
@@ -300,12 +349,17 @@ impl Action for Expire<'_> {
 
     async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<Expiry>> {
         let present = present.ok_or_else(|| no_table(self.table))?;
-        let expiry = expiring(&present.metadata, self.retention)?;
+        let expiry = expiring(&present.metadata, &self.retention, &self.overdue)?;
         let mut updates: Vec<TableUpdate> = expiry
             .names
             .iter()
             .map(|name| TableUpdate::RemoveSnapshotRef { ref_name: name.clone() })
             .collect();
+        if let Some(main) = present.metadata.current_snapshot_id() {
+            let retention = SnapshotRetention::Tag { max_ref_age_ms: None };
+            let moved = expiry.moved.iter();
+            updates.extend(moved.map(|name| point(name, main, retention.clone())));
+        }
         // The crate would leave these in the metadata, without their files.
         let gone: HashSet<i64> = expiry.snapshots.iter().copied().collect();
         let statistics = present.metadata.statistics_iter().map(|of| of.snapshot_id);

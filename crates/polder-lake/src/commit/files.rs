@@ -90,6 +90,25 @@ impl Stage {
         self.apply(change, Assumed::default()).await
     }
 
+    /// Rows that go for good, as retention has it: the `dropped` files with all of theirs, and
+    /// `replaced` ones, of which `files` hold the rest.
+    ///
+    /// Conflicts with a commit that removed one of these files, or deleted rows of the `replaced`.
+    pub async fn remove_rows(
+        self,
+        dropped: Vec<String>,
+        replaced: Vec<String>,
+        files: Vec<StagedFile>,
+    ) -> Result<FilesCommitted> {
+        let base = self.base.as_ref().and_then(|base| base.metadata.current_snapshot());
+        let age = base.map(|base| base.sequence_number());
+        let operation = if replaced.is_empty() { Operation::Delete } else { Operation::Overwrite };
+        let assumed = Assumed { untouched: set(&replaced), ..Assumed::default() };
+        let removed = [dropped, replaced].concat();
+        let change = self.change(operation, removed, &files, age);
+        self.apply(change, assumed).await
+    }
+
     /// `RowDelta`: rows that go, by their positions, and rows that come.
     ///
     /// Conflicts with a commit that removed a file in which rows are deleted, or deleted rows of it.

@@ -11,6 +11,7 @@ mod audit;
 mod conflicts;
 mod expire;
 mod files;
+mod manifests;
 mod pins;
 mod publish;
 mod rollback;
@@ -25,8 +26,10 @@ use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 use rand::Rng;
 
-pub use expire::Expired;
+pub(crate) use expire::expired_from;
+pub use expire::{Expired, ExpiryRequest};
 pub use files::FilesCommitted;
+pub(crate) use manifests::{Fragmented, fragmented};
 pub(crate) use rollback::KEPT_AS;
 pub use rollback::RolledBack;
 pub(crate) use snapshot::{deletes_of, read_list};
@@ -44,7 +47,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(4);
 
 /// One change to a table, made anew for every state of the table it meets.
-trait Action {
+pub(crate) trait Action {
     /// What the caller learns of the commit.
     type Done;
 
@@ -76,22 +79,22 @@ trait Action {
 }
 
 /// A change ready to be sent.
-struct Prepared<T> {
-    updates: Vec<TableUpdate>,
+pub(crate) struct Prepared<T> {
+    pub(crate) updates: Vec<TableUpdate>,
     /// What is true once they are committed.
-    done: T,
+    pub(crate) done: T,
 }
 
 /// A commit that was not made, as far as is known.
-struct Failure {
-    error: Error,
+pub(crate) struct Failure {
+    pub(crate) error: Error,
     /// The action's metadata files, to be removed with its data files; `None` if nothing may be
     /// removed.
-    leftovers: Option<Vec<String>>,
+    pub(crate) leftovers: Option<Vec<String>>,
 }
 
 /// Makes the action's commit, once. Returns the state of the table that has it, too.
-async fn commit<A: Action>(
+pub(crate) async fn commit<A: Action>(
     lake: &Lake,
     ident: &TableIdent,
     action: &mut A,
@@ -273,7 +276,7 @@ fn may_repeat(error: &Error) -> bool {
     error.retryable() && error.code() != ErrorCode::LakeConflict
 }
 
-fn no_table(table: &str) -> Error {
+pub(crate) fn no_table(table: &str) -> Error {
     Error::new(ErrorCode::LakeNotFound, format!("there is no table {table:?}"))
         .hint("`polder tables` lists all tables")
 }

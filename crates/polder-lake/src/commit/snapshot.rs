@@ -7,10 +7,10 @@
 use std::collections::{HashMap, HashSet};
 
 use iceberg::spec::{
-    DataContentType, DataFile, Datum, FormatVersion, ManifestContentType, ManifestFile,
-    ManifestList, ManifestListWriter, ManifestStatus, ManifestWriter, ManifestWriterBuilder,
-    Operation, PartitionSpec, PartitionSpecRef, PrimitiveLiteral, SchemaRef, Snapshot, Struct,
-    Summary,
+    DataContentType, DataFile, Datum, FormatVersion, ManifestContentType, ManifestEntry,
+    ManifestFile, ManifestList, ManifestListWriter, ManifestStatus, ManifestWriter,
+    ManifestWriterBuilder, Operation, PartitionSpec, PartitionSpecRef, PrimitiveLiteral, SchemaRef,
+    Snapshot, Struct, Summary,
 };
 use polder_core::{Error, ErrorCode, Result};
 use uuid::Uuid;
@@ -123,23 +123,75 @@ impl SnapshotWriter {
         present: Option<&TableState>,
         change: &Change,
     ) -> Result<Snapshot> {
-        if let Some(present) = present
-            && present.metadata.format_version() != FormatVersion::V2
-        {
-            return Err(Error::new(ErrorCode::LakeFailed, "only tables of format version 2")
-                .hint("another engine upgraded the table; reload it into a new one"));
-        }
+        check_format(present)?;
         let parent = present.and_then(|present| present.metadata.current_snapshot());
         let mut tally = Tally::of(&change.added);
         let mut manifests = self.added_manifests(&change.added).await?;
         if let (true, Some(parent)) = (change.keeps, parent) {
             manifests.extend(self.kept_manifests(parent, change, &mut tally).await?);
         }
+        self.finish(present, manifests, change, &tally).await
+    }
+
+    /// Makes the snapshot that follows on `main` with the same files: each group of its manifests in
+    /// one. Those of a group are of one kind, spec and schema.
+    pub(super) async fn write_merged(
+        &mut self,
+        present: &TableState,
+        groups: Vec<Vec<ManifestFile>>,
+        change: &Change,
+    ) -> Result<Snapshot> {
+        check_format(Some(present))?;
+        let Some(parent) = present.metadata.current_snapshot() else {
+            return Err(Error::new(ErrorCode::LakeConflict, "the table has no state any more"));
+        };
+        let mut manifests = read_list(&self.store, parent).await?;
+        let merged: HashSet<&str> =
+            groups.iter().flatten().map(|manifest| manifest.manifest_path.as_str()).collect();
+        manifests.retain(|found| is_live(found) && !merged.contains(found.manifest_path.as_str()));
+        drop(merged);
+        for group in groups {
+            manifests.push(self.merge(&group).await?);
+        }
+        self.finish(Some(present), manifests, change, &Tally::of(&[])).await
+    }
+
+    async fn merge(&mut self, group: &[ManifestFile]) -> Result<ManifestFile> {
+        let failed = |cause| error::iceberg("merge manifests", cause);
+        let file_io = self.store.file_io();
+        let mut merged: Option<ManifestWriter> = None;
+        for manifest in group {
+            let loaded = manifest.load_manifest(&file_io).await.map_err(failed)?;
+            let (entries, own) = loaded.into_parts();
+            let mut writer = if let Some(writer) = merged.take() {
+                writer
+            } else {
+                let spec = PartitionSpec::clone(own.partition_spec());
+                self.manifest_writer(manifest.content, own.schema().clone(), spec)?
+            };
+            for entry in entries.iter().filter(|entry| entry.is_alive()) {
+                keep(&mut writer, entry)?;
+            }
+            merged = Some(writer);
+        }
+        let writer =
+            merged.ok_or_else(|| Error::new(ErrorCode::Internal, "no manifests to merge"))?;
+        writer.write_manifest_file().await.map_err(failed)
+    }
+
+    async fn finish(
+        &mut self,
+        present: Option<&TableState>,
+        manifests: Vec<ManifestFile>,
+        change: &Change,
+        tally: &Tally,
+    ) -> Result<Snapshot> {
+        let parent = present.and_then(|present| present.metadata.current_snapshot());
         let sequence_number = present.map_or(1, |present| present.metadata.next_sequence_number());
         let parent_id = parent.map(|parent| parent.snapshot_id());
         let list = self.write_list(manifests, parent_id, sequence_number).await?;
         let last_ms = present.map_or(0, |present| present.metadata.last_updated_ms());
-        let summary = summary(change, &tally, parent.map(|parent| &**parent));
+        let summary = summary(change, tally, parent.map(|parent| &**parent));
         Ok(Snapshot::builder()
             .with_snapshot_id(self.id)
             .with_parent_snapshot_id(parent_id)
@@ -211,11 +263,9 @@ impl SnapshotWriter {
         change: &Change,
         tally: &mut Tally,
     ) -> Result<Vec<ManifestFile>> {
-        let live =
-            |manifest: &ManifestFile| manifest.has_added_files() || manifest.has_existing_files();
         let removed = &change.removed;
         let manifests = read_list(&self.store, parent).await?;
-        let manifests: Vec<_> = manifests.into_iter().filter(live).collect();
+        let manifests: Vec<_> = manifests.into_iter().filter(is_live).collect();
         if removed.is_empty() {
             return Ok(manifests);
         }
@@ -270,11 +320,9 @@ impl SnapshotWriter {
         };
         let (mut counts, mut partitions, mut locations) = (Counts::default(), vec![], vec![]);
         for entry in entries.iter().filter(|entry| entry.is_alive()) {
-            let unnumbered = || Error::new(ErrorCode::LakeCorrupt, "a file without its numbers");
-            let number = entry.sequence_number().ok_or_else(unnumbered)?;
-            let file_number = entry.file_sequence_number;
-            let file = entry.data_file().clone();
-            if goes(&file) {
+            if goes(entry.data_file()) {
+                let number = entry.sequence_number().ok_or_else(unnumbered)?;
+                let (file_number, file) = (entry.file_sequence_number, entry.data_file().clone());
                 counts.count(&file);
                 partitions.push((spec_id, file.partition().clone()));
                 locations.push(file.file_path().to_owned());
@@ -282,8 +330,7 @@ impl SnapshotWriter {
                     writer.add_delete_file(file, number, file_number).map_err(failed)?;
                 }
             } else if let Some(writer) = &mut writer {
-                let snapshot = entry.snapshot_id().ok_or_else(unnumbered)?;
-                writer.add_existing_file(file, snapshot, number, file_number).map_err(failed)?;
+                keep(writer, entry)?;
             }
         }
         let manifest_now = match writer {
@@ -313,6 +360,35 @@ impl SnapshotWriter {
         list.close().await.map_err(failed)?;
         Ok(path)
     }
+}
+
+fn check_format(present: Option<&TableState>) -> Result<()> {
+    match present {
+        Some(present) if present.metadata.format_version() != FormatVersion::V2 => {
+            Err(Error::new(ErrorCode::LakeFailed, "only tables of format version 2")
+                .hint("another engine upgraded the table; reload it into a new one"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unnumbered() -> Error {
+    Error::new(ErrorCode::LakeCorrupt, "a file without its numbers")
+}
+
+/// Lists a live file as one that was there before.
+fn keep(writer: &mut ManifestWriter, entry: &ManifestEntry) -> Result<()> {
+    let snapshot = entry.snapshot_id().ok_or_else(unnumbered)?;
+    let number = entry.sequence_number().ok_or_else(unnumbered)?;
+    let (file, file_number) = (entry.data_file().clone(), entry.file_sequence_number);
+    writer
+        .add_existing_file(file, snapshot, number, file_number)
+        .map_err(|cause| error::iceberg("rewrite a manifest", cause))
+}
+
+/// Whether a manifest lists files that are in the table by it.
+pub(super) fn is_live(manifest: &ManifestFile) -> bool {
+    manifest.has_added_files() || manifest.has_existing_files()
 }
 
 /// The manifests of a snapshot.

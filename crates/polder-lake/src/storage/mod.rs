@@ -8,6 +8,7 @@
 mod below;
 mod bucket;
 mod file_io;
+mod listing;
 mod local;
 mod output;
 mod token_service;
@@ -31,6 +32,7 @@ use crate::settings::{CatalogSettings, LakeSettings, S3Settings};
 
 pub use below::Below;
 use bucket::Bucket;
+pub(crate) use listing::Listed;
 pub(crate) use output::Output;
 pub use token_service::TemporaryKeys;
 pub(crate) use token_service::TokenService;

@@ -35,6 +35,9 @@ pub(crate) async fn check(lake: &Lake, name: &str) -> Checked {
     for entry in metadata.metadata_log() {
         check.read(&entry.metadata_file).await;
     }
+    // By these an expiry that was cut off is ended.
+    let from = metadata.properties().get("polder.expired-from").map_or("[]", String::as_str);
+    check.files.extend(serde_json::from_str::<Vec<String>>(from).expect("a list"));
     check_history(&metadata, &serde_json::from_slice(&json).expect("JSON"));
     let mut delete_files = 0;
     for snapshot in metadata.snapshots() {

@@ -5,21 +5,29 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray};
 use futures::TryStreamExt;
+use iceberg::spec::{SnapshotReference, SnapshotRetention};
+use iceberg::{NamespaceIdent, TableIdent, TableUpdate};
+use polder_core::optimize::{Aim, FileCost, plan};
 use polder_core::retention::Retention;
 use polder_core::spec::PartitionField;
 use polder_core::{ErrorCode, Result, TableSchema};
 use polder_lake::{
-    CmpOp, LakeTable, Literal, Predicate, ScanFile, ScanRequest, Stage, StageKind, StageRequest,
+    CmpOp, LakeTable, Literal, MetadataRequest, OrphanRequest, Predicate, ScanFile, ScanRequest,
+    Stage, StageKind, StageRequest,
 };
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::model::{Column, ID, Kind, Model, Row, State, Value, table_schema};
 use super::{Action, Step};
+use crate::between::Through;
 use crate::faulty::catalog::Fault;
 use crate::faulty::changes::staged;
 use crate::faulty::{Ground, sqlite};
 use crate::support::*;
+
+/// No clock is as wrong as that.
+const SOON_MS: i64 = 10_000;
 
 pub(super) struct History {
     ground: Ground,
@@ -31,6 +39,11 @@ pub(super) struct History {
     last_run: Option<StageRequest>,
     /// Columns that files were ever partitioned by.
     partitioned_by: BTreeSet<i32>,
+    /// A run has died since orphans were removed.
+    crashed: bool,
+    /// The table remembers few metadata files: every commit leaves one behind.
+    forgets: bool,
+    tags: usize,
     _folder: TempDir,
 }
 
@@ -58,6 +71,9 @@ impl History {
             next_column: 4,
             last_run: None,
             partitioned_by: BTreeSet::new(),
+            crashed: false,
+            forgets: false,
+            tags: 0,
             _folder: folder,
         };
         let appended = history.request(StageKind::Append, &table_schema(&first_columns()));
@@ -108,6 +124,11 @@ impl History {
             Action::Expire { versions, history } => {
                 self.expire(versions.into(), history.into(), refused).await;
             }
+            Action::Optimize => self.optimize(refused).await,
+            Action::Metadata => self.metadata(refused).await,
+            Action::Tag { of } => self.tag(of).await,
+            Action::Crash { rows } => self.crash(rows.into()).await,
+            Action::Orphans { restore } => self.orphans(restore).await,
             Action::Again => self.again().await,
             Action::Overtaken { .. } => {}
             _ => {
@@ -275,6 +296,8 @@ impl History {
                 | Action::Overwrite { .. }
                 | Action::DeleteFile { .. }
                 | Action::Rewrite { .. }
+                | Action::Optimize
+                | Action::Metadata
         );
         self.ground.catalog.next(&[]);
         match self.commit_run(stage, &columns, &rows).await {
@@ -379,6 +402,100 @@ impl History {
         }
     }
 
+    async fn optimize(&mut self, refused: bool) {
+        let now = table(&self.ground.lake, &self.ground.table).await;
+        let files = now.files(&self.partition).await.expect("files");
+        let costs: Vec<FileCost> = files.files().iter().map(|file| file.cost).collect();
+        let bins = plan(&costs, &Aim { commit_bytes: 1 << 30, ..Aim::at(256 << 10) });
+        if bins.is_empty() && files.dead_deletes().is_empty() {
+            return;
+        }
+        let request = self.request(StageKind::Files, &now.schema());
+        let stage = self.ground.lake.stage_on(&now, request).expect("stage");
+        let mut rows = Vec::new();
+        for bin in &bins {
+            let stream = files.read(&bin.files, Predicate::True).expect("read");
+            rows.extend(stream.try_collect::<Vec<_>>().await.expect("rows"));
+        }
+        let old = bins.iter().flat_map(|bin| &bin.files);
+        let old = old.map(|at| files.files()[*at].path.clone());
+        let old = old.chain(files.dead_deletes().iter().cloned()).collect();
+        let new = staged(&stage, rows).await.expect("staged");
+        let done = stage.rewrite_files(old, new).await;
+        let wanted = self.model.now();
+        self.changed(done, refused, wanted);
+    }
+
+    async fn metadata(&mut self, refused: bool) {
+        let request = MetadataRequest { files: 3, older_than_ms: -SOON_MS, dry_run: false };
+        let (lake, table) = (&self.ground.lake, &self.ground.table);
+        let done = lake.tidy_metadata(&org("401"), table, &request).await;
+        match done {
+            // It commits nothing if there is nothing to change.
+            Err(error) => assert!(refused && error.code() == ErrorCode::LakeFailed, "{error:?}"),
+            Ok(done) => assert!(done.manifests_after <= done.manifests_before),
+        }
+        self.forgets = true;
+        self.ground.catalog.settle().await;
+        let now = self.now().await.current_snapshot().map(|found| found.id);
+        if let Some(merged) = now.filter(|id| Some(*id) != self.model.main) {
+            self.model.commit(merged, self.model.now());
+        }
+    }
+
+    async fn tag(&mut self, of: u8) {
+        let kept: Vec<i64> = self.model.states.keys().copied().collect();
+        let of = *pick(&kept, of).expect("a state");
+        let name = format!("tag-{}", self.tags);
+        self.tags += 1;
+        let retention = SnapshotRetention::Tag { max_ref_age_ms: None };
+        let reference = SnapshotReference::new(of, retention);
+        let update = TableUpdate::SetSnapshotRef { ref_name: name.clone(), reference };
+        let namespace = NamespaceIdent::new("org_401".to_owned());
+        let ident = TableIdent::new(namespace, self.ground.table.clone());
+        self.ground.catalog.next(&[]);
+        let catalog = Through::catalog(&self.ground.catalog);
+        catalog.commit(&ident, &[], vec![update]).await.expect("tagged");
+        self.model.tags.insert(name, of);
+    }
+
+    async fn crash(&mut self, rows: usize) {
+        let columns = self.model.now().columns;
+        let request = self.request(StageKind::Append, &table_schema(&columns));
+        let table = self.ground.table.clone();
+        let stage = self.ground.lake.stage(&org("401"), &table, request).await.expect("stage");
+        let first = 1_000_000;
+        let new = State::new(columns).with(first..first + rows as i64);
+        staged(&stage, batches_of(&new)).await.expect("staged");
+        self.crashed = true;
+    }
+
+    async fn orphans(&mut self, restore: bool) {
+        self.ground.catalog.settle().await;
+        let lost = self.ground.orphans().await;
+        assert!(self.crashed || self.forgets || lost.is_empty(), "{lost:?}");
+        let request = OrphanRequest {
+            older_than_ms: -SOON_MS,
+            purge_after_ms: -SOON_MS,
+            tables: Vec::new(),
+            dry_run: false,
+        };
+        let lake = &self.ground.lake;
+        let found = lake.orphans(&org("401"), &request).await.expect("orphans");
+        assert_eq!((found.quarantined, found.purged), (lost.len() as u64, 0));
+        if restore {
+            let back = lake.restore_orphans(&org("401")).await.expect("restored");
+            assert_eq!(back, lost.len() as u64);
+            assert_eq!(self.ground.orphans().await, lost, "all is where it was");
+            let found = lake.orphans(&org("401"), &request).await.expect("orphans");
+            assert_eq!(found.quarantined, lost.len() as u64);
+        }
+        let found = lake.orphans(&org("401"), &request).await.expect("orphans");
+        assert_eq!((found.quarantined, found.purged), (0, lost.len() as u64));
+        assert_eq!(self.ground.orphans().await, [].into());
+        self.crashed = false;
+    }
+
     async fn roll_back(&mut self, to: u8, refused: bool) {
         let kept: Vec<i64> = self.model.states.keys().copied().collect();
         let to = *pick(&kept, to).expect("a state");
@@ -449,6 +566,9 @@ impl History {
             now.refs().into_iter().map(|found| (found.name, found.snapshot_id)).collect();
         assert_eq!(refs.remove("main"), self.model.main);
         assert_eq!(refs, self.model.tags);
+        let files = now.files(&self.partition).await.expect("files");
+        let live = files.files().iter().map(|file| file.cost.rows - file.cost.deleted_rows);
+        assert_eq!(live.sum::<u64>(), present.rows.len() as u64, "deletes lie at their files");
         for filter in filters(&present) {
             let found = longs(&read(&now, filter.clone()).await, "id");
             assert_eq!(found, present.matching(&filter), "{filter:?}");
@@ -456,7 +576,10 @@ impl History {
     }
 
     /// And its files are as they have to be, with none left over.
-    pub(super) async fn end(&self) {
+    pub(super) async fn end(&mut self) {
+        if self.crashed || self.forgets {
+            self.orphans(false).await;
+        }
         assert_eq!(self.ground.orphans().await, [].into());
     }
 }

@@ -220,7 +220,10 @@ impl Model {
         let current =
             lineage.iter().find_map(|id| numbers.iter().find(|number| tag(number) == *id));
         kept.extend(current);
-        let goes = |name: &String| number(name).is_none_or(|number| !kept.contains(&number));
+        let goes = |name: &String| {
+            let of_others = name.starts_with("tag-");
+            !of_others && number(name).is_none_or(|number| !kept.contains(&number))
+        };
         let names: Vec<String> = self.tags.keys().filter(|name| goes(name)).cloned().collect();
         self.tags.retain(|name, _| !names.contains(name));
         let mut needed: BTreeSet<i64> = self.tags.values().copied().collect();

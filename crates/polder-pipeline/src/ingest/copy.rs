@@ -10,7 +10,7 @@ use futures::StreamExt;
 use polder_core::{
     Content, CursorValue, Error, ErrorCode, ReadPlan, Result, Split, TableSchema, digest,
 };
-use polder_lake::{Stage, StagedFile, TableWriter};
+use polder_lake::{RowsBefore, Stage, StagedFile, TableWriter};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -31,6 +31,8 @@ pub(super) struct Transfer<'a> {
     pub(super) known: Arc<Known>,
     /// In `mode: merge`.
     pub(super) merging: Option<Arc<Merging>>,
+    /// Rows that the table does not keep.
+    pub(super) too_old: Option<RowsBefore>,
     pub(super) stage: &'a Stage,
 }
 
@@ -43,6 +45,8 @@ pub(super) struct Copied {
     pub(super) rows_marked: u64,
     /// Of the rows written.
     pub(super) content: Content,
+    /// Rows left out because the table does not keep them any more.
+    pub(super) rows_too_old: u64,
     /// The highest cursor value read, stored before or not.
     pub(super) cursor_max: Option<CursorValue>,
 }
@@ -69,7 +73,7 @@ impl Transfer<'_> {
     /// # Errors
     /// The first error of any worker; the others are stopped.
     pub(super) async fn run(self, request: &IngestRequest) -> Result<Copied, Failure> {
-        let Self { plan, schema, cursor, known, merging, stage } = self;
+        let Self { plan, schema, cursor, known, merging, too_old, stage } = self;
         let ReadPlan { schema: read_schema, splits, rows_estimated, .. } = plan;
         if let Some(rows) = rows_estimated {
             request.progress.estimate(rows);
@@ -82,6 +86,7 @@ impl Transfer<'_> {
             known,
             merging,
             cursor: cursor.map(str::to_owned),
+            too_old: too_old.map(|rows| (rows, Arc::new(schema.clone()))),
             request: request.clone(),
         };
         let mut tasks = JoinSet::new();
@@ -116,25 +121,31 @@ impl Copied {
         self.rows_written += part.rows_written;
         self.rows_marked += part.rows_marked;
         self.content = self.content.and(part.content);
+        self.rows_too_old += part.rows_too_old;
         self.cursor_max = match (self.cursor_max.take(), part.cursor_max) {
             (Some(a), Some(b)) => Some(a.max(b)),
             (a, b) => a.or(b),
         };
     }
 
-    /// The audit every run has: rows the source delivered = rows stored + rows known before + rows
+    /// The audit every run has: rows the source delivered = rows stored + known before + too old +
     /// marked as deleted, and
     /// the files hold as many as were written to them.
     fn checked(self, request: &IngestRequest) -> Result<Self, Failure> {
         let counts = request.progress.snapshot();
         let in_files: u64 = self.files.iter().map(StagedFile::rows).sum();
-        let accounted = counts.rows_known + self.rows_written + self.rows_marked;
+        let accounted =
+            counts.rows_known + self.rows_too_old + self.rows_written + self.rows_marked;
         if counts.rows_read == accounted && in_files == self.rows_written {
             return Ok(self);
         }
         let detail = format!(
-            "read {}, known {}, marked {}, written {}, in files {in_files}",
-            counts.rows_read, counts.rows_known, self.rows_marked, self.rows_written,
+            "read {}, known {}, too old {}, marked {}, written {}, in files {in_files}",
+            counts.rows_read,
+            counts.rows_known,
+            self.rows_too_old,
+            self.rows_marked,
+            self.rows_written,
         );
         let error = Error::new(ErrorCode::Internal, "the rows of the run do not add up")
             .detail(detail)
@@ -149,6 +160,8 @@ struct Worker {
     known: Arc<Known>,
     merging: Option<Arc<Merging>>,
     cursor: Option<String>,
+    /// With the table's columns.
+    too_old: Option<(RowsBefore, Arc<TableSchema>)>,
     request: IngestRequest,
 }
 
@@ -205,6 +218,11 @@ impl Worker {
                 let before = records.num_rows();
                 records = self.known.without(records)?;
                 self.request.progress.add_known((before - records.num_rows()) as u64);
+            }
+            if let Some((too_old, columns)) = &self.too_old {
+                let before = records.num_rows();
+                records = too_old.without(columns, &records)?;
+                copied.rows_too_old += (before - records.num_rows()) as u64;
             }
             let rows = records.num_rows() as u64;
             if rows > 0 {

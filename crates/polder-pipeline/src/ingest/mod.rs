@@ -18,6 +18,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use polder_core::evolution::{self, Evolution, SchemaChange};
 use polder_core::spec::{Mode, OnSchemaChange, TableSpec};
 use polder_core::{
@@ -34,6 +35,8 @@ pub use report::{IngestReport, Outcome};
 use copy::Transfer;
 use known::{Known, Overlap};
 use merge::{Merge, Merging};
+
+use crate::maintain::too_old;
 
 /// How often a run is tried while its errors say that trying again may help.
 const ATTEMPTS_MAX: u32 = 3;
@@ -362,18 +365,21 @@ async fn copy_and_commit(
     let mut report = report::begin(request, &scope_words(request, &scope), &plan, changes);
     request.progress.enter(RunStage::Reading);
     let (ceiling, objects) = (plan.cursor_ceiling.clone(), plan.objects.clone());
+    let too_old = request.table.retention.as_ref().map(|kept| too_old(kept, Utc::now()));
     let transfer = Transfer {
         plan,
         schema: &schema,
         cursor: cursor.as_deref(),
         known: Arc::clone(&known),
         merging: merging.clone(),
+        too_old,
         stage: &stage,
     };
     let copied = match transfer.run(request).await {
         Ok(copied) => copied,
         Err(failure) => return Err(failure.clean_up(stage).await),
     };
+    report.rows_too_old = copied.rows_too_old;
     let seen = copied.cursor_max.into_iter().chain(lower).reduce(CursorValue::max);
     let checkpoint = Checkpoint {
         cursor: seen.map(|seen| ceiling.map_or(seen.clone(), |ceiling| seen.min(ceiling))),
@@ -424,7 +430,7 @@ async fn publish(
     let Decided { base, checkpoint, rows, mut report } = decided;
     let unchanged = delta.files.is_empty() && delta.deletes.is_empty();
     if let Some(base) = base.filter(|base| unchanged && base.objects == checkpoint.objects) {
-        let reread = request.progress.snapshot().rows_known;
+        let reread = request.progress.snapshot().rows_known + report.rows_too_old;
         if base.cursor == checkpoint.cursor || reread < REREAD_ROWS_MAX {
             stage.abort(delta.files).await;
             return Ok(report::nothing_new(report, request, table));
@@ -507,7 +513,8 @@ fn scope_words(request: &IngestRequest, scope: &Scope) -> (Outcome, Option<Strin
 /// rows apart and to find new ones. A schema that was inferred (`complete` is false) may lack a mark
 /// that no row has yet.
 fn check_columns(spec: &TableSpec, schema: &TableSchema, complete: bool) -> Result<()> {
-    let partition = spec.partition.iter().map(|field| (&field.column, true));
+    let retention = spec.retention.iter().map(|kept| (&kept.column, true));
+    let partition = spec.partition.iter().map(|field| (&field.column, true)).chain(retention);
     let marks = spec.deleted_at.as_ref().filter(|_| complete);
     let of_source = spec.key.iter().chain(&spec.cursor).chain(marks);
     let of_source = of_source.map(|column| (column, false));

@@ -47,6 +47,8 @@ pub struct IngestReport {
     pub rows_inserted: u64,
     pub rows_updated: u64,
     pub rows_deleted: u64,
+    /// Rows read and left out because the table's retention does not keep them.
+    pub rows_too_old: u64,
     pub files: usize,
     pub file_bytes: u64,
     pub snapshot_id: Option<i64>,
@@ -87,6 +89,7 @@ pub(super) fn begin(
         rows_inserted: 0,
         rows_updated: 0,
         rows_deleted: 0,
+        rows_too_old: 0,
         files: 0,
         file_bytes: 0,
         snapshot_id: None,

@@ -1,5 +1,15 @@
-//! What is done to tables between runs.
+//! What is done to tables between runs: each action on its own, and by the policies of a table spec.
 
-mod repartition;
+mod action;
+mod copy;
+mod history;
+mod retention;
+mod rewrite;
 
-pub use repartition::{RepartitionReport, RepartitionRequest, repartition};
+pub use action::{
+    Done, ExpiryReport, MaintainLimits, MaintainReport, MaintainRequest, Maintenance, maintain,
+    sweep,
+};
+pub(crate) use retention::too_old;
+pub use retention::{RetentionReport, RetentionRequest, retain};
+pub use rewrite::{RewriteReport, RewriteRequest, Wanted, rewrite};

@@ -11,6 +11,7 @@ use crate::eraser::{Eraser, time};
 use crate::{exit, output};
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct Churn {
     /// The org.
     #[arg(long, value_name = "ID")]

@@ -15,6 +15,15 @@ pub(crate) struct Selection {
 }
 
 impl Selection {
+    /// The names of tables that were given.
+    pub(crate) fn tables(&self) -> &[String] {
+        &self.table
+    }
+
+    pub(crate) fn is_everything(&self) -> bool {
+        self.org.is_empty() && self.table.is_empty()
+    }
+
     /// The pipelines and tables asked for, each name checked.
     ///
     /// # Errors

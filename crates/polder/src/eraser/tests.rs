@@ -199,7 +199,7 @@ async fn an_org_may_come_back_as_long_as_nothing_is_erased() {
     let (worker, mut eraser) = (scratch.worker().await, scratch.eraser().await);
     run(&worker, "401").await.unwrap();
     let before = state_of(&eraser.lake, "401").await;
-    eraser.grace = Duration::from_secs(3600);
+    eraser.grace = Duration::from_hours(1);
     let later = Notice { grace_ms: 3_600_000, ..notice("e1") };
     eraser.take(&org("401"), &later).await.unwrap();
     assert!(churn::due(&eraser.store).await.unwrap().is_empty());
