@@ -19,7 +19,7 @@ pub mod spec;
 pub use checkpoint::{Checkpoint, CursorValue};
 pub use engine::{Engine, QueryStream, Session};
 pub use error::{Error, ErrorCode, Result};
-pub use org::{Authorized, OrgId, Principal};
+pub use org::{Authorized, OrgId, Principal, Right, Role};
 pub use progress::{ALTERED_KEYS_MAX, ProgressSnapshot, RunProgress, Stage};
 pub use schema::{Field, LakeType, TableSchema, TextOf};
 pub use secret::{SecretRef, SecretResolver};

@@ -109,16 +109,37 @@ impl Worker {
         if self.cancel.is_cancelled() {
             return Err(Error::new(ErrorCode::Cancelled, "the run was cancelled before it began"));
         }
-        let source = self.sources.get(&table.source).ok_or_else(|| {
-            Error::new(ErrorCode::Internal, format!("source {:?} was not opened", table.source))
-        })?;
         let run_id = if how.dry_run {
             Uuid::new_v4()
         } else {
             runs::enqueue(&self.store, &org, &table.name).await?
         };
+        let outcome = self.ingest_as(run_id, org.clone(), table, how, progress).await;
+        if how.dry_run {
+            return outcome;
+        }
+        let (state, report) = ended(&outcome);
+        // The table is the truth; a record that cannot be written must not fail the run.
+        if let Err(error) = runs::finish(&self.store, &org, run_id, state, &report).await {
+            tracing::warn!(%run_id, "the end of the run was not recorded: {error}");
+        }
+        outcome
+    }
+
+    /// Carries out a run that has its record already.
+    pub(crate) async fn ingest_as(
+        &self,
+        run_id: Uuid,
+        org: Authorized<OrgId>,
+        table: TableSpec,
+        how: How,
+        progress: Arc<RunProgress>,
+    ) -> Result<IngestReport> {
+        let source = self.sources.get(&table.source).ok_or_else(|| {
+            Error::new(ErrorCode::Internal, format!("source {:?} was not opened", table.source))
+        })?;
         let request = IngestRequest {
-            org: org.clone(),
+            org,
             run_id,
             table,
             full_refresh: how.full_refresh,
@@ -127,23 +148,7 @@ impl Worker {
             progress,
             cancel: self.cancel.clone(),
         };
-        let outcome = ingest(&self.lake, source.as_ref(), &request).await;
-        if how.dry_run {
-            return outcome;
-        }
-        let (state, report) = match &outcome {
-            Ok(report) => (RunState::Succeeded, serde_json::to_string(report)),
-            Err(error) if error.code() == ErrorCode::Cancelled => {
-                (RunState::Cancelled, Ok(output::error_json(error).to_string()))
-            }
-            Err(error) => (RunState::Failed, Ok(output::error_json(error).to_string())),
-        };
-        // The table is the truth; a record that cannot be written must not fail the run.
-        let report = report.unwrap_or_default();
-        if let Err(error) = runs::finish(&self.store, &org, run_id, state, &report).await {
-            tracing::warn!(%run_id, "the end of the run was not recorded: {error}");
-        }
-        outcome
+        ingest(&self.lake, source.as_ref(), &request).await
     }
 
     fn ingest_limits(&self) -> IngestLimits {
@@ -151,6 +156,19 @@ impl Worker {
         IngestLimits {
             splits: NonZeroUsize::new(self.limits.splits).unwrap_or(NonZeroUsize::MIN),
             memory_bytes: (self.limits.memory_mb << 20) / runs,
+        }
+    }
+}
+
+/// How a run ended, in the store's words: its state, and the report's or the error's JSON.
+pub(crate) fn ended(outcome: &Result<IngestReport>) -> (RunState, String) {
+    match outcome {
+        // A report is made of texts and numbers.
+        Ok(report) => (RunState::Succeeded, serde_json::to_string(report).unwrap_or_default()),
+        Err(error) => {
+            let cancelled = error.code() == ErrorCode::Cancelled;
+            let state = if cancelled { RunState::Cancelled } else { RunState::Failed };
+            (state, output::error_json(error).to_string())
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod configuration;
 mod files;
+mod http;
 mod project;
 mod serve;
 mod service;

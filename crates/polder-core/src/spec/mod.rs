@@ -13,6 +13,7 @@ pub use pipeline::{
     OnSchemaChange, OnUnrepresentable, OrgSpec, PipelineFile, TablePatch, TableSpec, TemplateSpec,
 };
 pub use process::{
-    CatalogConfig, FilesSource, GlueConfig, LakeConfig, Limits, MongodbSource, PostgresSource,
-    ProcessConfig, RestCatalogConfig, S3Config, SourceSpec, StorageConfig, StoreConfig,
+    Auth, CatalogConfig, FilesSource, GlueConfig, LakeConfig, Limits, MongodbSource,
+    PostgresSource, ProcessConfig, RestCatalogConfig, S3Config, ServeConfig, ServerConfig,
+    SourceSpec, StorageConfig, StoreConfig,
 };

@@ -1,10 +1,13 @@
 //! The command line: one module a command.
 
+mod apply;
+mod audit;
 mod check;
 mod discover;
 mod init;
+mod keys;
 mod maintain;
-mod query;
+pub(crate) mod query;
 mod rollback;
 mod run;
 mod schema;
@@ -43,6 +46,10 @@ enum Command {
     Schema(schema::Schema),
     /// List the tables a source offers, with columns, keys and cursor candidates.
     Discover(discover::Discover),
+    /// Say what the pipeline files would change, in terms of the lake.
+    Plan(apply::PlanFiles),
+    /// Carry out what `polder plan` said.
+    Apply(apply::ApplyFiles),
     /// Bring lake tables up to date with their sources.
     Run(run::Run),
     /// List the lake's tables.
@@ -55,7 +62,11 @@ enum Command {
     Maintain(maintain::Maintain),
     /// Answer one SQL query over the lake.
     Query(query::Query),
-    /// Serve the lake over HTTP: the Iceberg REST catalog at /iceberg.
+    /// Make, list, revoke and rotate the keys of the API.
+    Keys(keys::Keys),
+    /// Look at the audit log, and verify that it is whole.
+    Audit(audit::Audit),
+    /// Serve the API at /v1 and the Iceberg REST catalog at /iceberg, and carry out queued runs.
     Serve(serve::Serve),
     /// Print the version, and those of the formats and engines inside.
     Version,
@@ -69,13 +80,17 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Check(check) => Box::pin(check.run(load)).await,
         Command::Schema(schema) => Ok(schema.run()),
         Command::Discover(discover) => discover.run(&load()?).await,
-        Command::Run(run) => Box::pin(run.run(&load()?)).await,
+        Command::Plan(plan) => Box::pin(plan.run(load()?)).await,
+        Command::Apply(apply) => Box::pin(apply.run(load()?)).await,
+        Command::Run(run) => Box::pin(run.run(load()?)).await,
+        Command::Keys(keys) => keys.run(&load()?).await,
+        Command::Audit(audit) => Box::pin(audit.run(&load()?)).await,
         Command::Tables(tables) => tables.run(&load()?).await,
         Command::Versions(versions) => versions.run(&load()?).await,
         Command::Rollback(rollback) => rollback.run(&load()?).await,
-        Command::Maintain(maintain) => Box::pin(maintain.run(&load()?)).await,
+        Command::Maintain(maintain) => Box::pin(maintain.run(&load()?.looked().await?)).await,
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
-        Command::Serve(serve) => Box::pin(serve.run(&load()?)).await,
+        Command::Serve(serve) => Box::pin(serve.run(load()?)).await,
         Command::Version => {
             output::line(&format!("polder {}", env!("CARGO_PKG_VERSION")));
             output::line(&format!("iceberg format 2, arrow {}", arrow::ARROW_VERSION));

@@ -133,7 +133,7 @@ fn print_failed(error: ArrowError) -> Error {
 }
 
 /// UUIDs as people write them instead of 16 bytes in hex.
-fn readable(batch: &RecordBatch) -> Result<RecordBatch> {
+pub(crate) fn readable(batch: &RecordBatch) -> Result<RecordBatch> {
     let columns = batch.columns().iter().map(|column| match column.data_type() {
         DataType::FixedSizeBinary(16) => uuid_text(column),
         _ => Arc::clone(column),

@@ -1,8 +1,10 @@
 //! `polder serve`: HTTP on one port. Here are the socket, the routes' top level and the orderly end;
 //! what is served lies in modules of its own. Who calls is decided in `clients.rs`.
 
+mod api;
 mod clients;
 mod iceberg;
+mod queue;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,8 +15,10 @@ use polder_core::{Error, ErrorCode, Result};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use api::{Settings as ApiSettings, api_description};
 pub(crate) use clients::Clients;
 pub(crate) use iceberg::Settings as IcebergSettings;
+pub(crate) use queue::Runner;
 
 /// Where the Iceberg REST catalog is.
 const ICEBERG: &str = "/iceberg";
@@ -33,13 +37,20 @@ impl Server {
     /// # Errors
     /// `spec.invalid` for an address others can reach while nobody has to show who they are, and for
     /// one that cannot be had.
-    pub(crate) async fn bind(address: SocketAddr, catalog: IcebergSettings) -> Result<Self> {
+    pub(crate) async fn bind(
+        address: SocketAddr,
+        catalog: IcebergSettings,
+        api: ApiSettings,
+    ) -> Result<Self> {
         if !address.ip().is_loopback() && !catalog.clients.required() {
             return Err(Error::new(
                 ErrorCode::SpecInvalid,
                 format!("{address} can be reached by others, and nobody has to authenticate"),
             )
-            .hint("declare [serve.clients.<id>] in polder.toml, or listen on 127.0.0.1"));
+            .hint(
+                "make a key (`polder keys create --role operator`) and set [server] auth = \"keys\", \
+                 or declare [serve.clients.<id>] in polder.toml, or listen on 127.0.0.1",
+            ));
         }
         let listener = TcpListener::bind(address).await.map_err(|cause| {
             Error::new(ErrorCode::SpecInvalid, format!("cannot listen on {address}"))
@@ -48,7 +59,8 @@ impl Server {
         })?;
         let routes = Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
-            .nest(ICEBERG, iceberg::routes(catalog));
+            .nest(ICEBERG, iceberg::routes(catalog))
+            .merge(api::routes(api));
         Ok(Self { listener, routes })
     }
 

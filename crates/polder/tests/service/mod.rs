@@ -4,6 +4,7 @@ mod evolution;
 mod external;
 mod kill;
 mod postgres;
+mod self_serve;
 
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
