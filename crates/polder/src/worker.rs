@@ -114,7 +114,8 @@ impl Worker {
         } else {
             runs::enqueue(&self.store, &org, &table.name).await?
         };
-        let outcome = self.ingest_as(run_id, org.clone(), table, how, progress).await;
+        let job = Job::Ingest { org: org.clone(), table, how };
+        let outcome = self.ingest_as(run_id, Watched { job, progress }).await;
         if how.dry_run {
             return outcome;
         }
@@ -127,14 +128,8 @@ impl Worker {
     }
 
     /// Carries out a run that has its record already.
-    pub(crate) async fn ingest_as(
-        &self,
-        run_id: Uuid,
-        org: Authorized<OrgId>,
-        table: TableSpec,
-        how: How,
-        progress: Arc<RunProgress>,
-    ) -> Result<IngestReport> {
+    pub(crate) async fn ingest_as(&self, run_id: Uuid, watched: Watched) -> Result<IngestReport> {
+        let Watched { job: Job::Ingest { org, table, how }, progress } = watched;
         let source = self.sources.get(&table.source).ok_or_else(|| {
             Error::new(ErrorCode::Internal, format!("source {:?} was not opened", table.source))
         })?;

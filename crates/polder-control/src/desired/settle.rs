@@ -21,7 +21,7 @@ pub struct Settled {
 }
 
 /// A table that the files no longer name and the desired state still has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Left {
     pub org: String,
     pub table: String,
@@ -48,7 +48,7 @@ pub async fn settle(
             Err(error)
                 if error.code() == polder_core::ErrorCode::ControlStale && tries < TRIES_MAX =>
             {
-                tries += 1
+                tries += 1;
             }
             Err(error) => return Err(error),
         }
@@ -68,7 +68,9 @@ pub fn look(process: &ProcessConfig, now: &Desired, declared: &Declared) -> Resu
     }
     let dropped = plan(process, now, &next, &LakeFacts::new())?;
     let dropped = dropped.tables.into_iter().filter(|table| table.action == Action::Drop);
-    let left = dropped.map(|table| Left { org: table.org, table: table.table }).collect();
+    let mut left: Vec<Left> =
+        dropped.map(|table| Left { org: table.org, table: table.table }).collect();
+    left.sort();
     let orgs = now.declaring(&next)?.effective(process)?;
     let enabled = orgs.iter().filter(|org| org.enabled);
     Ok(Settled { pipelines: enabled.map(super::EffectiveOrg::pipeline).collect(), left })

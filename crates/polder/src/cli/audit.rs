@@ -100,7 +100,9 @@ impl Export {
             if self.json {
                 all.extend(page.iter().map(describe));
             } else {
-                page.iter().for_each(|entry| output::line(&describe(entry).to_string()));
+                for entry in &page {
+                    output::line(&describe(entry).to_string());
+                }
             }
         }
         if self.json {
@@ -132,7 +134,9 @@ impl Verify {
                 "problems": verified.problems,
             }));
         } else {
-            verified.problems.iter().for_each(|problem| output::line(problem));
+            for problem in &verified.problems {
+                output::line(problem);
+            }
             let known = match &checkpoint {
                 Some(head) => format!("the lake's checkpoint is at entry {}", head.seq),
                 None => "the lake has no checkpoint yet".to_owned(),

@@ -19,7 +19,7 @@ enum SchemaFile {
     Pipelines,
     /// `polder.toml`
     Process,
-    /// The API (OpenAPI 3.1).
+    /// The API, as `OpenAPI` 3.1 describes it.
     Api,
 }
 

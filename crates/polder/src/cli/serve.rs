@@ -20,7 +20,7 @@ use crate::serve::{ApiSettings, Clients, IcebergSettings, Runner, Server};
 use crate::{exit, output};
 
 /// How often the audit log's head is written down in the lake.
-const AUDIT_CHECKPOINT: Duration = Duration::from_secs(60);
+const AUDIT_CHECKPOINT: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
-use crate::worker::{How, Worker, ended};
+use crate::worker::{How, Job, Watched, Worker, ended};
 
 /// How often the queue is looked at when nobody says that something is in it: runs that other
 /// servers took in, and those of servers that died.
@@ -129,7 +129,9 @@ impl Runner {
             cancel: cancel.clone(),
         };
         let how = How { full_refresh: run.full_refresh, dry_run: false };
-        Box::pin(worker.ingest_as(run.run_id, org, table, how, Arc::default())).await
+        let job = Job::Ingest { org, table, how };
+        let watched = Watched { job, progress: Arc::default() };
+        Box::pin(worker.ingest_as(run.run_id, watched)).await
     }
 
     /// What the desired state says of the table now, not when the run was asked for.

@@ -42,6 +42,18 @@ fn set_up() -> (Database, Project) {
     (database, project)
 }
 
+/// The same with the control store in PostgreSQL.
+fn set_up_store() -> (Database, Database, Project) {
+    let (database, project) = set_up();
+    let store = Database::new();
+    let file = project.path().join("polder.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = text.replace("url = \"sqlite://./polder.db\"", "url = \"env:STORE_URL\"");
+    std::fs::write(&file, text).unwrap();
+    let project = project.with_env("STORE_URL", &store.url());
+    (database, store, project)
+}
+
 /// The key that `polder keys create` shows.
 fn key(project: &Project, arguments: &[&str]) -> String {
     let text = project.ok(&[&["keys", "create", "--json"], arguments].concat());
@@ -52,13 +64,23 @@ fn key(project: &Project, arguments: &[&str]) -> String {
 #[test]
 fn the_page_works_step_by_step() {
     let (_database, project) = set_up();
-    let operator = key(&project, &["--role", "operator"]);
-    let served = Served::start(&project);
+    follow_the_page(&project);
+}
+
+#[test]
+fn the_page_works_with_a_store_in_postgresql() {
+    let (_database, _store, project) = set_up_store();
+    follow_the_page(&project);
+}
+
+fn follow_the_page(project: &Project) {
+    let operator = key(project, &["--role", "operator"]);
+    let served = Served::start(project);
     let acme = r#"{"id":"401","name":"Acme","template":"crm"}"#;
     assert_eq!(served.call(&operator, "POST", "/v1/orgs", acme).status, 201);
     let other = r#"{"id":"402","template":"crm"}"#;
     assert_eq!(served.call(&operator, "POST", "/v1/orgs", other).status, 201);
-    let writer = key(&project, &["--role", "writer", "--org", "401", "--expires", "90d"]);
+    let writer = key(project, &["--role", "writer", "--org", "401", "--expires", "90d"]);
 
     let name = r#"{"name":"opportunity"}"#;
     let dry = served.call(&writer, "POST", "/v1/orgs/401/tables?dry_run=true", name);
@@ -136,7 +158,7 @@ fn a_table_that_no_template_has_takes_the_orgs_filter() {
 
 #[test]
 fn a_killed_servers_run_is_taken_up_by_the_next_and_nothing_is_there_twice() {
-    let (database, project) = set_up();
+    let (database, _store, project) = set_up_store();
     let operator = key(&project, &["--role", "operator"]);
     let served = Served::start(&project);
     let acme = r#"{"id":"401","template":"crm"}"#;

@@ -23,15 +23,16 @@ static REPEATED: [HeaderName; 3] = [header::CONTENT_TYPE, header::LOCATION, head
 /// Why something is changed, in the words of whoever does, for the history.
 const REASON: &str = "polder-reason";
 
-/// Who sent a request.
-pub(super) struct Who(pub(super) Caller);
+/// Who sent a request, with its headers.
+pub(super) struct Who(pub(super) Caller, pub(super) HeaderMap);
 
 impl FromRequestParts<Api> for Who {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
         // The gate has put it there.
-        parts.extensions.get::<Caller>().cloned().map(Self).ok_or_else(unauthenticated)
+        let caller = parts.extensions.get::<Caller>().cloned().ok_or_else(unauthenticated)?;
+        Ok(Self(caller, parts.headers.clone()))
     }
 }
 
@@ -44,7 +45,7 @@ impl Who {
     pub(super) fn org(&self, id: &str, right: Right) -> Reply<Authorized<OrgId>> {
         let org: OrgId = id.parse().map_err(|_: Error| Problem::no_org(id))?;
         let principal = &self.0.principal;
-        principal.authorize(&org).map_err(|_| Problem::no_org(id).as_refusal())?;
+        principal.authorize(&org).map_err(|_| Problem::no_org(id).refusing())?;
         Ok(principal.authorize_to(right, &org)?)
     }
 
@@ -61,8 +62,8 @@ impl Who {
     }
 
     /// Who changes something, for the history, with the reason the request gives.
-    pub(super) fn author(&self, headers: &HeaderMap) -> Author {
-        let why = headers.get(REASON).and_then(|value| value.to_str().ok());
+    pub(super) fn author(&self) -> Author {
+        let why = self.1.get(REASON).and_then(|value| value.to_str().ok());
         Author { who: self.0.who(), why: why.map(str::to_owned) }
     }
 }

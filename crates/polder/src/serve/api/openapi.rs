@@ -1,4 +1,4 @@
-//! The API's description (OpenAPI 3.1), made from the routes' own types. `openapi/polder.json` is a
+//! The API's description (`OpenAPI` 3.1), made from the routes' own types. `openapi/polder.json` is a
 //! copy of it; a test compares them.
 
 use axum::http::StatusCode;

@@ -1,7 +1,7 @@
 //! Orgs.
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use polder_control::desired::{self, Change, EffectiveOrg, OrgLayer};
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Right};
@@ -149,7 +149,6 @@ pub(super) async fn read(State(api): State<Api>, who: Who, Named(org): Named<Str
 pub(super) async fn create(
     State(api): State<Api>,
     who: Who,
-    headers: HeaderMap,
     Params(dry): Params<DryRun>,
     body: Body,
 ) -> Reply {
@@ -157,7 +156,7 @@ pub(super) async fn create(
     let (dry_run, new) = (dry.wanted()?, body.parse::<NewOrg>()?);
     let id: OrgId = new.id.parse()?;
     let org = who.0.principal.authorize_to(Right::Operate, &id)?;
-    let author = who.author(&headers);
+    let author = who.author();
     let change = Change { process: &api.app.config.process, author: &author, dry_run };
     let made = desired::change(&api.store, &org, change, |current| {
         if current.org.is_some() {
@@ -200,7 +199,6 @@ fn check_template(name: Option<&str>, templates: &desired::Templates) -> polder_
 pub(super) async fn update(
     State(api): State<Api>,
     who: Who,
-    headers: HeaderMap,
     Named(org): Named<String>,
     Params(dry): Params<DryRun>,
     body: Body,
@@ -212,7 +210,7 @@ pub(super) async fn update(
     if patch.keys().any(|name| name != "name") {
         who.org(org.get().as_str(), Right::Operate)?;
     }
-    change(&api, &who, &headers, &org, dry.wanted()?, |layer, templates| {
+    change(&api, &who, &org, dry.wanted()?, |layer, templates| {
         // Its types were checked above.
         let text = |name: &str| patch.get(name).map(|v| v.as_str().map(str::to_owned));
         if let Some(name) = text("name") {
@@ -237,12 +235,11 @@ pub(super) async fn update(
 pub(super) async fn disable(
     State(api): State<Api>,
     who: Who,
-    headers: HeaderMap,
     Named(org): Named<String>,
     Params(dry): Params<DryRun>,
 ) -> Reply {
     let org = who.org(&org, Right::Operate)?;
-    change(&api, &who, &headers, &org, dry.wanted()?, |layer, _| {
+    change(&api, &who, &org, dry.wanted()?, |layer, _| {
         layer.enabled = Some(false);
         Ok(())
     })
@@ -252,12 +249,11 @@ pub(super) async fn disable(
 async fn change(
     api: &Api,
     who: &Who,
-    headers: &HeaderMap,
     org: &Authorized<OrgId>,
     dry_run: bool,
     edit: impl FnOnce(&mut OrgLayer, &desired::Templates) -> polder_core::Result<()>,
 ) -> Reply {
-    let (author, wanted) = (who.author(headers), IfMatch::of(headers));
+    let (author, wanted) = (who.author(), IfMatch::of(&who.1));
     let change = Change { process: &api.app.config.process, author: &author, dry_run };
     let changed = desired::change(&api.store, org, change, |current| {
         let (_, effective) = current.org.ok_or_else(|| gone(org.get()))?;

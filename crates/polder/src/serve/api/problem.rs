@@ -56,7 +56,7 @@ impl Problem {
     }
 
     /// The same, as something that was kept from the caller.
-    pub(super) fn as_refusal(mut self) -> Self {
+    pub(super) fn refusing(mut self) -> Self {
         self.refused = true;
         self
     }

@@ -168,15 +168,15 @@ impl Operation {
         let first = runs.first()?;
         let shown: Vec<Run> = runs.iter().map(Run::from).collect();
         let states: Vec<Status> = shown.iter().map(|run| run.status).collect();
-        let status = Status::of_all(&states);
+        let all = Status::of_all(&states);
         let finished = runs.iter().filter_map(|run| run.finished_ms).max();
         Some(Self {
             id: Some(id),
             org: first.org.to_string(),
-            status,
+            status: all,
             runs: shown,
             queued_at: Some(rfc3339(first.enqueued_ms)),
-            finished_at: finished.filter(|_| status.has_ended()).map(rfc3339),
+            finished_at: finished.filter(|_| all.has_ended()).map(rfc3339),
         })
     }
 }
@@ -327,7 +327,7 @@ pub(super) async fn operation(
     let own = |run: &&QueuedRun| who.0.principal.authorize(&run.org).is_ok();
     if let Some(foreign) = runs.first().filter(|run| !own(run)) {
         tracing::debug!(org = %foreign.org, "an operation of another org was asked for");
-        return Err(no_operation(&operation).as_refusal());
+        return Err(no_operation(&operation).refusing());
     }
     let document = Operation::of(id, &runs).ok_or_else(|| no_operation(&operation))?;
     Ok(answer(StatusCode::OK, &document))

@@ -1,7 +1,7 @@
 //! Tables of an org's pipeline.
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use polder_control::desired::{self, Change, Current, EffectiveOrg, EffectiveTable, OrgLayer};
@@ -167,7 +167,6 @@ async fn shown(api: &Api, org: &Authorized<OrgId>, table: &EffectiveTable) -> Re
 pub(super) async fn add(
     State(api): State<Api>,
     who: Who,
-    headers: HeaderMap,
     Named(org): Named<String>,
     Params(dry): Params<DryRun>,
     body: Body,
@@ -180,14 +179,14 @@ pub(super) async fn add(
     };
     let Found { patch, resolved, inherited } =
         resolve::resolve(&api, &who, &org, &name, said).await?;
-    let author = who.author(&headers);
+    let author = who.author();
     let change = Change { process: &api.app.config.process, author: &author, dry_run };
     let operator = who.0.principal.role().has(Right::Operate);
     let changed = desired::change(&api.store, &org, change, |current| {
         if !operator {
             check_scope(&patch, &inherited)?;
         }
-        added(&org, current, &name, patch)
+        added(&org, &current, &name, patch)
     })
     .await?;
     let table = changed.table(&name).ok_or_else(|| Problem::no_table(&name))?;
@@ -210,7 +209,7 @@ pub(super) async fn add(
 /// The org's layer with the table in it.
 fn added(
     org: &Authorized<OrgId>,
-    current: Current<'_>,
+    current: &Current<'_>,
     name: &str,
     patch: Map<String, Value>,
 ) -> polder_core::Result<OrgLayer> {
@@ -261,7 +260,6 @@ pub(super) fn encoded(name: &str) -> String {
 pub(super) async fn update(
     State(api): State<Api>,
     who: Who,
-    headers: HeaderMap,
     Named((org, table)): Named<(String, String)>,
     Params(dry): Params<DryRun>,
     body: Body,
@@ -272,7 +270,7 @@ pub(super) async fn update(
         return Err(Problem::invalid("a table's name cannot be changed"));
     }
     let operator = who.0.principal.role().has(Right::Operate);
-    let (author, wanted) = (who.author(&headers), IfMatch::of(&headers));
+    let (author, wanted) = (who.author(), IfMatch::of(&who.1));
     let change =
         Change { process: &api.app.config.process, author: &author, dry_run: dry.wanted()? };
     let changed = desired::change(&api.store, &org, change, |current| {
@@ -312,13 +310,12 @@ fn present<'a>(
 pub(super) async fn remove(
     State(api): State<Api>,
     who: Who,
-    headers: HeaderMap,
     Named((org, table)): Named<(String, String)>,
     Params(dry): Params<DryRun>,
 ) -> Reply<Response> {
     let org = who.org(&org, Right::Write)?;
     let dry_run = dry.wanted()?;
-    let (author, wanted) = (who.author(&headers), IfMatch::of(&headers));
+    let (author, wanted) = (who.author(), IfMatch::of(&who.1));
     let change = Change { process: &api.app.config.process, author: &author, dry_run };
     desired::change(&api.store, &org, change, |current| {
         let found = present(&org, &current, &table)?;

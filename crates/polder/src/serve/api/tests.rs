@@ -179,7 +179,7 @@ async fn a_writer_adds_a_table_and_changes_what_is_theirs_to_change() {
     let tag = found.header("etag").to_owned();
     let bearer = format!("Bearer {key}");
     let with = |tag: &str| vec![("authorization", bearer.clone()), ("if-match", tag.to_owned())];
-    let patch = |tag: &str, body: Value| {
+    let change = |tag: &str, body: Value| {
         let headers = with(tag);
         let server = &server;
         async move {
@@ -187,12 +187,12 @@ async fn a_writer_adds_a_table_and_changes_what_is_theirs_to_change() {
             server.send("PATCH", path, &headers, &body).await
         }
     };
-    let changed = patch(&tag, json!({ "mode": "full_refresh", "key": ["id"] })).await;
+    let changed = change(&tag, json!({ "mode": "full_refresh", "key": ["id"] })).await;
     assert_eq!(changed.status, StatusCode::OK, "{}", changed.body);
     assert_eq!(changed.body["spec"]["mode"], "full_refresh");
-    let stale = patch(&tag, json!({ "mode": "append" })).await;
+    let stale = change(&tag, json!({ "mode": "append" })).await;
     assert_eq!((stale.status.as_u16(), stale.code()), (412, "control.stale"));
-    let back = patch(changed.header("etag"), json!({ "key": null })).await;
+    let back = change(changed.header("etag"), json!({ "key": null })).await;
     assert_eq!(back.body["spec"]["key"], json!([]), "null is the default again");
     let misspelt = server.call(&key, "PATCH", path, json!({ "cursr": "x" })).await;
     assert_eq!((misspelt.status.as_u16(), misspelt.code()), (400, "spec.invalid"));

@@ -18,7 +18,10 @@ enum Told {
 /// The right that each route needs, by method and path; every route has to be here.
 fn needs(method: &str, path: &str) -> Right {
     match (method, path) {
-        ("post", "/v1/orgs") | ("delete", "/v1/orgs/{org}") => Right::Operate,
+        // A source of files, as here: names of folders may be other orgs' ids.
+        ("post", "/v1/orgs")
+        | ("delete", "/v1/orgs/{org}")
+        | ("get", "/v1/sources/{source}/tables") => Right::Operate,
         ("patch", "/v1/orgs/{org}") => Right::Administer,
         (
             "post",
@@ -43,8 +46,6 @@ fn needs(method: &str, path: &str) -> Right {
             | "/v1/operations/{operation}"
             | "/v1/sources",
         ) => Right::Read,
-        // Of files, as here: names of folders may be other orgs' ids.
-        ("get", "/v1/sources/{source}/tables") => Right::Operate,
         _ => panic!("{method} {path} is not in the matrix: say which right it needs"),
     }
 }
