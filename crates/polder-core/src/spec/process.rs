@@ -46,7 +46,7 @@ pub enum Auth {
     Keys,
     /// Not at all: everybody is the operator. On a loopback address alone.
     None,
-    /// By a token of an OpenID provider. Not there yet.
+    /// By a token of an `OpenID` provider. Not there yet.
     Oidc,
 }
 
