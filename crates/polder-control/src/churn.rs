@@ -13,9 +13,15 @@ use crate::store::{Store, failed};
 
 /// The tables of the store with rows of orgs, by their column `org`, that go with the org. What an
 /// erasure leaves is the row about itself and those about legal holds.
-const TABLES_OF_ORGS: &[&str] = &["polder_runs"];
+const TABLES_OF_ORGS: &[&str] = &["polder_queue", "polder_runs"];
+/// What else is an org's, and has no such column. A key of several orgs stays, for the others.
+const ROWS_OF_ORGS: &[&str] = &[
+    "DELETE FROM polder_desired WHERE kind = 'org' AND id = $1",
+    "DELETE FROM polder_desired_history WHERE kind = 'org' AND id = $1",
+    "DELETE FROM polder_keys WHERE orgs = $1",
+];
 #[cfg(test)]
-const TABLES_THAT_STAY: &[&str] = &["polder_churns", "polder_holds"];
+const TABLES_THAT_STAY: &[&str] = &["polder_audit", "polder_churns", "polder_holds"];
 /// The states in which an org is not to be worked for.
 const IN_FORCE: &str = "state IN ('waiting', 'erasing', 'erased')";
 const COLUMNS: &str =
@@ -227,9 +233,10 @@ pub async fn running(store: &Store, org: &Authorized<OrgId>) -> Result<u64> {
 /// Removes every row of the org but those about its leaving and about legal holds. Returns how many.
 pub async fn forget(store: &Store, org: &Authorized<OrgId>) -> Result<u64> {
     let mut rows = 0;
-    for table in TABLES_OF_ORGS {
-        // A name of ours, from the list above.
-        let sql = format!("DELETE FROM {table} WHERE org = $1");
+    // Names of ours, from the list above.
+    let of_tables =
+        TABLES_OF_ORGS.iter().map(|table| format!("DELETE FROM {table} WHERE org = $1"));
+    for sql in of_tables.chain(ROWS_OF_ORGS.iter().map(|sql| (*sql).to_owned())) {
         let done = sqlx::query(&sql).bind(org.get().as_str()).execute(store.pool()).await;
         rows += done
             .map_err(|error| failed("the org's rows cannot be removed", error))?

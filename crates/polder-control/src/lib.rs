@@ -1,12 +1,17 @@
-//! The control plane: configuration, secrets, the store of run records, orgs that leave and the
-//! certificates of it.
+//! The control plane: configuration, desired state, keys, the queue of runs, the audit log, secrets, orgs
+//! that leave and the certificates of it.
 //!
 //! Decides what should run for whom, and remembers what did. It reads no source and writes no
 //! table; `crates/polder/src/worker.rs` joins it to the data plane.
 
+pub mod audit;
 pub mod certificate;
 pub mod churn;
 pub mod config;
+pub mod desired;
+pub mod idempotency;
+pub mod keys;
+pub mod queue;
 pub mod runs;
 pub mod secrets;
 pub mod store;

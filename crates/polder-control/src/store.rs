@@ -1,4 +1,5 @@
-//! The control store: one small database (SQLite or PostgreSQL) with the records of runs.
+//! The control store: one small database (SQLite or PostgreSQL) with the desired state, keys, the
+//! queue and records of runs, and the audit log.
 //!
 //! It is never asked what a table contains or how far it has read: that is in the table's own
 //! metadata, and what stands here about it is a copy for people.
@@ -49,6 +50,88 @@ const MIGRATIONS: &[&str] = &[
         released_by TEXT,
         released_ms BIGINT,
         release_reason TEXT
+    )",
+    // Desired state: one row an org or template, and each state it ever had.
+    "CREATE TABLE IF NOT EXISTS polder_desired_head (
+        id BIGINT NOT NULL PRIMARY KEY,
+        revision BIGINT NOT NULL
+    )",
+    "INSERT INTO polder_desired_head (id, revision) VALUES (1, 0) ON CONFLICT (id) DO NOTHING",
+    "CREATE TABLE IF NOT EXISTS polder_desired (
+        kind TEXT NOT NULL,
+        id TEXT NOT NULL,
+        revision BIGINT NOT NULL,
+        declared TEXT,
+        adjusted TEXT,
+        PRIMARY KEY (kind, id)
+    )",
+    "CREATE TABLE IF NOT EXISTS polder_desired_history (
+        revision BIGINT NOT NULL,
+        kind TEXT NOT NULL,
+        id TEXT NOT NULL,
+        declared TEXT,
+        adjusted TEXT,
+        who TEXT NOT NULL,
+        why TEXT,
+        at_ms BIGINT NOT NULL,
+        PRIMARY KEY (kind, id, revision)
+    )",
+    "CREATE TABLE IF NOT EXISTS polder_keys (
+        id TEXT NOT NULL PRIMARY KEY,
+        hash TEXT NOT NULL,
+        role TEXT NOT NULL,
+        orgs TEXT NOT NULL,
+        name TEXT,
+        created_ms BIGINT NOT NULL,
+        expires_ms BIGINT,
+        revoked_ms BIGINT
+    )",
+    // Runs that servers carry out. What became of one stands in polder_runs too.
+    "CREATE TABLE IF NOT EXISTS polder_queue (
+        run_id TEXT NOT NULL PRIMARY KEY,
+        operation TEXT NOT NULL,
+        org TEXT NOT NULL,
+        table_name TEXT NOT NULL,
+        full_refresh BIGINT NOT NULL,
+        state TEXT NOT NULL,
+        enqueued_ms BIGINT NOT NULL,
+        started_ms BIGINT,
+        finished_ms BIGINT,
+        owner TEXT,
+        fence BIGINT NOT NULL,
+        lease_until_ms BIGINT NOT NULL,
+        cancel_wanted BIGINT NOT NULL,
+        asked_by TEXT NOT NULL
+    )",
+    "CREATE UNIQUE INDEX IF NOT EXISTS polder_queue_one_a_table
+        ON polder_queue (org, table_name) WHERE state = 'running'",
+    "CREATE INDEX IF NOT EXISTS polder_queue_open
+        ON polder_queue (enqueued_ms, run_id) WHERE state IN ('queued', 'running')",
+    "CREATE INDEX IF NOT EXISTS polder_queue_by_operation ON polder_queue (operation)",
+    "CREATE TABLE IF NOT EXISTS polder_idempotency (
+        id TEXT NOT NULL PRIMARY KEY,
+        request TEXT NOT NULL,
+        at_ms BIGINT NOT NULL,
+        status BIGINT,
+        headers TEXT,
+        body TEXT
+    )",
+    "CREATE TABLE IF NOT EXISTS polder_audit_head (
+        id BIGINT NOT NULL PRIMARY KEY,
+        seq BIGINT NOT NULL,
+        hash TEXT NOT NULL
+    )",
+    "INSERT INTO polder_audit_head (id, seq, hash) VALUES (1, 0, '') ON CONFLICT (id) DO NOTHING",
+    "CREATE TABLE IF NOT EXISTS polder_audit (
+        seq BIGINT NOT NULL PRIMARY KEY,
+        at_ms BIGINT NOT NULL,
+        who TEXT NOT NULL,
+        action TEXT NOT NULL,
+        org TEXT,
+        subject TEXT,
+        outcome TEXT NOT NULL,
+        detail TEXT,
+        hash TEXT NOT NULL
     )",
 ];
 
@@ -116,6 +199,21 @@ fn make_folder(path: &Path) -> Result<()> {
             .detail(folder.display().to_string())
             .caused_by(error)
     })
+}
+
+/// A transaction; dropped without [`commit`], it changes nothing.
+pub(crate) type Transaction = sqlx::Transaction<'static, sqlx::Any>;
+
+impl Store {
+    pub(crate) async fn begin(&self) -> Result<Transaction> {
+        let begun = self.pool.begin().await;
+        begun.map_err(|error| failed("the control store takes no transaction", error))
+    }
+}
+
+pub(crate) async fn commit(transaction: Transaction) -> Result<()> {
+    let done = transaction.commit().await;
+    done.map_err(|error| failed("the change cannot be stored", error))
 }
 
 pub(crate) fn failed(what: &str, error: sqlx::Error) -> Error {

@@ -58,8 +58,18 @@ pub enum ErrorCode {
     QueryLimit,
     /// The query failed while it ran.
     QueryFailed,
+    /// Nobody knows who the caller is: no key or token, or none that is good.
+    ControlUnauthenticated,
     /// The caller may not do this.
     ControlDenied,
+    /// The control plane has no such org, table, run, operation, key or plan.
+    ControlNotFound,
+    /// It is there already, or the state does not allow it.
+    ControlConflict,
+    /// Somebody changed it since it was read.
+    ControlStale,
+    /// A run of the same table is under way.
+    ControlBusy,
     /// The control store failed.
     ControlStore,
     /// Somebody asked for the work to stop.
@@ -94,7 +104,12 @@ impl ErrorCode {
             Self::QueryInvalid => "query.invalid",
             Self::QueryLimit => "query.limit",
             Self::QueryFailed => "query.failed",
+            Self::ControlUnauthenticated => "control.unauthenticated",
             Self::ControlDenied => "control.denied",
+            Self::ControlNotFound => "control.not_found",
+            Self::ControlConflict => "control.conflict",
+            Self::ControlStale => "control.stale",
+            Self::ControlBusy => "control.busy",
             Self::ControlStore => "control.store",
             Self::Cancelled => "control.cancelled",
             Self::Internal => "internal",
@@ -107,7 +122,8 @@ impl ErrorCode {
             Self::SourceUnavailable
             | Self::LakeUnavailable
             | Self::LakeConflict
-            | Self::LakeUnknownOutcome => true,
+            | Self::LakeUnknownOutcome
+            | Self::ControlBusy => true,
             Self::SpecInvalid
             | Self::SpecUnknownName
             | Self::SpecSecret
@@ -126,7 +142,11 @@ impl ErrorCode {
             | Self::QueryInvalid
             | Self::QueryLimit
             | Self::QueryFailed
+            | Self::ControlUnauthenticated
             | Self::ControlDenied
+            | Self::ControlNotFound
+            | Self::ControlConflict
+            | Self::ControlStale
             | Self::ControlStore
             | Self::Cancelled
             | Self::Internal => false,

@@ -30,7 +30,7 @@ pub use engine::{Engine, QueryStream, Session};
 pub use erasure::{Erasure, ErasureStep, Hold, Inventory, Remains, Verification};
 pub use error::{Error, ErrorCode, Result};
 pub use management::{ManagementTable, ORG_COLUMN};
-pub use org::{Authorized, OrgId, Principal};
+pub use org::{Authorized, OrgId, Principal, Right, Role};
 pub use predicate::{CmpOp, Literal, Predicate};
 pub use progress::{ALTERED_KEYS_MAX, ProgressSnapshot, RunProgress, Stage};
 pub use schema::{Field, LakeType, TableSchema, TextOf};

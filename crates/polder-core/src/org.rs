@@ -6,6 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Error, ErrorCode, Result};
 
 /// The namespace of the management tables, and the id of whom they belong to.
@@ -78,28 +80,121 @@ impl fmt::Debug for OrgId {
     }
 }
 
+/// What somebody is to the orgs they belong to; the operator belongs to all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Everything: orgs, templates, sources, keys.
+    Operator,
+    /// What a writer may, and how the org is named.
+    Admin,
+    /// Tables of the org's pipeline, runs, rollbacks.
+    Writer,
+    /// Looks, changes nothing.
+    Reader,
+    /// A program that looks on its own account: as a reader.
+    Agent,
+}
+
+impl Role {
+    /// All roles, the mightiest first.
+    pub const ALL: [Self; 5] =
+        [Self::Operator, Self::Admin, Self::Writer, Self::Reader, Self::Agent];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+            Self::Writer => "writer",
+            Self::Reader => "reader",
+            Self::Agent => "agent",
+        }
+    }
+
+    /// Whether somebody of this role has the right, in an org of theirs.
+    pub const fn has(self, right: Right) -> bool {
+        match right {
+            Right::Read => true,
+            Right::Write => matches!(self, Self::Operator | Self::Admin | Self::Writer),
+            Right::Administer => matches!(self, Self::Operator | Self::Admin),
+            Right::Operate => matches!(self, Self::Operator),
+        }
+    }
+}
+
+impl FromStr for Role {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == text).ok_or_else(|| {
+            Error::new(ErrorCode::SpecInvalid, format!("{text:?} is not a role"))
+                .hint("use operator, admin, writer, reader or agent")
+        })
+    }
+}
+
+/// What a call needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Right {
+    /// To see an org and what is in it.
+    Read,
+    /// To change its tables and run them.
+    Write,
+    /// To change the org itself.
+    Administer,
+    /// To make orgs, and to say whose rows are whose.
+    Operate,
+}
+
 /// On whose behalf something is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Principal {
     /// The person or process that runs the binary with its configuration: every org.
     Operator,
-    /// Somebody who belongs to one org.
+    /// Somebody who belongs to one org, and reads and writes its tables.
     Org(OrgId),
+    /// Somebody who belongs to some orgs, in a role other than the operator's.
+    Member { role: Role, orgs: Vec<OrgId> },
 }
 
 impl Principal {
-    /// The proof that this principal may touch `org`, demanded by the lake's and the store's calls.
+    /// The proof that this principal may see `org`, demanded by the lake's and the store's calls.
     ///
     /// # Errors
     /// `control.denied` when the principal belongs to another org.
     pub fn authorize(&self, org: &OrgId) -> Result<Authorized<OrgId>> {
+        self.authorize_to(Right::Read, org)
+    }
+
+    /// As [`Self::authorize`], for what needs a right.
+    ///
+    /// # Errors
+    /// `control.denied`, also when the principal's role lacks the right.
+    pub fn authorize_to(&self, right: Right, org: &OrgId) -> Result<Authorized<OrgId>> {
+        let own = match self {
+            Self::Operator => true,
+            Self::Org(own) => own == org,
+            Self::Member { orgs, .. } => orgs.contains(org),
+        };
+        if !own {
+            let message = "this principal may not act for that org";
+            return Err(Error::new(ErrorCode::ControlDenied, message));
+        }
+        if !self.role().has(right) {
+            let message = format!("a {} may not do this", self.role().as_str());
+            return Err(Error::new(ErrorCode::ControlDenied, message)
+                .hint("ask the operator for a key of another role"));
+        }
+        Ok(Authorized(org.clone()))
+    }
+
+    /// What the principal is to its orgs.
+    pub fn role(&self) -> Role {
         match self {
-            Self::Operator => Ok(Authorized(org.clone())),
-            Self::Org(own) if own == org => Ok(Authorized(org.clone())),
-            Self::Org(_) => {
-                Err(Error::new(ErrorCode::ControlDenied, "this principal may not act for that org"))
-            }
+            Self::Operator => Role::Operator,
+            Self::Org(_) => Role::Writer,
+            Self::Member { role, .. } => *role,
         }
     }
 }
@@ -149,5 +244,25 @@ mod tests {
         let error = principal.authorize(&other).expect_err("other org");
         assert_eq!(error.code(), ErrorCode::ControlDenied);
         assert!(Principal::Operator.authorize(&other).is_ok());
+    }
+
+    #[test]
+    fn a_role_has_its_rights_in_its_orgs_alone() {
+        let (own, other): (OrgId, OrgId) = ("1".parse().expect("id"), "2".parse().expect("id"));
+        let rights = [Right::Read, Right::Write, Right::Administer, Right::Operate];
+        let cases = [
+            (Role::Admin, [true, true, true, false]),
+            (Role::Writer, [true, true, false, false]),
+            (Role::Reader, [true, false, false, false]),
+            (Role::Agent, [true, false, false, false]),
+        ];
+        for (role, expect) in cases {
+            let principal = Principal::Member { role, orgs: vec![own.clone()] };
+            assert_eq!(rights.map(|right| principal.authorize_to(right, &own).is_ok()), expect);
+            assert!(rights.iter().all(|right| principal.authorize_to(*right, &other).is_err()));
+        }
+        assert!(
+            rights.iter().all(|right| Principal::Operator.authorize_to(*right, &other).is_ok())
+        );
     }
 }

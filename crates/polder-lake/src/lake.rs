@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use iceberg::{NamespaceIdent, TableIdent};
-use object_store::ObjectStore;
 use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
 use uuid::Uuid;
 
 use crate::catalog::{self, Catalog, Fenced, TableState};
+use crate::error;
 use crate::settings::LakeSettings;
 use crate::stage::{Stage, StageRequest};
 use crate::storage::Store;
@@ -19,6 +20,8 @@ use crate::table::LakeTable;
 pub(crate) const ORG_UUID: &str = "polder.org-uuid";
 /// Iceberg's namespace property for where other engines put new tables.
 pub(crate) const LOCATION: &str = "location";
+/// Beside the orgs' folders, which are uuids.
+const AUDIT_HEAD: &str = "audit-log/head.json";
 /// The longest table name; the catalog's column holds 255 characters.
 const NAME_CHARS_MAX: usize = 200;
 
@@ -118,6 +121,35 @@ impl Lake {
     /// `lake.corrupt` for an address in another store.
     pub fn object_path(&self, address: &str) -> Result<Path> {
         self.store.path(address)
+    }
+
+    /// What was last kept by [`Self::keep_audit_head`].
+    ///
+    /// # Errors
+    /// `lake.unavailable`, `lake.failed`.
+    pub async fn audit_head(&self) -> Result<Option<Vec<u8>>> {
+        let path = self.audit_path()?;
+        let objects = self.store.objects();
+        let failed = |error| error::storage("read the audit log's checkpoint", error);
+        match objects.get(&path).await {
+            Ok(found) => Ok(Some(found.bytes().await.map_err(failed)?.to_vec())),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Keeps a few bytes beside the tables' files, in place of those kept before: how far the audit
+    /// log went, out of reach of whoever can write to the control store alone.
+    ///
+    /// # Errors
+    /// As [`Self::audit_head`].
+    pub async fn keep_audit_head(&self, bytes: Vec<u8>) -> Result<()> {
+        let put = self.store.objects().put(&self.audit_path()?, bytes.into()).await;
+        put.map(drop).map_err(|error| error::storage("write the audit log's checkpoint", error))
+    }
+
+    fn audit_path(&self) -> Result<Path> {
+        self.store.path(&format!("{}/{AUDIT_HEAD}", self.store.root()))
     }
 
     pub(crate) fn store(&self) -> &Store {

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polder_control::certificate::SigningKey;
+use polder_control::desired::{self, Author, Left, Settled};
 use polder_control::{Config, ProcessSecrets, Store};
 use polder_core::erasure::Span;
 use polder_core::spec::{GlueConfig, RestCatalogConfig, S3Config};
-use polder_core::{Error, ErrorCode, Result, SecretRef, SecretResolver, Source};
+use polder_core::{Error, ErrorCode, Principal, Result, SecretRef, SecretResolver, Source};
 use polder_lake::{CatalogSettings, GlueSettings, Lake, LakeSettings, RestSettings, S3Settings};
 use polder_query::OpenSource;
 use secrecy::{ExposeSecret, SecretString};
@@ -24,6 +25,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// The configuration and the means to open what it names.
 pub(crate) struct App {
     pub(crate) config: Config,
+    /// Tables that the files dropped and `polder apply` has not: they do not run.
+    pub(crate) left: Vec<Left>,
     secrets: ProcessSecrets,
 }
 
@@ -32,7 +35,32 @@ impl App {
     pub(crate) fn load(file: Option<&Path>) -> Result<Self> {
         let config = Config::load(file)?;
         let secrets = ProcessSecrets::new(config.base.clone());
-        Ok(Self { config, secrets })
+        Ok(Self { config, left: Vec::new(), secrets })
+    }
+
+    /// The same with the pipelines of the desired state, into which the files are applied as far as
+    /// that takes nothing away.
+    pub(crate) async fn settled(mut self) -> Result<Self> {
+        let store = self.store().await?;
+        let author = author(Some("files beside polder.toml".to_owned()));
+        let config = &self.config;
+        let settled = desired::settle(&store, &config.process, &config.declared, &author).await?;
+        self.take(settled);
+        Ok(self)
+    }
+
+    /// The same with the pipelines of the desired state, as [`Self::settled`] would have them;
+    /// nothing is stored.
+    pub(crate) async fn looked(mut self) -> Result<Self> {
+        let now = desired::load(&self.store().await?, &Principal::Operator).await?;
+        let settled = desired::look(&self.config.process, &now, &self.config.declared)?;
+        self.take(settled);
+        Ok(self)
+    }
+
+    fn take(&mut self, settled: Settled) {
+        self.config.pipelines = settled.pipelines;
+        self.left = settled.left;
     }
 
     pub(crate) async fn lake(&self) -> Result<Lake> {
@@ -216,6 +244,12 @@ impl App {
         }
         Ok(SecretString::from(self.config.database_url(text)))
     }
+}
+
+/// Whoever runs this process, as changes remember it.
+pub(crate) fn author(why: Option<String>) -> Author {
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
+    Author { who: format!("cli:{}", user.as_deref().unwrap_or("operator")), why }
 }
 
 /// Where AWS's own tools look for a region.

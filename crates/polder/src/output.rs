@@ -113,6 +113,12 @@ pub(crate) fn time(ms: i64) -> String {
     time.map_or_else(String::new, |time| time.format("%Y-%m-%d %H:%M:%SZ").to_string())
 }
 
+/// Milliseconds since the epoch → `2026-11-25T13:00:00.123Z`, for programs.
+pub(crate) fn rfc3339(ms: i64) -> String {
+    let time = chrono::DateTime::from_timestamp_millis(ms);
+    time.map_or_else(String::new, |time| time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -113,17 +113,33 @@ impl Worker {
         if self.cancel.is_cancelled() {
             return Err(Error::new(ErrorCode::Cancelled, "the run was cancelled before it began"));
         }
-        let source = self.sources.get(&table.source).ok_or_else(|| {
-            Error::new(ErrorCode::Internal, format!("source {:?} was not opened", table.source))
-        })?;
         self.lake.check_open(&org).await?;
         let run_id = if how.dry_run {
             Uuid::new_v4()
         } else {
             runs::enqueue(&self.store, &org, &table.name).await?
         };
+        let job = Job::Ingest { org: org.clone(), table, how };
+        let outcome = self.ingest_as(run_id, Watched { job, progress }).await;
+        if how.dry_run {
+            return outcome;
+        }
+        let (state, report) = ended(&outcome);
+        // The table is the truth; a record that cannot be written must not fail the run.
+        if let Err(error) = runs::finish(&self.store, &org, run_id, state, &report).await {
+            tracing::warn!(%run_id, "the end of the run was not recorded: {error}");
+        }
+        outcome
+    }
+
+    /// Carries out a run that has its record already.
+    pub(crate) async fn ingest_as(&self, run_id: Uuid, watched: Watched) -> Result<IngestReport> {
+        let Watched { job: Job::Ingest { org, table, how }, progress } = watched;
+        let source = self.sources.get(&table.source).ok_or_else(|| {
+            Error::new(ErrorCode::Internal, format!("source {:?} was not opened", table.source))
+        })?;
         let request = IngestRequest {
-            org: org.clone(),
+            org,
             run_id,
             table,
             full_refresh: how.full_refresh,
@@ -136,23 +152,7 @@ impl Worker {
             outcome = ingest(&self.lake, source.as_ref(), &request) => outcome,
             () = self.cancel_if_fenced(&request) => unreachable!("it watches until the run ends"),
         };
-        let outcome = self.explained(outcome, &org).await;
-        if how.dry_run {
-            return outcome;
-        }
-        let (state, report) = match &outcome {
-            Ok(report) => (RunState::Succeeded, serde_json::to_string(report)),
-            Err(error) if error.code() == ErrorCode::Cancelled => {
-                (RunState::Cancelled, Ok(output::error_json(error).to_string()))
-            }
-            Err(error) => (RunState::Failed, Ok(output::error_json(error).to_string())),
-        };
-        // The table is the truth; a record that cannot be written must not fail the run.
-        let report = report.unwrap_or_default();
-        if let Err(error) = runs::finish(&self.store, &org, run_id, state, &report).await {
-            tracing::warn!(%run_id, "the end of the run was not recorded: {error}");
-        }
-        outcome
+        self.explained(outcome, &request.org).await
     }
 
     /// Cancels the run once its org is fenced. Never ends.
@@ -188,6 +188,19 @@ impl Worker {
         IngestLimits {
             splits: NonZeroUsize::new(self.limits.splits).unwrap_or(NonZeroUsize::MIN),
             memory_bytes: (self.limits.memory_mb << 20) / runs,
+        }
+    }
+}
+
+/// How a run ended, in the store's words: its state, and the report's or the error's JSON.
+pub(crate) fn ended(outcome: &Result<IngestReport>) -> (RunState, String) {
+    match outcome {
+        // A report is made of texts and numbers.
+        Ok(report) => (RunState::Succeeded, serde_json::to_string(report).unwrap_or_default()),
+        Err(error) => {
+            let cancelled = error.code() == ErrorCode::Cancelled;
+            let state = if cancelled { RunState::Cancelled } else { RunState::Failed };
+            (state, output::error_json(error).to_string())
         }
     }
 }

@@ -6,6 +6,7 @@
 mod churn;
 mod configuration;
 mod files;
+mod http;
 mod manifest;
 mod project;
 mod serve;

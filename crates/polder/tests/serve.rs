@@ -4,6 +4,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 
+use serde_json::Value;
+
+use crate::http::Served;
 use crate::project::Project;
 
 fn get(address: &str, path: &str) -> String {
@@ -50,4 +53,86 @@ fn a_server_others_can_reach_needs_clients() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(2), "{said}");
     assert!(said.contains("client a has less than") && !said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn keys_are_made_listed_and_ended() {
+    let project = Project::new("", "");
+    let made = |arguments: &[&str]| -> Value {
+        let text = project.ok(&[&["keys", "create", "--json"], arguments].concat());
+        serde_json::from_str(&text).unwrap()
+    };
+    let operator = made(&["--role", "operator"]);
+    let key = operator["key"].as_str().unwrap();
+    assert!(key.starts_with("plk_") && key.starts_with(operator["id"].as_str().unwrap()));
+    let errors = project.fails(&["keys", "create", "--role", "writer"], 2);
+    assert!(errors.contains("--org 401"), "{errors}");
+    let writer = made(&["--role", "writer", "--org", "401", "--expires", "2099-01-31"]);
+    assert_eq!(writer["expires_at"], "2099-02-01T00:00:00.000Z");
+    // Once there is a key, keys are asked for.
+    let served = Served::start(&project);
+    assert_eq!(served.call("", "GET", "/v1/orgs", "").status, 401);
+    assert_eq!(served.call(key, "GET", "/v1/orgs", "").status, 200);
+    let secret = writer["key"].as_str().unwrap();
+    assert_eq!(served.call(secret, "GET", "/iceberg/v1/namespaces", "").status, 200);
+    project.ok(&["keys", "revoke", writer["id"].as_str().unwrap()]);
+    assert_eq!(served.call(secret, "GET", "/v1/orgs", "").status, 401, "at once");
+    let listed = project.ok(&["keys", "list"]);
+    assert!(listed.contains("revoked") && !listed.contains(key), "{listed}");
+}
+
+#[test]
+fn who_may_be_nobody_is_said_and_checked() {
+    let open = Project::new("[server]\nauth = \"none\"\nlisten = \"127.0.0.1:0\"\n", "");
+    open.ok(&["keys", "create", "--role", "operator"]);
+    let served = Served::start(&open);
+    assert_eq!(served.call("", "GET", "/v1/orgs", "").status, 200, "none means none");
+    assert_eq!(served.call("plk_0_0", "GET", "/v1/orgs", "").status, 401, "a bad key is none");
+    let errors = open.fails(&["serve", "--listen", "0.0.0.0:0"], 2);
+    assert!(errors.contains("nobody has to authenticate"), "{errors}");
+    let oidc = Project::new("[server]\nauth = \"oidc\"\n", "");
+    let errors = oidc.fails(&["serve"], 2);
+    assert!(errors.contains("oidc is not there yet") && errors.contains("keys create"), "{errors}");
+}
+
+const FILES: &str = "[sources.files]\ntype = \"files\"\nurl = \"./exports\"\n";
+
+fn table(name: &str) -> String {
+    format!("      - {{ name: {name}, source: files, from: \"{name}.csv\" }}\n")
+}
+
+#[test]
+fn files_are_planned_and_applied_as_they_were_shown() {
+    let pipeline = |tables: &[&str]| {
+        let tables: String = tables.iter().map(|name| table(name)).collect();
+        format!("orgs:\n  - id: \"1\"\n    tables:\n{tables}")
+    };
+    let project = Project::new(FILES, &pipeline(&["a", "b"]));
+    project.write("exports/a.csv", "id\n1\n2\n");
+    project.write("exports/b.csv", "id\n1\n");
+    let plan = || -> Value { serde_json::from_str(&project.ok(&["plan", "--json"])).unwrap() };
+    let first = plan();
+    assert_eq!(first["tables"][0]["action"], "create", "{first}");
+    let hash = first["hash"].as_str().unwrap();
+    let errors = project.fails(&["apply", "--plan", &"0".repeat(64)], 1);
+    assert!(errors.contains("polder plan"), "{errors}");
+    project.ok(&["apply", "--plan", hash]);
+    assert_eq!(plan()["tables"], serde_json::json!([]));
+    assert_eq!(project.run().len(), 2);
+    // What the files drop is not run, and stays until somebody says so.
+    project.write("pipelines/test.yaml", &pipeline(&["b"]));
+    let output = project.output(&["run", "--json"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("1/a: not in the pipeline files"), "{said}");
+    let left = plan();
+    let dropped = &left["tables"][0];
+    assert_eq!((&dropped["action"], &dropped["rows"]), (&"drop".into(), &2.into()), "{left}");
+    let errors = project.fails(&["apply"], 1);
+    assert!(errors.contains("--yes"), "{errors}");
+    project.ok(&["apply", "--yes", "--why", "not asked for any more"]);
+    assert_eq!(plan()["tables"], serde_json::json!([]));
+    assert_eq!(project.number("SELECT count(*) FROM org_1.a"), 2, "its rows stay");
+    let verified: Value =
+        serde_json::from_str(&project.ok(&["audit", "verify", "--json"])).unwrap();
+    assert_eq!((&verified["whole"], &verified["entries"]), (&true.into(), &2.into()));
 }

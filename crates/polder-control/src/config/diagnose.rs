@@ -73,6 +73,11 @@ fn find_word(text: &str, from: usize, word: &str) -> Option<usize> {
     None
 }
 
+/// A parser's message about a document that no file holds.
+pub(super) fn explain_value(name: &str, message: &str) -> Error {
+    explain(&Text { path: name.into(), content: String::new() }, None, message)
+}
+
 /// A parser's message with its place and, where it lists what it expected, the nearest name.
 pub(super) fn explain(text: &Text, place: Option<Place>, message: &str) -> Error {
     let first_line = message.lines().next().unwrap_or(message);

@@ -7,13 +7,15 @@ mod resolve;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use polder_core::spec::{PipelineFile, ProcessConfig};
+use polder_core::spec::{OrgSpec, PipelineFile, ProcessConfig, TemplateSpec};
 use polder_core::{Error, ErrorCode, OrgId, Result};
 use serde::de::DeserializeOwned;
 
 pub use resolve::OrgPipeline;
+pub(crate) use resolve::check_stored_table;
 
 use diagnose::Text;
 
@@ -28,8 +30,18 @@ pub struct Config {
     /// The folder of `polder.toml`, absolute: relative paths start here.
     pub base: PathBuf,
     pub process: ProcessConfig,
-    /// One pipeline per org, in the order of the files.
+    /// What the files say, as one: the door to the desired state that lies in `pipelines/`.
+    pub declared: Declared,
+    /// One pipeline per org, in the order of the files; of the desired state once that is known.
     pub pipelines: Vec<OrgPipeline>,
+}
+
+/// What pipeline files say.
+#[derive(Clone, Debug, Default)]
+pub struct Declared {
+    pub templates: BTreeMap<String, TemplateSpec>,
+    /// By id.
+    pub orgs: BTreeMap<String, OrgSpec>,
 }
 
 impl Config {
@@ -51,14 +63,23 @@ impl Config {
             Error::new(ErrorCode::SpecInvalid, "the configuration's folder cannot be found")
                 .caused_by(error)
         })?;
-        let mut files = Vec::new();
-        for path in pipeline_files(&folder.unwrap_or(Path::new("")).join(PIPELINE_FOLDER))? {
-            let text = Text::read(&path)?;
-            let file: PipelineFile = parse_yaml(&text)?;
-            files.push((text, file));
+        let folder = folder.unwrap_or(Path::new("")).join(PIPELINE_FOLDER);
+        let (declared, pipelines) = read_pipelines(&process, &folder)?;
+        Ok(Self { base, process, declared, pipelines })
+    }
+
+    /// Reads the pipelines of another folder in place of those beside `polder.toml`.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; `spec.invalid` for a folder that is not there.
+    pub fn read_pipelines_of(&mut self, folder: &Path) -> Result<()> {
+        if !folder.is_dir() {
+            let message = format!("{} is no folder", folder.display());
+            return Err(Error::new(ErrorCode::SpecInvalid, message)
+                .hint("name the folder that holds the pipeline files: -f pipelines/"));
         }
-        let pipelines = resolve::pipelines(&process, &files)?;
-        Ok(Self { base, process, pipelines })
+        (self.declared, self.pipelines) = read_pipelines(&self.process, folder)?;
+        Ok(())
     }
 
     /// The pipeline of one org.
@@ -82,6 +103,22 @@ impl Config {
             None => text.to_owned(),
         }
     }
+}
+
+fn read_pipelines(process: &ProcessConfig, folder: &Path) -> Result<(Declared, Vec<OrgPipeline>)> {
+    let mut files = Vec::new();
+    for path in pipeline_files(folder)? {
+        let text = Text::read(&path)?;
+        let file: PipelineFile = parse_yaml(&text)?;
+        files.push((text, file));
+    }
+    let pipelines = resolve::pipelines(process, &files)?;
+    let mut declared = Declared::default();
+    for (_, file) in files {
+        declared.templates.extend(file.templates);
+        declared.orgs.extend(file.orgs.into_iter().map(|org| (org.id.clone(), org)));
+    }
+    Ok((declared, pipelines))
 }
 
 /// One key without the other would quietly be no key at all.

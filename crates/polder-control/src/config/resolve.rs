@@ -222,6 +222,22 @@ fn check_maintenance(invalid: &dyn Fn(&str, String) -> Error, table: &TableSpec)
     Ok(())
 }
 
+/// A table spec of the desired state, read from its document and checked as one of a file is.
+///
+/// # Errors
+/// `spec.*`, with the table's `place` as detail.
+pub(crate) fn check_stored_table(
+    process: &ProcessConfig,
+    place: &str,
+    document: serde_json::Value,
+) -> Result<TableSpec> {
+    let table: TableSpec = serde_json::from_value(document)
+        .map_err(|error| super::diagnose::explain_value(place, &error.to_string()))?;
+    let text = Text { path: place.into(), content: String::new() };
+    check_table(process, &text, &[], &table)?;
+    Ok(table)
+}
+
 fn check_mode(
     invalid: &dyn Fn(&str, String) -> Error,
     source: &SourceSpec,

@@ -15,7 +15,7 @@ pub use pipeline::{
     OnSchemaChange, OnUnrepresentable, OrgSpec, PipelineFile, TablePatch, TableSpec, TemplateSpec,
 };
 pub use process::{
-    CatalogConfig, FilesSource, GlueConfig, GovernanceConfig, LakeConfig, Limits, MongodbSource,
-    PostgresSource, ProcessConfig, RestCatalogConfig, S3Config, SourceSpec, StorageConfig,
-    StoreConfig,
+    Auth, CatalogConfig, FilesSource, GlueConfig, GovernanceConfig, LakeConfig, Limits,
+    MongodbSource, PostgresSource, ProcessConfig, RestCatalogConfig, S3Config, ServeConfig,
+    ServerConfig, SourceSpec, StorageConfig, StoreConfig,
 };

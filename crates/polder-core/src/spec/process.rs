@@ -23,6 +23,8 @@ pub struct ProcessConfig {
     #[serde(default)]
     pub limits: Limits,
     #[serde(default)]
+    pub server: ServerConfig,
+    #[serde(default)]
     pub serve: ServeConfig,
     #[serde(default)]
     pub governance: GovernanceConfig,
@@ -45,6 +47,28 @@ pub struct GovernanceConfig {
     pub drain: Option<String>,
     /// Copies that Polder does not reach (backups, replicas), as every certificate is to name them.
     pub backups: Vec<String>,
+}
+
+/// Where `polder serve` listens, and how callers show who they are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// IP address and port; `[serve] listen` when absent.
+    pub listen: Option<String>,
+    /// How callers show who they are. When absent: by keys as soon as there is a key or a client.
+    pub auth: Option<Auth>,
+}
+
+/// How callers show who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Auth {
+    /// By a key of `polder keys create`, or a token of one of `[serve.clients]`.
+    Keys,
+    /// Not at all: everybody is the operator. On a loopback address alone.
+    None,
+    /// By a token of an `OpenID` provider. Not there yet.
+    Oidc,
 }
 
 /// What `polder serve` offers, and to whom.

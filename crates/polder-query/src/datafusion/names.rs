@@ -60,6 +60,10 @@ pub(super) struct Names<'a> {
 pub(super) fn default_schema(principal: &Principal) -> Option<String> {
     match principal {
         Principal::Org(org) => Some(org.namespace()),
+        Principal::Member { orgs, .. } => match orgs.as_slice() {
+            [org] => Some(org.namespace()),
+            _ => None,
+        },
         _ => None,
     }
 }

@@ -1,11 +1,14 @@
 //! The command line: one module a command.
 
+mod apply;
+mod audit;
 mod certificate;
 mod check;
 mod churn;
 mod discover;
 mod hold;
 mod init;
+mod keys;
 mod maintain;
 mod manifest;
 mod mcp;
@@ -53,6 +56,10 @@ enum Command {
     Schema(schema::Schema),
     /// List the tables a source offers, with columns, keys and cursor candidates.
     Discover(discover::Discover),
+    /// Say what the pipeline files would change, in terms of the lake.
+    Plan(apply::PlanFiles),
+    /// Carry out what `polder plan` said.
+    Apply(apply::ApplyFiles),
     /// Bring lake tables up to date with their sources.
     Run(run::Run),
     /// Prove that lake tables equal their sources, and keep what was found.
@@ -75,7 +82,11 @@ enum Command {
     Trino(trino::Trino),
     /// Serve the lake to an agent: the Model Context Protocol over stdin and stdout.
     Mcp(mcp::Mcp),
-    /// Serve the lake over HTTP: the Iceberg REST catalog at /iceberg.
+    /// Make, list, revoke and rotate the keys of the API.
+    Keys(keys::Keys),
+    /// Look at the audit log, and verify that it is whole.
+    Audit(audit::Audit),
+    /// Serve the API at /v1 and the Iceberg REST catalog at /iceberg, and carry out queued runs.
     Serve(serve::Serve),
     /// Fence an org that leaves, erase everything of it and print the certificate.
     Churn(churn::Churn),
@@ -95,18 +106,22 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Check(check) => Box::pin(check.run(load)).await,
         Command::Schema(schema) => Ok(schema.run()),
         Command::Discover(discover) => discover.run(&load()?).await,
-        Command::Run(run) => Box::pin(run.run(&load()?)).await,
-        Command::Validate(validate) => Box::pin(validate.run(&load()?)).await,
+        Command::Plan(plan) => Box::pin(plan.run(load()?)).await,
+        Command::Apply(apply) => Box::pin(apply.run(load()?)).await,
+        Command::Run(run) => Box::pin(run.run(load()?)).await,
+        Command::Validate(validate) => Box::pin(validate.run(&load()?.looked().await?)).await,
         Command::Tables(tables) => tables.run(&load()?).await,
         Command::Versions(versions) => versions.run(&load()?).await,
         Command::Rollback(rollback) => rollback.run(&load()?).await,
         Command::Pin(pin) => pin.run(&load()?).await,
-        Command::Maintain(maintain) => Box::pin(maintain.run(&load()?)).await,
-        Command::Manifest(manifest) => manifest.run(&load()?),
+        Command::Maintain(maintain) => Box::pin(maintain.run(&load()?.looked().await?)).await,
+        Command::Manifest(manifest) => manifest.run(&load()?.looked().await?),
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
         Command::Trino(trino) => trino.run(&load()?),
         Command::Mcp(mcp) => Box::pin(mcp.run(&load()?)).await,
-        Command::Serve(serve) => Box::pin(serve.run(&load()?)).await,
+        Command::Serve(serve) => Box::pin(serve.run(load()?)).await,
+        Command::Keys(keys) => keys.run(&load()?).await,
+        Command::Audit(audit) => Box::pin(audit.run(&load()?)).await,
         Command::Churn(churn) => Box::pin(churn.run(&load()?)).await,
         Command::Certificate(certificate) => certificate.run(load).await,
         Command::Hold(hold) => hold.run(&load()?).await,

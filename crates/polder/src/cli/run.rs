@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use polder_control::OrgPipeline;
+use polder_control::desired::Left;
 use polder_core::{ErrorCode, Principal, Result};
 use polder_pipeline::{IngestReport, Outcome};
 use serde_json::json;
@@ -32,7 +33,14 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(crate) async fn run(&self, app: &App) -> Result<u8> {
+    pub(crate) async fn run(&self, app: App) -> Result<u8> {
+        let app = if self.dry { app.looked().await? } else { app.settled().await? };
+        for Left { org, table } in &app.left {
+            output::note(&format!(
+                "{org}/{table}: not in the pipeline files any more, and not run; `polder apply` \
+                 takes it out of the pipeline for good"
+            ));
+        }
         let pipelines = self.selection.pipelines(&app.config.pipelines)?;
         let names = pipelines.iter().flat_map(|p| p.tables.iter().map(|t| t.source.as_str()));
         let worker = Worker {

@@ -1,8 +1,9 @@
-//! `polder schema`: the JSON Schema of the configuration's files.
+//! `polder schema`: the JSON Schema of the configuration's files, and the API's description.
 
 use clap::{Args, ValueEnum};
 use polder_core::spec::{PipelineFile, ProcessConfig};
 
+use crate::serve::api_description;
 use crate::{exit, output};
 
 #[derive(Debug, Args)]
@@ -18,6 +19,8 @@ enum SchemaFile {
     Pipelines,
     /// `polder.toml`
     Process,
+    /// The API, as `OpenAPI` 3.1 describes it.
+    Api,
 }
 
 impl Schema {
@@ -25,6 +28,7 @@ impl Schema {
         match self.file {
             SchemaFile::Pipelines => output::document(&pipelines()),
             SchemaFile::Process => output::document(&process()),
+            SchemaFile::Api => output::document(&api_description()),
         }
         exit::OK
     }

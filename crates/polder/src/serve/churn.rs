@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
+use axum::http::header::{CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -45,7 +45,7 @@ pub(crate) struct Settings {
     /// Absent: none are taken.
     pub(crate) secret: Option<hmac::Key>,
     /// Who may ask how far it is: operators.
-    pub(crate) clients: Clients,
+    pub(crate) clients: Arc<Clients>,
     pub(crate) eraser: Eraser,
     /// Told of every notice.
     pub(crate) wake: Arc<Notify>,
@@ -181,9 +181,10 @@ async fn show(
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> Response {
-    let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = token.and_then(|value| value.strip_prefix("Bearer "));
-    let caller = shared.clients.caller(token).map(|caller| caller.principal);
+    let caller = match shared.clients.who(&headers).await {
+        Ok(caller) => caller.map(|caller| caller.principal),
+        Err(error) => return refused(&error),
+    };
     if caller != Some(Principal::Operator) {
         let text = "an operator's token is needed";
         return problem(StatusCode::UNAUTHORIZED, "control.denied", text, None);

@@ -1,7 +1,7 @@
-//! Who may call: clients declared in `polder.toml`, each with a secret and, unless it is the
-//! operator's, one org.
+//! Who may call: holders of API keys, which the control store knows (`polder keys`), and clients
+//! declared in `polder.toml`, each with a secret and, unless it is the operator's, one org.
 //!
-//! A token is `polder1.<expiry>.<client id>.<signature>`: an HMAC-SHA256 under the client's own
+//! A client's token is `polder1.<expiry>.<client id>.<signature>`: an HMAC-SHA256 under the client's own
 //! secret. So nothing has to be stored, tokens outlive a restart, and changing a secret or removing
 //! a client ends its tokens at once.
 
@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use polder_control::{Store, keys};
 use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
 use ring::{digest, hmac};
 use secrecy::{ExposeSecret, SecretString};
@@ -23,6 +26,9 @@ const FORMAT: &str = "polder1";
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Clients {
     by_id: BTreeMap<String, Client>,
+    /// Where keys are known, and whether they are asked for without any client.
+    keys: Option<Store>,
+    keys_required: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -34,9 +40,20 @@ struct Client {
 /// Somebody who showed who they are.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
-    /// The client's id; none where nobody has to authenticate.
+    /// The client's id, or what the key begins with; none where nobody has to authenticate.
     pub(crate) client: Option<String>,
     pub(crate) principal: Principal,
+}
+
+impl Caller {
+    /// Who it is, in the audit log and in histories.
+    pub(crate) fn who(&self) -> String {
+        match &self.client {
+            Some(id) if id.starts_with(keys::PREFIX) => format!("key:{id}"),
+            Some(id) => format!("client:{id}"),
+            None => "anybody".to_owned(),
+        }
+    }
 }
 
 impl Clients {
@@ -64,9 +81,34 @@ impl Clients {
         Ok(())
     }
 
+    /// Also takes the keys of this store; `required`: from everybody who is no client.
+    pub(crate) fn take_keys(&mut self, store: Store, required: bool) {
+        self.keys = Some(store);
+        self.keys_required = required;
+    }
+
     /// Whether callers have to show who they are.
     pub(crate) fn required(&self) -> bool {
-        !self.by_id.is_empty()
+        self.keys_required || !self.by_id.is_empty()
+    }
+
+    /// Who sent a request with these headers: by key or token. A key that is no good is refused even
+    /// where nobody has to authenticate.
+    ///
+    /// # Errors
+    /// `control.store`.
+    pub(crate) async fn who(&self, headers: &HeaderMap) -> Result<Option<Caller>> {
+        let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = token.and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        });
+        let shown = token.filter(|token| token.starts_with(keys::PREFIX));
+        let (Some(store), Some(shown)) = (&self.keys, shown) else {
+            return Ok(self.caller(token));
+        };
+        let known = keys::principal(store, shown).await?;
+        Ok(known.map(|(key, principal)| Caller { client: Some(key.id), principal }))
     }
 
     /// A token for whoever knows the client's secret.

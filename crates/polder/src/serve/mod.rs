@@ -1,9 +1,11 @@
 //! `polder serve`: HTTP on one port. Here are the socket, the routes' top level and the orderly end;
 //! what is served lies in modules of its own. Who calls is decided in `clients.rs`.
 
+mod api;
 mod churn;
 mod clients;
 mod iceberg;
+mod queue;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,9 +16,11 @@ use polder_core::{Error, ErrorCode, Result};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use api::{Settings as ApiSettings, api_description};
 pub(crate) use churn::{Settings as ChurnSettings, webhook_key};
 pub(crate) use clients::{Clients, hex, sha256};
 pub(crate) use iceberg::Settings as IcebergSettings;
+pub(crate) use queue::Runner;
 
 /// Where the Iceberg REST catalog is.
 const ICEBERG: &str = "/iceberg";
@@ -40,6 +44,7 @@ impl Server {
     pub(crate) async fn bind(
         address: SocketAddr,
         catalog: IcebergSettings,
+        api: ApiSettings,
         churn: ChurnSettings,
     ) -> Result<Self> {
         if !address.ip().is_loopback() && !catalog.clients.required() {
@@ -47,7 +52,10 @@ impl Server {
                 ErrorCode::SpecInvalid,
                 format!("{address} can be reached by others, and nobody has to authenticate"),
             )
-            .hint("declare [serve.clients.<id>] in polder.toml, or listen on 127.0.0.1"));
+            .hint(
+                "make a key (`polder keys create --role operator`) and set [server] auth = \"keys\", \
+                 or declare [serve.clients.<id>] in polder.toml, or listen on 127.0.0.1",
+            ));
         }
         let listener = TcpListener::bind(address).await.map_err(|cause| {
             Error::new(ErrorCode::SpecInvalid, format!("cannot listen on {address}"))
@@ -57,7 +65,8 @@ impl Server {
         let routes = Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
             .nest(ICEBERG, iceberg::routes(catalog))
-            .nest(CHURN, churn::routes(churn));
+            .nest(CHURN, churn::routes(churn))
+            .merge(api::routes(api));
         Ok(Self { listener, routes })
     }
 

@@ -6,6 +6,7 @@ mod federation;
 mod kill;
 mod merge;
 mod postgres;
+mod self_serve;
 mod validation;
 
 use std::io::Write;

@@ -110,7 +110,7 @@ pub(super) async fn once(State(shared): State<Shared>, request: Request, next: N
 
 async fn keyed(shared: &Shared, key: Option<Uuid>, request: Request, next: Next) -> Reply {
     let key = key.ok_or_else(|| Refusal::invalid("Invalid Idempotency-Key: not a UUID"))?;
-    let client = shared.caller(request.headers())?.client;
+    let client = shared.caller(request.headers()).await?.client;
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, BODY_BYTES_MAX)
         .await

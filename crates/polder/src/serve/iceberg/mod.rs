@@ -20,12 +20,11 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts};
-use axum::http::HeaderMap;
-use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method};
 use axum::middleware;
 use axum::routing::{get, post};
-use polder_core::Principal;
+use polder_core::{Principal, Right};
 use polder_lake::service::{Answer, IcebergCatalog, Refusal, RefusalKind};
 
 use super::clients::{Caller, Clients};
@@ -38,7 +37,7 @@ const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// What the catalog is served with.
 pub(crate) struct Settings {
     pub(crate) catalog: IcebergCatalog,
-    pub(crate) clients: Clients,
+    pub(crate) clients: Arc<Clients>,
 }
 
 /// What all handlers share.
@@ -47,7 +46,7 @@ struct Shared(Arc<State>);
 
 struct State {
     catalog: IcebergCatalog,
-    clients: Clients,
+    clients: Arc<Clients>,
     replies: Replies,
 }
 
@@ -64,16 +63,19 @@ impl State {
     ///
     /// # Errors
     /// `NotAuthorized`.
-    fn caller(&self, headers: &HeaderMap) -> Answer<Caller> {
-        let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let token = token.and_then(|value| {
-            let (scheme, token) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-        });
-        self.clients.caller(token).ok_or_else(|| {
-            Refusal::new(RefusalKind::NotAuthorized, "Not authorized: no valid token was given")
-        })
+    async fn caller(&self, headers: &HeaderMap) -> Answer<Caller> {
+        let refused =
+            || Refusal::new(RefusalKind::NotAuthorized, "Not authorized: no valid token was given");
+        self.clients.who(headers).await?.ok_or_else(refused)
     }
+}
+
+/// Whether a request asks for a change: all but reading, telling what was measured, and having
+/// requests signed, which looks at each of them.
+fn changes(parts: &Parts) -> bool {
+    let path = parts.uri.path();
+    let reads = matches!(parts.method, Method::GET | Method::HEAD);
+    !reads && !path.ends_with("/metrics") && !path.ends_with("/sign")
 }
 
 /// The principal of a request, for handlers.
@@ -83,8 +85,22 @@ impl FromRequestParts<Shared> for As {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, Failure> {
-        Ok(Self(shared.caller(&parts.headers)?.principal))
+        let principal = shared.caller(&parts.headers).await?.principal;
+        if changes(parts) {
+            may_write(&principal)?;
+        }
+        Ok(Self(principal))
     }
+}
+
+/// # Errors
+/// `Forbidden` for readers.
+fn may_write(principal: &Principal) -> Answer<()> {
+    if principal.role().has(Right::Write) {
+        return Ok(());
+    }
+    let message = format!("A {} may not change anything", principal.role().as_str());
+    Err(Refusal::new(RefusalKind::Forbidden, message))
 }
 
 /// The routes below `/iceberg`.

@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::names::Target;
 use super::reply::{Reply, ok, parse};
-use super::{As, Shared};
+use super::{As, Shared, may_write};
 use crate::serve::clients::{hex, sha256};
 
 /// What AWS leaves as it is in a canonical URI, beside letters and digits.
@@ -59,6 +59,9 @@ pub(super) async fn sign(
     body: Bytes,
 ) -> Reply {
     let mut request: SignRequest = parse(&body)?;
+    if !matches!(request.method.as_str(), "GET" | "HEAD") {
+        may_write(&principal)?;
+    }
     let Some((s3, bucket)) = shared.catalog.s3() else {
         let message = "Requests are signed for lakes on S3 only";
         return Err(Refusal::new(RefusalKind::UnsupportedOperation, message).into());

@@ -6,7 +6,7 @@
 //! at the object it is for.
 
 use axum::http::HeaderMap;
-use polder_core::Principal;
+use polder_core::{Principal, Right};
 use polder_lake::service::{Answer, LoadedTable};
 use secrecy::ExposeSecret;
 use serde_json::{Map, Value, json};
@@ -87,6 +87,10 @@ pub(super) async fn keys(
     target: &Target,
     table: &LoadedTable,
 ) -> Answer<Option<Map<String, Value>>> {
+    // Keys write as well as read: readers have their requests signed.
+    if !principal.role().has(Right::Write) {
+        return Ok(None);
+    }
     if let Some(keys) = shared.catalog.table_keys(table).await? {
         let expires = keys.expires_at.timestamp_millis().to_string();
         let refresh = format!("{}/credentials", encode_path(target));

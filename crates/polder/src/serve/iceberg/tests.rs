@@ -91,14 +91,14 @@ impl Catalog {
             s3: None,
         };
         let catalog = IcebergCatalog::open(&settings).await.unwrap();
-        let routes = routes(Settings { catalog, clients });
+        let routes = routes(Settings { catalog, clients: Arc::new(clients) });
         Self { routes, settings, folder: Arc::new(folder), postgres: postgres.map(Arc::new) }
     }
 
     /// Another server over the same lake.
     async fn another(&self) -> Self {
         let catalog = IcebergCatalog::open(&self.settings).await.unwrap();
-        let routes = routes(Settings { catalog, clients: Clients::default() });
+        let routes = routes(Settings { catalog, clients: Arc::default() });
         let (settings, folder) = (self.settings.clone(), Arc::clone(&self.folder));
         Self { routes, settings, folder, postgres: self.postgres.clone() }
     }
