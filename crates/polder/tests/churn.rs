@@ -96,6 +96,11 @@ fn a_hold_refuses_and_a_grace_period_can_be_undone() {
     assert!(held.contains("lake.held") && held.contains("held by law: case 7"), "{held}");
     let held = project.fails(&["maintain", "expire", "--versions", "1", "--org", "a"], 1);
     assert!(held.contains("polder hold release --org a --table note"), "{held}");
+    for action in ["orphans", "metadata", "versions"] {
+        let refused = project.fails(&["maintain", action, "--org", "a"], 1);
+        assert!(refused.contains("legal hold"), "{action}: {refused}");
+        project.ok(&["maintain", action, "--org", "a", "--dry-run"]);
+    }
     let holds = json(&project.ok(&["hold", "list", "--json"]));
     assert_eq!(holds["holds"][0]["hold"]["reason"], "case 7");
     project.ok(&["hold", "release", "--org", "a", "--table", "note", "--reason", "settled"]);

@@ -30,7 +30,8 @@ class Api:
     def operation(self, id):
         state = self.states[min(self.asked, len(self.states) - 1)]
         self.asked += 1
-        return {"id": id, "status": state} | ({"error": self.error} if self.error else {})
+        run = {"id": f"run-of-{id}", "org": "401", "status": state, "error": self.error}
+        return {"id": id, "org": "401", "status": state, "runs": [run]}
 
 
 @contextmanager

@@ -46,13 +46,16 @@ impl Lake {
     ///
     /// # Errors
     /// `lake.not_found` for an unknown table; `lake.conflict`, `lake.unknown_outcome` as for
-    /// [`crate::Stage::commit`]. Run again, it goes on.
+    /// [`crate::Stage::commit`]; `lake.held` for a table under legal hold. Run again, it goes on.
     pub async fn tidy_metadata(
         &self,
         org: &Authorized<OrgId>,
         table: &str,
         request: &MetadataRequest,
     ) -> Result<MetadataTidied> {
+        if !request.dry_run {
+            self.check_hold(org, Some(table), "removing old metadata").await?;
+        }
         let ident = ident(org.get(), table);
         let mut state = self.state(&ident).await?.ok_or_else(|| no_table(table))?;
         let Fragmented { manifests, merged } = fragmented(self.store(), &state).await?;

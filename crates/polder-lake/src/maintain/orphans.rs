@@ -63,7 +63,8 @@ impl Lake {
     ///
     /// # Errors
     /// `lake.conflict` if tables came or went meanwhile; `lake.*` if anything that a table names
-    /// cannot be read: then nothing is moved.
+    /// cannot be read: then nothing is moved; `lake.held` while the org or a table of it is under legal
+    /// hold.
     pub async fn orphans(
         &self,
         org: &Authorized<OrgId>,
@@ -72,6 +73,9 @@ impl Lake {
         let Some(folder) = self.existing_folder(org.get()).await? else {
             return Ok(Orphans::default());
         };
+        if !request.dry_run {
+            self.check_hold(org, None, "removing orphan files").await?;
+        }
         let now_ms = Utc::now().timestamp_millis();
         let since_ms = now_ms - request.older_than_ms;
         let listed = self.store().list(&folder).await?;

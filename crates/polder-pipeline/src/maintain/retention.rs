@@ -63,9 +63,13 @@ pub(crate) fn too_old(retention: &RetentionSpec, now: DateTime<Utc>) -> RowsBefo
 ///
 /// # Errors
 /// `lake.not_found` for a table that is not there; `spec.*` for a column that cannot say a row's age;
-/// `lake.conflict` if runs kept changing the files; `cancelled`. What went stays gone.
+/// `lake.conflict` if runs kept changing the files; `lake.held` for a table under legal hold; `cancelled`.
+/// What went stays gone.
 pub async fn retain(lake: &Lake, request: &RetentionRequest) -> Result<RetentionReport> {
     let started = Instant::now();
+    if !request.dry_run {
+        lake.check_hold(&request.org, Some(&request.table), "retention").await?;
+    }
     let old = too_old(&request.retention, request.now);
     let mut report = RetentionReport {
         org: request.org.get().to_string(),

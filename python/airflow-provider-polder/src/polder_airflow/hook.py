@@ -108,11 +108,17 @@ class PolderHook(BaseHook):
             return Operation.of(id, _checked(client.get(_path(id))).json())
 
     def cancel(self, id: str) -> None:
-        """Asks for the end of an operation; one that has ended already stays as it is."""
+        """Asks for the end of an operation's runs; those that have ended already stay as they are."""
         with self._client() as client:
-            answer = client.post(f"{_path(id)}/cancel")
-            if answer.status_code not in (404, 409):
-                _checked(answer)
+            found = client.get(_path(id))
+            if found.status_code == 404:
+                return
+            document = _checked(found).json()
+            for run in document.get("runs", []):
+                path = f"/v1/orgs/{quote(document['org'], safe='')}/runs/{quote(run['id'], safe='')}"
+                answer = client.post(f"{path}/cancel")
+                if answer.status_code not in (404, 409):
+                    _checked(answer)
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator["Watch"]:

@@ -69,7 +69,8 @@ class PolderOperator(BaseOperator):
         document = event["document"]
         if event["status"] == "succeeded":
             return document
-        error = document.get("error") or {}
+        errors = [run["error"] for run in document.get("runs", []) if run.get("error")]
+        error = errors[0] if errors else {}
         said = [str(error[part]) for part in ("message", "title", "detail", "hint") if error.get(part)]
         text = f"operation {event['id']} {event['status']}: {': '.join(said) or 'no reason given'}"
         if event["status"] == "cancelled" or error.get("retryable") is False:
