@@ -81,7 +81,7 @@ def test_an_agent_finds_its_way_from_the_list_to_rows(services, project):
     assert [(t["namespace"], t["table"], t["rows"]) for t in tables["tables"]] == [("org_401", "deal", 5000)]
     assert [column["name"] for column in described["columns"]] == ["id", "amount", "note"]
     assert len(described["sample"]) == 3
-    assert counted["rows"] == [{"n": 5000, "total": 12500000.0}] and not counted["truncated"]
+    assert counted["rows"] == [{"n": 5000, "total": "12500000.00"}] and not counted["truncated"]
     assert len(usual["rows"]) == 1000 and usual["truncated"]
     assert [row["id"] for row in ten["rows"]] == list(range(10)) and ten["truncated"]
     # What a row says is handed over, and nothing else happens.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StringArray};
+use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use polder_core::{Error, ErrorCode, Result};
@@ -34,19 +35,102 @@ fn uuid_text(column: &ArrayRef) -> ArrayRef {
     Arc::new(texts.collect::<StringArray>())
 }
 
-/// A batch as JSON objects, one a row, nulls included.
+/// A batch as JSON objects, one a row, nulls included. Decimals are texts: a JSON number is a double to
+/// most who read it, and to us.
 pub(crate) fn objects(batch: &RecordBatch) -> Result<Vec<Value>> {
     let mut text = Vec::new();
     let mut writer = arrow::json::WriterBuilder::new()
         .with_explicit_nulls(true)
         .build::<_, arrow::json::writer::JsonArray>(&mut text);
-    writer.write(&readable(batch)?).and_then(|()| writer.finish()).map_err(failed)?;
+    let batch = exact(&readable(batch)?)?;
+    writer.write(&batch).and_then(|()| writer.finish()).map_err(failed)?;
     drop(writer);
     serde_json::from_slice(&text)
         .map_err(|cause| Error::new(ErrorCode::Internal, "the answer is no JSON").caused_by(cause))
 }
 
+/// A batch as JSON arrays, one a row, in the columns' order: names may be there twice.
+pub(crate) fn arrays(batch: &RecordBatch) -> Result<Vec<Value>> {
+    let name = |(at, field): (usize, &Arc<Field>)| {
+        Field::new(at.to_string(), field.data_type().clone(), field.is_nullable())
+    };
+    let fields: Vec<Field> = batch.schema_ref().fields().iter().enumerate().map(name).collect();
+    let columns = fields.len();
+    let numbered = RecordBatch::try_new_with_options(
+        Arc::new(Schema::new(fields)),
+        batch.columns().to_vec(),
+        &RecordBatchOptions::new().with_row_count(Some(batch.num_rows())),
+    );
+    let rows = objects(&numbered.map_err(failed)?)?.into_iter();
+    Ok(rows.map(|mut row| (0..columns).map(|at| row[at.to_string()].take()).collect()).collect())
+}
+
+/// Decimals as texts, also inside of lists and structs.
+fn exact(batch: &RecordBatch) -> Result<RecordBatch> {
+    let mut fields = Vec::new();
+    let mut columns = Vec::new();
+    for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+        let wanted = without_decimals(field.data_type());
+        let same = wanted == *field.data_type();
+        columns.push(if same {
+            Arc::clone(column)
+        } else {
+            cast(column, &wanted).map_err(failed)?
+        });
+        fields.push(Field::new(field.name(), wanted, field.is_nullable()));
+    }
+    let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &rows).map_err(failed)
+}
+
+fn without_decimals(data_type: &DataType) -> DataType {
+    let of = |field: &Arc<Field>| {
+        let inner = without_decimals(field.data_type());
+        Arc::new(Field::new(field.name(), inner, field.is_nullable()))
+    };
+    match data_type {
+        DataType::Decimal128(..) | DataType::Decimal256(..) => DataType::Utf8,
+        DataType::List(element) => DataType::List(of(element)),
+        DataType::Struct(members) => DataType::Struct(members.iter().map(of).collect()),
+        other => other.clone(),
+    }
+}
+
 /// An answer cut off by its reader (`| head`) is not an error.
 pub(crate) fn failed(error: ArrowError) -> Error {
     Error::new(ErrorCode::QueryFailed, "the answer cannot be printed").caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Decimal128Array, Int64Array, ListArray};
+    use arrow::datatypes::Int32Type;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn no_digit_of_a_decimal_is_lost() {
+        let decimal = Decimal128Array::from(vec![Some(12_345_678_901_234_567_890_123_456), None])
+            .with_precision_and_scale(38, 6)
+            .expect("fits");
+        let lists = ListArray::from_iter_primitive::<Int32Type, _, _>(vec![
+            Some(vec![Some(1), None]),
+            None,
+        ]);
+        let columns: Vec<(&str, ArrayRef)> = vec![
+            ("n", Arc::new(Int64Array::from(vec![i64::MAX, 0]))),
+            ("n", Arc::new(decimal)),
+            ("l", Arc::new(lists)),
+        ];
+        let fields: Vec<Field> = columns
+            .iter()
+            .map(|(name, column)| Field::new(*name, column.data_type().clone(), true))
+            .collect();
+        let columns = columns.into_iter().map(|(_, column)| column).collect();
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).expect("batch");
+        let expected =
+            [json!([i64::MAX, "12345678901234567890.123456", [1, null]]), json!([0, null, null])];
+        assert_eq!(arrays(&batch).expect("rows"), expected);
+    }
 }

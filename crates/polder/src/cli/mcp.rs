@@ -5,7 +5,6 @@ use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
 use rmcp::ServiceExt;
 
 use crate::app::App;
-use crate::cli::query;
 use crate::exit;
 use crate::mcp::Agent;
 
@@ -20,7 +19,7 @@ impl Mcp {
     pub(crate) async fn run(&self, app: &App) -> Result<u8> {
         let lake = app.lake().await?;
         let principal = self.org.clone().map_or(Principal::Operator, Principal::Org);
-        let engine = query::engine(app, &lake)?;
+        let engine = crate::cli::engine(app, &lake)?;
         let memory_bytes = app.config.process.limits.query_memory_mb << 20;
         let agent = Agent { lake, engine, principal, memory_bytes };
         let failed = |what: &str, cause: Box<dyn std::error::Error + Send + Sync>| {

@@ -31,6 +31,8 @@ use polder_core::Result;
 
 pub(crate) use churn::document as churn_document;
 
+pub(crate) use query::{engine, flat};
+
 use crate::app::App;
 use crate::{exit, output};
 

@@ -136,7 +136,7 @@ fn written<T>(outcome: std::result::Result<T, ArrowError>) -> Result<T> {
 }
 
 /// Nested columns as text, as CSV has no other way.
-fn flat(batch: &RecordBatch) -> Result<RecordBatch> {
+pub(crate) fn flat(batch: &RecordBatch) -> Result<RecordBatch> {
     let batch = answer::readable(batch)?;
     let mut fields = Vec::new();
     let mut columns: Vec<ArrayRef> = Vec::new();

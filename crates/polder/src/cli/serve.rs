@@ -52,6 +52,7 @@ impl Serve {
         let api = ApiSettings {
             app: Arc::clone(&app),
             store: store.clone(),
+            engine: crate::cli::engine(&app, &lake)?,
             lake: lake.clone(),
             clients: Arc::clone(&clients),
             wake: Arc::clone(&wake),

@@ -18,6 +18,8 @@ use crate::serve::clients::{Caller, sha256};
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const KEY_CHARS_MAX: usize = 255;
+/// Changes nothing, though it is a POST: its answers are not kept.
+const QUERY: &str = "/v1/query";
 /// Headers of an answer that are repeated with it.
 static REPEATED: [HeaderName; 3] = [header::CONTENT_TYPE, header::LOCATION, header::ETAG];
 /// Why something is changed, in the words of whoever does, for the history.
@@ -75,7 +77,9 @@ fn unauthenticated() -> Problem {
 }
 
 pub(super) async fn gate(State(api): State<Api>, mut request: Request, next: Next) -> Response {
-    let changes = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS)
+        || request.uri().path() == QUERY;
+    let changes = !reads;
     let mut event = event(&request);
     let shown = request.headers().contains_key(header::AUTHORIZATION);
     let response = match api.clients.who(request.headers()).await {

@@ -1,6 +1,5 @@
 //! What the lake has of a table: state, columns, a few rows, versions; and going back to one.
 
-use arrow::array::RecordBatch;
 use axum::extract::State;
 use axum::http::StatusCode;
 use futures::TryStreamExt;
@@ -138,7 +137,7 @@ pub(super) async fn sample(
     let snapshot = table.current_snapshot().map(|snapshot| snapshot.id);
     let scan = ScanRequest { snapshot, filter: Predicate::True, columns: None };
     let mut batches = table.read(scan).await?;
-    let mut parts: Vec<RecordBatch> = Vec::new();
+    let mut rows = Vec::new();
     let mut missing = wanted;
     // Dropping the stream stops the read.
     while missing > 0
@@ -146,30 +145,9 @@ pub(super) async fn sample(
     {
         let part = batch.slice(0, batch.num_rows().min(missing));
         missing -= part.num_rows();
-        parts.push(part);
+        rows.extend(crate::answer::objects(&part)?);
     }
-    let rows = json_rows(&parts)?;
     Ok(answer(StatusCode::OK, &Sample { snapshot, rows }))
-}
-
-fn json_rows(batches: &[RecordBatch]) -> Result<Vec<Value>> {
-    let failed = |cause: Box<dyn std::error::Error + Send + Sync>| {
-        Error::new(ErrorCode::QueryFailed, "the rows cannot be shown").caused_by(cause)
-    };
-    let mut text = Vec::new();
-    let mut writer = arrow::json::WriterBuilder::new()
-        .with_explicit_nulls(true)
-        .build::<_, arrow::json::writer::JsonArray>(&mut text);
-    for batch in batches {
-        let batch = crate::answer::readable(batch)?;
-        writer.write(&batch).map_err(|error| failed(error.into()))?;
-    }
-    writer.finish().map_err(|error| failed(error.into()))?;
-    drop(writer);
-    if text.is_empty() {
-        return Ok(Vec::new());
-    }
-    serde_json::from_slice(&text).map_err(|error| failed(error.into()))
 }
 
 /// A published state of a table.

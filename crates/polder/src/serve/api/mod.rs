@@ -12,6 +12,7 @@ mod openapi;
 mod orgs;
 mod paging;
 mod problem;
+mod query;
 mod resolve;
 mod runs;
 mod sources;
@@ -27,6 +28,7 @@ use axum::middleware;
 use axum::routing::{get, post};
 use polder_control::Store;
 use polder_lake::Lake;
+use polder_query::DataFusionEngine;
 use tokio::sync::Notify;
 
 use super::clients::Clients;
@@ -42,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) app: Arc<App>,
     pub(crate) store: Store,
     pub(crate) lake: Lake,
+    /// For queries.
+    pub(crate) engine: DataFusionEngine,
     pub(crate) clients: Arc<Clients>,
     /// Told when there is something to run.
     pub(crate) wake: Arc<Notify>,
@@ -79,6 +83,7 @@ pub(super) fn routes(settings: Settings) -> Router {
         .route(&of(org, "/runs/{run}"), get(runs::read))
         .route(&of(org, "/runs/{run}/cancel"), post(runs::cancel))
         .route("/v1/operations/{operation}", get(runs::operation))
+        .route("/v1/query", post(query::query))
         .route("/v1/sources", get(sources::list))
         .route("/v1/sources/{source}/tables", get(sources::discover))
         .method_not_allowed_fallback(problem::no_method)

@@ -10,7 +10,7 @@ use utoipa::OpenApi;
 use utoipa::openapi::{Ref, RefOr, schema::Schema};
 
 use super::paging::answer;
-use super::{lake, orgs, problem, runs, sources, tables};
+use super::{lake, orgs, problem, query, runs, sources, tables};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -38,6 +38,7 @@ use super::{lake, orgs, problem, runs, sources, tables};
         lake::sample,
         lake::versions,
         lake::rollback,
+        query::query,
         runs::list,
         runs::trigger,
         runs::read,

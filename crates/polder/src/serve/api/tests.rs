@@ -50,6 +50,7 @@ struct Answer {
     status: StatusCode,
     headers: HeaderMap,
     body: Value,
+    bytes: Vec<u8>,
 }
 
 impl Answer {
@@ -78,9 +79,11 @@ impl Server {
         let (store, lake) = (app.store().await.unwrap(), app.lake().await.unwrap());
         let mut clients = Clients::default();
         clients.take_keys(store.clone(), true);
+        let engine = crate::cli::engine(&app, &lake).unwrap();
         let settings = Settings {
             app,
             store: store.clone(),
+            engine,
             lake,
             clients: Arc::new(clients),
             wake: Arc::default(),
@@ -111,7 +114,7 @@ impl Server {
         let (parts, body) = response.into_parts();
         let bytes = to_bytes(body, usize::MAX).await.unwrap();
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        Answer { status: parts.status, headers: parts.headers, body }
+        Answer { status: parts.status, headers: parts.headers, body, bytes: bytes.to_vec() }
     }
 
     async fn call(&self, key: &str, method: &str, path: &str, body: Value) -> Answer {
@@ -374,4 +377,40 @@ fn the_committed_description_is_the_codes() {
     let document = serde_json::to_string_pretty(&api_description()).unwrap();
     let hint = "cargo run -p polder -- schema api > openapi/polder.json";
     assert_eq!(committed.trim_end(), document, "changed on purpose? {hint}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_is_answered_in_the_form_that_is_asked_for() {
+    let server = Server::new().await;
+    let operator = server.key(Role::Operator, &[]).await;
+    let sql = json!({ "sql": "SELECT id, CAST(amount AS DECIMAL(38, 2)) AS amount FROM \
+                              files.\"1/opportunity.csv\" ORDER BY id" });
+    let found = server.call(&operator, "POST", "/v1/query", sql.clone()).await;
+    assert_eq!(found.status, StatusCode::OK, "{}", found.body);
+    assert_eq!(found.body["columns"][1]["name"], "amount");
+    assert_eq!(found.body["rows"], json!([[1, "10.00"], [2, "20.00"]]));
+    let bearer = format!("Bearer {operator}");
+    let asked = async |accept: &str| {
+        let headers = [("authorization", &*bearer), ("accept", accept)];
+        server.send("POST", "/v1/query", &headers, &sql).await
+    };
+    let csv = asked("text/csv").await;
+    assert_eq!(csv.header("content-type"), "text/csv");
+    assert_eq!(String::from_utf8(csv.bytes).unwrap(), "id,amount\n1,10.00\n2,20.00\n");
+    let stream = asked("application/vnd.apache.arrow.stream;q=1, */*").await;
+    let reader = arrow::ipc::reader::StreamReader::try_new(&*stream.bytes, None).unwrap();
+    assert_eq!(reader.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 2);
+    assert_eq!(asked("image/png").await.status, StatusCode::BAD_REQUEST);
+
+    // For an org's key there are neither sources nor other orgs.
+    let reader = server.key(Role::Reader, &["1"]).await;
+    for sql in ["SELECT * FROM files.\"1/opportunity.csv\"", "SELECT * FROM org_2.opportunity", "x"]
+    {
+        let refused = server.call(&reader, "POST", "/v1/query", json!({ "sql": sql })).await;
+        assert_eq!((refused.status.as_u16(), refused.code()), (400, "query.invalid"), "{sql}");
+    }
+    let one = server.call(&reader, "POST", "/v1/query", json!({ "sql": "SELECT 1, 1" })).await;
+    assert_eq!(one.body["rows"], json!([[1, 1]]));
+    let none = server.send("POST", "/v1/query", &[], &json!({ "sql": "SELECT 1" })).await;
+    assert_eq!(none.status, StatusCode::UNAUTHORIZED);
 }

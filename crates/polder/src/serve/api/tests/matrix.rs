@@ -45,7 +45,8 @@ fn needs(method: &str, path: &str) -> Right {
             | "/v1/orgs/{org}/runs/{run}"
             | "/v1/operations/{operation}"
             | "/v1/sources",
-        ) => Right::Read,
+        )
+        | ("post", "/v1/query") => Right::Read,
         _ => panic!("{method} {path} is not in the matrix: say which right it needs"),
     }
 }
@@ -59,6 +60,7 @@ fn body(method: &str, path: &str) -> Value {
         ("patch", "/v1/orgs/{org}/tables/{table}") => json!({ "key": ["id"] }),
         ("post", "/v1/orgs/{org}/tables/{table}/rollback") => json!({ "to": "v1" }),
         ("post", "/v1/orgs/{org}/runs") => json!({}),
+        ("post", "/v1/query") => json!({ "sql": "SELECT 1" }),
         _ => Value::Null,
     }
 }

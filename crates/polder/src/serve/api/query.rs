@@ -1,0 +1,184 @@
+//! `POST /v1/query`: one SELECT, answered as the `Accept` header asks.
+//!
+//! It reads as `polder query` does, for whom the key is: names of others do not exist.
+
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use arrow::error::ArrowError;
+use arrow::ipc::writer::StreamWriter;
+use axum::body::Body as Stream;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures::{StreamExt, TryStreamExt};
+use polder_core::{Engine, Error, ErrorCode, QueryStream, Result, Right, Session};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::Api;
+use super::gate::Who;
+use super::paging::{Body, answer};
+use super::problem::{Problem, Reply};
+
+/// Rows of a JSON answer if nothing is said, and at most: it is one document.
+const JSON_ROWS: u64 = 10_000;
+const JSON_ROWS_MAX: u64 = 100_000;
+/// How long a JSON answer may take.
+const TIME_MAX: Duration = Duration::from_mins(5);
+const ARROW: &str = "application/vnd.apache.arrow.stream";
+const CSV: &str = "text/csv";
+const JSON: &str = "application/json";
+
+/// A query.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QueryRequest {
+    /// One SELECT over `lake.org_<id>.<table>`; a key of one org may leave out all but the table.
+    sql: String,
+    /// Fail if the answer has more rows; a JSON answer has 10,000 without it and 100,000 at most.
+    #[serde(default)]
+    rows_max: Option<u64>,
+}
+
+/// A column of an answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct AnswerColumn {
+    name: String,
+    /// The Arrow type.
+    #[serde(rename = "type")]
+    data_type: String,
+}
+
+/// A whole answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct QueryAnswer {
+    columns: Vec<AnswerColumn>,
+    /// One array a row, in the columns' order. Decimals are texts, so that no digit is lost.
+    #[schema(value_type = Vec<Vec<Object>>)]
+    rows: Vec<Value>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Json,
+    Arrow,
+    Csv,
+}
+
+/// Answer one SQL query.
+///
+/// By `Accept`: JSON, an Arrow IPC stream (`application/vnd.apache.arrow.stream`) or CSV (`text/csv`). The
+/// last two are sent as they are computed: an error on the way ends them early.
+#[utoipa::path(post, path = "/v1/query", tag = "lake", request_body = QueryRequest,
+    responses((status = 200, description = "The rows.", content(
+        (QueryAnswer = "application/json"),
+        (Vec<u8> = "application/vnd.apache.arrow.stream"),
+        (String = "text/csv"),
+    ))))]
+pub(super) async fn query(
+    State(api): State<Api>,
+    who: Who,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply {
+    who.require(Right::Read)?;
+    let format = wanted(&headers)?;
+    let request: QueryRequest = body.parse()?;
+    let rows_max = match (format, request.rows_max) {
+        (Format::Json, None) => Some(JSON_ROWS),
+        (Format::Json, Some(rows)) if rows > JSON_ROWS_MAX => {
+            let text = format!("a JSON answer has {JSON_ROWS_MAX} rows at most: ask for {ARROW}");
+            return Err(Problem::invalid(text));
+        }
+        (_, rows) => rows,
+    };
+    let memory_bytes_max = api.app.config.process.limits.query_memory_mb << 20;
+    let session = Session { principal: who.0.principal.clone(), rows_max, memory_bytes_max };
+    let found = api.engine.query(&request.sql, &session).await?;
+    match format {
+        Format::Json => {
+            let document = tokio::time::timeout(TIME_MAX, whole(found)).await.map_err(|_| {
+                let message = format!("the query took longer than {} s", TIME_MAX.as_secs());
+                Error::new(ErrorCode::QueryLimit, message).hint("filter or aggregate")
+            })??;
+            Ok(answer(StatusCode::OK, &document))
+        }
+        Format::Arrow => Ok(streamed(ARROW, arrow(found)?)),
+        Format::Csv => Ok(streamed(CSV, csv(found))),
+    }
+}
+
+/// What the client takes, the first of its list that is known.
+fn wanted(headers: &HeaderMap) -> Reply<Format> {
+    let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let Some(accepted) = accepted else { return Ok(Format::Json) };
+    let kinds = accepted.split(',').map(|one| one.split(';').next().unwrap_or_default().trim());
+    let known = |kind: &str| match kind {
+        ARROW => Some(Format::Arrow),
+        CSV => Some(Format::Csv),
+        JSON | "application/*" | "*/*" | "" => Some(Format::Json),
+        _ => None,
+    };
+    let mut kinds = kinds;
+    kinds.find_map(known).ok_or_else(|| {
+        Problem::invalid(format!("answers are {JSON}, {ARROW} or {CSV}, and not {accepted:?}"))
+    })
+}
+
+async fn whole(mut found: QueryStream) -> Result<QueryAnswer> {
+    let columns = found.schema.fields().iter().map(|field| AnswerColumn {
+        name: field.name().clone(),
+        data_type: field.data_type().to_string(),
+    });
+    let columns = columns.collect();
+    let mut rows = Vec::new();
+    while let Some(batch) = found.batches.try_next().await? {
+        rows.extend(crate::answer::arrays(&batch)?);
+    }
+    Ok(QueryAnswer { columns, rows })
+}
+
+type Bytes = futures::stream::BoxStream<'static, Result<Vec<u8>, Error>>;
+
+fn streamed(kind: &'static str, bytes: Bytes) -> Response {
+    let told = bytes.inspect_err(|error| tracing::warn!("an answer was cut off: {error}"));
+    (StatusCode::OK, [(header::CONTENT_TYPE, kind)], Stream::from_stream(told)).into_response()
+}
+
+fn written<T>(outcome: std::result::Result<T, ArrowError>) -> Result<T> {
+    outcome.map_err(crate::answer::failed)
+}
+
+/// The schema, the batches, and the end mark, without which a reader knows that some are missing.
+fn arrow(found: QueryStream) -> Result<Bytes> {
+    let writer = written(StreamWriter::try_new(Vec::new(), &found.schema))?;
+    let begun = (Some(writer), found.batches);
+    let bytes = futures::stream::try_unfold(begun, async |(writer, mut batches)| {
+        let Some(mut writer) = writer else { return Ok(None) };
+        match batches.try_next().await? {
+            Some(batch) => {
+                written(writer.write(&batch))?;
+                let bytes = std::mem::take(writer.get_mut());
+                Ok(Some((bytes, (Some(writer), batches))))
+            }
+            None => Ok(Some((written(writer.into_inner())?, (None, batches)))),
+        }
+    });
+    Ok(bytes.boxed())
+}
+
+/// RFC 4180 with a header line, also without rows.
+fn csv(found: QueryStream) -> Bytes {
+    let lines = |batch: &RecordBatch, header: bool| {
+        let mut text = Vec::new();
+        let mut writer = arrow::csv::WriterBuilder::new().with_header(header).build(&mut text);
+        written(writer.write(&crate::cli::flat(batch)?))?;
+        drop(writer);
+        Ok(text)
+    };
+    let first = lines(&RecordBatch::new_empty(found.schema), true);
+    let rest = found.batches.map(move |batch| lines(&batch?, false));
+    futures::stream::once(async { first }).chain(rest).boxed()
+}
