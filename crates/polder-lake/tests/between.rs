@@ -58,6 +58,10 @@ impl<B: Between> Catalog for Through<B> {
         self.0.inner().tables(namespace).await
     }
 
+    fn lists_all(&self) -> bool {
+        self.0.inner().lists_all()
+    }
+
     async fn announce(&self, ident: &TableIdent, updates: &[TableUpdate]) -> Result<()> {
         self.0.inner().announce(ident, updates).await
     }

@@ -79,9 +79,14 @@ pub(crate) async fn nothing_passes_a_fence(lake: &Lake, other: &Lake) {
 pub(crate) async fn nothing_comes_back(lake: &Lake, others: &[Lake]) {
     load(lake, "401", StageKind::Replace, 0..1).await;
     let mut writers = JoinSet::new();
+    let (begun, mut under_way) = tokio::sync::mpsc::channel(others.len());
     for (number, other) in others.iter().cloned().enumerate() {
+        let begun = begun.clone();
         writers.spawn(async move {
             for round in 0_i64.. {
+                if round == 1 {
+                    begun.send(()).await.expect("somebody waits");
+                }
                 let (kind, table) = match round % 3 {
                     0 => (StageKind::Replace, format!("new{number}-{round}")),
                     1 => (StageKind::Replace, "t".to_owned()),
@@ -106,11 +111,13 @@ pub(crate) async fn nothing_comes_back(lake: &Lake, others: &[Lake]) {
             unreachable!("a fence ends it");
         });
     }
-    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+    for _ in others {
+        under_way.recv().await.expect("a round");
+    }
     erase(lake, "401").await;
     let entries = lake.org_entries(&org("401")).await.expect("catalog");
     let rounds: i64 = writers.join_all().await.into_iter().sum();
-    assert!(rounds > 0, "nobody was in the way");
+    assert!(rounds >= others.len() as i64, "all were in the way");
     assert_eq!(entries.count, 0);
     let after = lake.org_entries(&org("401")).await.expect("catalog");
     assert_eq!(after.count, 0, "nor later");

@@ -110,6 +110,10 @@ impl Catalog for Fenced {
         self.inner.tables(namespace).await
     }
 
+    fn lists_all(&self) -> bool {
+        self.inner.lists_all()
+    }
+
     async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>> {
         self.check_lately(&namespace_text(&ident.namespace)).await?;
         self.inner.load(ident).await

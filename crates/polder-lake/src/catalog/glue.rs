@@ -245,6 +245,10 @@ impl Catalog for GlueCatalog {
         Ok(names(&listed, documents::is_table_name))
     }
 
+    fn lists_all(&self) -> bool {
+        false
+    }
+
     async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>> {
         match self.entry(ident).await? {
             Some(entry) => self.files.state_at(ident, entry.metadata_location).await.map(Some),

@@ -76,9 +76,7 @@ pub trait Catalog: Debug + Send + Sync {
     async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>>;
 
     /// Whether [`Self::tables`] names every table there is, so that a folder without one is nobody's.
-    fn lists_all(&self) -> bool {
-        false
-    }
+    fn lists_all(&self) -> bool;
 
     /// Told before the first file of a table that is not there yet is written, with what the table's
     /// first commit will bring. An external catalog may want to know of the table beforehand, and hands

@@ -299,6 +299,10 @@ impl Catalog for RestCatalog {
         Ok(names)
     }
 
+    fn lists_all(&self) -> bool {
+        false
+    }
+
     async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>> {
         let request =
             Request::get(self.server.paths.table(ident)?).with_keys(self.vended.is_some());
