@@ -67,7 +67,7 @@ pub(super) fn spawn(instance: &Instance) -> Result<Running> {
     let mut server = command(places::venv_bin("weed"));
     server.args(["server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]);
     server.arg(format!("-dir={}", data.display())).current_dir(&data);
-    server.args(["-master.volumeSizeLimitMB=256", "-volume.max=100", "-master.telemetry=false"]);
+    server.args(["-master.volumeSizeLimitMB=256", "-volume.max=400", "-master.telemetry=false"]);
     for (flag, pair) in flags.iter().zip(ports.chunks(2)) {
         server.arg(format!("-{flag}.port={}", pair[0]));
         server.arg(format!("-{flag}.port.grpc={}", pair[1]));
