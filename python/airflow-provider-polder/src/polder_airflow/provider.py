@@ -13,7 +13,6 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": [
             {
                 "integration-name": integration,
-                "external-doc-url": "https://pypi.org/project/airflow-provider-polder/",
                 "tags": ["service"],
             }
         ],
