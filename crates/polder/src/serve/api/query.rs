@@ -25,6 +25,8 @@ use super::problem::{Problem, Reply};
 /// Rows of a JSON answer if nothing is said, and at most: it is one document.
 const JSON_ROWS: u64 = 10_000;
 const JSON_ROWS_MAX: u64 = 100_000;
+/// Bytes of its batches in memory.
+const JSON_BYTES_MAX: usize = 128 << 20;
 /// How long a JSON answer may take.
 const TIME_MAX: Duration = Duration::from_mins(5);
 const ARROW: &str = "application/vnd.apache.arrow.stream";
@@ -133,8 +135,14 @@ async fn whole(mut found: QueryStream) -> Result<QueryAnswer> {
         data_type: field.data_type().to_string(),
     });
     let columns = columns.collect();
-    let mut rows = Vec::new();
+    let (mut rows, mut bytes) = (Vec::new(), 0);
     while let Some(batch) = found.batches.try_next().await? {
+        bytes += batch.get_array_memory_size();
+        if bytes > JSON_BYTES_MAX {
+            let message = format!("a JSON answer has {} MiB of rows at most", JSON_BYTES_MAX >> 20);
+            return Err(Error::new(ErrorCode::QueryLimit, message)
+                .hint(format!("name the columns that are needed, or ask for {ARROW}")));
+        }
         rows.extend(crate::answer::arrays(&batch)?);
     }
     Ok(QueryAnswer { columns, rows })
