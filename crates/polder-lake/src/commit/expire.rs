@@ -169,7 +169,7 @@ impl Lake {
 
     /// Removes the files that the snapshots gone reached and none in `after` does; `again`: some may be
     /// removed already.
-    async fn remove(
+    pub(super) async fn remove(
         &self,
         before: &TableMetadata,
         gone: &HashSet<i64>,

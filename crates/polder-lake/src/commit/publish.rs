@@ -83,6 +83,7 @@ impl Stage {
             own: Vec::new(),
             abandoned: Vec::new(),
             written: Vec::new(),
+            had: None,
         };
         match run.publish().await {
             Ok(done) => {
@@ -120,6 +121,8 @@ struct Publication<'a> {
     /// The files to be removed with a snapshot that is not published: of an own one its metadata, of
     /// an abandoned one its data too.
     written: Vec<(i64, Vec<String>)>,
+    /// The table as it was when it had the last of the snapshots above.
+    had: Option<TableState>,
 }
 
 impl Publication<'_> {
@@ -171,9 +174,27 @@ impl Publication<'_> {
         let done = super::commit(lake, ident, &mut action).await;
         self.written.push((id, action.written()));
         match done {
-            Ok((done, _)) => Ok(done),
+            Ok((done, landed)) => {
+                self.let_go(&landed).await;
+                self.had = Some(landed);
+                Ok(done)
+            }
             Err(failure) if failure.leftovers.is_none() => Err(failure),
             Err(Failure { error, .. }) => Err(self.withdrawn(error).await),
+        }
+    }
+
+    /// Removes what only the run's earlier snapshots still reached: files of older states, which an
+    /// expiry in between has left to them.
+    async fn let_go(&self, now: &TableState) {
+        let Some(had) = &self.had else { return };
+        let there = |state: &TableState, id: i64| state.metadata.snapshot_by_id(id).is_some();
+        let gone = self.own.iter().chain(&self.abandoned).copied();
+        let gone = gone.filter(|id| there(had, *id) && !there(now, *id)).collect();
+        let lake = &self.stage.lake;
+        if let Err(error) = lake.remove(&had.metadata, &gone, &now.metadata, true).await {
+            let table = &self.stage.ident;
+            tracing::warn!(%table, "files stay until orphan removal: {error}");
         }
     }
 
@@ -196,6 +217,7 @@ impl Publication<'_> {
     /// the next snapshot takes their place. Where that cannot be learnt, they stay until they expire.
     async fn find_abandoned(&mut self) {
         let Some(base) = &self.stage.base else { return };
+        self.had = Some(base.clone());
         let (run, metadata) = (self.stage.request.run_id, &base.metadata);
         for snapshot in metadata.snapshots() {
             let id = snapshot.snapshot_id();
@@ -228,10 +250,13 @@ impl Publication<'_> {
         }
         let mut action = Withdraw { snapshots: &self.own };
         let done = super::commit(lake, &self.stage.ident, &mut action).await;
-        if let Err(Failure { error: cause, .. }) = done {
-            let table = &self.stage.ident;
-            tracing::warn!(%table, "a snapshot that was not published stays until it expires: {cause}");
-            return Failure { error, leftovers: None };
+        match done {
+            Ok(((), landed)) => self.let_go(&landed).await,
+            Err(Failure { error: cause, .. }) => {
+                let table = &self.stage.ident;
+                tracing::warn!(%table, "a snapshot that was not published stays until it expires: {cause}");
+                return Failure { error, leftovers: None };
+            }
         }
         Failure { error, leftovers: Some(self.leftovers()) }
     }

@@ -409,8 +409,9 @@ async fn a_query_is_answered_in_the_form_that_is_asked_for() {
         let refused = server.call(&reader, "POST", "/v1/query", json!({ "sql": sql })).await;
         assert_eq!((refused.status.as_u16(), refused.code()), (400, "query.invalid"), "{sql}");
     }
-    let one = server.call(&reader, "POST", "/v1/query", json!({ "sql": "SELECT 1, 1" })).await;
-    assert_eq!(one.body["rows"], json!([[1, 1]]));
+    let sql = json!({ "sql": "SELECT a.x, b.x FROM (SELECT 1 AS x) a, (SELECT 2 AS x) b" });
+    let twice = server.call(&reader, "POST", "/v1/query", sql).await;
+    assert_eq!(twice.body["rows"], json!([[1, 2]]), "{}", twice.body);
     let none = server.send("POST", "/v1/query", &[], &json!({ "sql": "SELECT 1" })).await;
     assert_eq!(none.status, StatusCode::UNAUTHORIZED);
 }
