@@ -18,6 +18,7 @@ use polder_lake::{
 use uuid::Uuid;
 
 use crate::between::{Between, Through};
+use crate::faulty::{check, files};
 use crate::support::*;
 
 type Hook = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
@@ -313,4 +314,39 @@ async fn a_killed_run_leaves_main_alone_and_stays_for_a_day() {
     assert_eq!((kept.snapshots, watch.scratch.files(".parquet").len()), (0, parquet));
     assert!(table(lake, "t").await.snapshots().iter().any(|found| found.id == staging));
     assert_eq!(watch.ids().await, [0, 1, 2, 4]);
+}
+
+/// What an expiry has to leave to a staged snapshot goes with that one, whether another takes its place
+/// or it is withdrawn.
+#[tokio::test]
+async fn what_only_an_unpublished_snapshot_reached_goes_with_it() {
+    const NONE: Retention = Retention { versions: 1, history_ms: -1, history_min: 1 };
+    for withdrawn in [false, true] {
+        let watch = Watch::with_table().await;
+        run(&watch.lake, "t", append(), &[rows(3..4)]).await.expect("append");
+        watch.once_staged(move |lake| async move {
+            // The staged snapshot has the appended file's manifest, and soon no other one has.
+            let now = table(&lake, "t").await;
+            let request = request(StageKind::Files, &id_and_text());
+            let stage = lake.stage_on(&now, request).expect("stage");
+            let scan = ScanRequest { snapshot: None, filter: Predicate::True, columns: None };
+            let old = now.plan(scan).await.expect("plan").files;
+            let old: Vec<String> = old.into_iter().map(|file| file.path).collect();
+            let files = written(&stage, &[rows(0..4)]).await;
+            stage.rewrite_files(old, files).await.expect("rewrite");
+            if withdrawn {
+                // What the staged run has found new may not be new any more.
+                run(&lake, "t", append(), &[rows(8..9)]).await.expect("append");
+            }
+            lake.expire(&org("401"), "t", &NONE, Uuid::new_v4()).await.expect("expire");
+        });
+        let done = run(&watch.lake, "t", append(), &[rows(4..5)]).await;
+        assert_eq!(done.is_err(), withdrawn, "{done:?}");
+        let lake = &watch.scratch.lake;
+        lake.expire(&org("401"), "t", &NONE, Uuid::new_v4()).await.expect("expire");
+        let reached = check::check(lake, "t").await.files;
+        let mut left = files(lake, table(lake, "t").await.location()).await;
+        left.retain(|file| !reached.contains(file) && !file.ends_with(".metadata.json"));
+        assert!(left.is_empty(), "withdrawn: {withdrawn}, {left:?}");
+    }
 }
