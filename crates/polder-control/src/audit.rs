@@ -4,13 +4,13 @@
 //! chain that holds; they are found by a [`Head`] that was written down elsewhere before.
 
 use chrono::Utc;
+use polder_core::digest::hex;
 use polder_core::{Error, ErrorCode, Result};
 use ring::digest;
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use crate::keys::hex;
 use crate::store::{Store, Transaction, commit, failed};
 
 /// Entries read at a time.

@@ -1,11 +1,10 @@
 //! API keys: `plk_<id>_<secret>`. The secret is 256 random bits, shown once and stored as a SHA-256;
 //! the id says which key it is, in logs and lists, without giving it away.
 
-use std::fmt::Write as _;
-
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::Utc;
+use polder_core::digest::hex;
 use polder_core::{Error, ErrorCode, OrgId, Principal, Result, Role};
 use ring::digest;
 use ring::rand::{SecureRandom, SystemRandom};
@@ -223,15 +222,6 @@ fn random<const N: usize>() -> Result<[u8; N]> {
 
 fn hash(shown: &str) -> String {
     hex(digest::digest(&digest::SHA256, shown.as_bytes()).as_ref())
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -197,27 +197,29 @@ impl Form {
             return out.push(b'-');
         }
         match self {
-            Self::Boolean(array) => hex(&[u8::from(array.value(row))], out),
-            Self::Int(array) => hex(&array.value(row).to_be_bytes(), out),
-            Self::Long(array) => hex(&array.value(row).to_be_bytes(), out),
-            Self::Float(array) => hex(&array.value(row).to_be_bytes(), out),
-            Self::Double(array) => hex(&array.value(row).to_be_bytes(), out),
+            Self::Boolean(array) => put_hex(&[u8::from(array.value(row))], out),
+            Self::Int(array) => put_hex(&array.value(row).to_be_bytes(), out),
+            Self::Long(array) => put_hex(&array.value(row).to_be_bytes(), out),
+            Self::Float(array) => put_hex(&array.value(row).to_be_bytes(), out),
+            Self::Double(array) => put_hex(&array.value(row).to_be_bytes(), out),
             Self::Decimal(array, scale) => decimal(array.value(row), *scale, out),
-            Self::Date(array) => hex(&array.value(row).wrapping_sub(EPOCH_DAYS).to_be_bytes(), out),
-            Self::Time(array) => hex(&array.value(row).to_be_bytes(), out),
+            Self::Date(array) => {
+                put_hex(&array.value(row).wrapping_sub(EPOCH_DAYS).to_be_bytes(), out)
+            }
+            Self::Time(array) => put_hex(&array.value(row).to_be_bytes(), out),
             Self::Timestamp(array, _) => {
-                hex(&array.value(row).wrapping_sub(EPOCH_MICROS).to_be_bytes(), out);
+                put_hex(&array.value(row).wrapping_sub(EPOCH_MICROS).to_be_bytes(), out);
             }
             Self::Text(array) => {
                 let text = array.value(row).as_bytes();
                 length(text.len(), out);
                 out.extend_from_slice(text);
             }
-            Self::Uuid(array) => hex(array.value(row), out),
+            Self::Uuid(array) => put_hex(array.value(row), out),
             Self::Binary(array) => {
                 let bytes = array.value(row);
                 length(bytes.len(), out);
-                hex(&<[u8; 16]>::from(Md5::digest(bytes)), out);
+                put_hex(&<[u8; 16]>::from(Md5::digest(bytes)), out);
             }
             Self::List(array, elements) => {
                 let ends = array.value_offsets();
@@ -230,7 +232,14 @@ impl Form {
     }
 }
 
-fn hex(bytes: &[u8], out: &mut Vec<u8>) {
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    let mut out = Vec::with_capacity(bytes.len() * 2);
+    put_hex(bytes, &mut out);
+    out.into_iter().map(char::from).collect()
+}
+
+fn put_hex(bytes: &[u8], out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     for byte in bytes {
         out.push(DIGITS[usize::from(byte >> 4)]);

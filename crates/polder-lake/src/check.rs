@@ -9,13 +9,12 @@ use std::collections::{HashMap, HashSet};
 use futures::TryStreamExt;
 use iceberg::scan::FileScanTask;
 use iceberg::spec::{PartitionSpec, Schema};
-use polder_core::{Error, ErrorCode, Result, TableSchema};
+use polder_core::{Error, ErrorCode, Predicate, Result, TableSchema};
 
 use crate::error;
 use crate::scan::{self, FilePartition, ScanRequest};
 use crate::table::{LakeTable, Properties, version_number, was_main};
 use crate::write::Partitioner;
-use polder_core::Predicate;
 
 /// A version's tag that is not where it was set.
 #[derive(Clone, Debug, PartialEq, Eq)]

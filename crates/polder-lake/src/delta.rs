@@ -8,7 +8,7 @@ use futures::StreamExt;
 use iceberg::arrow::ArrowReaderBuilder;
 use iceberg::scan::FileScanTask;
 use iceberg::spec::{DataFileFormat, ManifestContentType};
-use polder_core::{Error, ErrorCode, OrgId, Result};
+use polder_core::{Error, ErrorCode, OrgId, Predicate, Result};
 
 use crate::catalog::TableState;
 use crate::commit::{deletes_of, read_list};
@@ -22,7 +22,6 @@ use crate::stage::Stage;
 use crate::storage::Store;
 use crate::table::LakeTable;
 use crate::write::{self, StagedDeletes, StagedFile};
-use polder_core::Predicate;
 
 /// The delete files of one data file alone, by the data file's address.
 type OwnDeletes = HashMap<String, Vec<String>>;

@@ -13,14 +13,13 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use iceberg::scan::FileScanTask;
 use iceberg::spec::DataContentType;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use polder_core::{Error, ErrorCode, Result};
+use polder_core::{Error, ErrorCode, Predicate, Result};
 
 use crate::error;
 use crate::read::FILES_MAX;
 use crate::scan::{BatchStream, ScanFile, ScanRequest, scan_file};
 use crate::storage::Store;
 use crate::table::LakeTable;
-use polder_core::Predicate;
 
 /// Some rows of one file.
 #[derive(Clone, Debug)]

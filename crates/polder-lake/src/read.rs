@@ -19,14 +19,13 @@ use iceberg::spec::{PrimitiveType, Schema, SchemaRef as IcebergSchemaRef, Transf
 use parquet::arrow::parquet_to_arrow_schema;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
-use polder_core::{Error, ErrorCode, Result};
+use polder_core::{Error, ErrorCode, Predicate, Result};
 
 use crate::error;
 use crate::field_ids::{check_readable, field_id, read_as};
 use crate::scan::{BatchStream, Layout, ScanRequest};
 use crate::storage::Store;
 use crate::table::LakeTable;
-use polder_core::Predicate;
 
 /// Files of a table read at the same time.
 pub(crate) const FILES_MAX: usize = 2;

@@ -12,7 +12,7 @@ use iceberg::expr::Predicate as IcebergPredicate;
 use iceberg::scan::FileScanTask;
 use iceberg::spec::{DataContentType, ManifestContentType, PrimitiveType, Struct, Transform, Type};
 use polder_core::spec::PartitionField;
-use polder_core::{Error, ErrorCode, Result};
+use polder_core::{Error, ErrorCode, Predicate, Result};
 
 use crate::catalog::TableState;
 use crate::commit::read_list;
@@ -21,7 +21,6 @@ use crate::predicate::{Prunable, pruning};
 use crate::schema;
 use crate::storage::Store;
 use crate::table::LakeTable;
-use polder_core::Predicate;
 
 /// Which rows and columns of which state.
 #[derive(Clone, Debug)]

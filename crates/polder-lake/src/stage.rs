@@ -14,7 +14,7 @@ use iceberg::spec::{
 };
 use iceberg::{TableIdent, TableUpdate};
 use polder_core::spec::PartitionField;
-use polder_core::{Error, ErrorCode, Result, TableSchema};
+use polder_core::{Error, ErrorCode, Predicate, Result, TableSchema};
 use uuid::Uuid;
 
 use crate::catalog::{self, TableState};
@@ -23,7 +23,6 @@ use crate::lake::Lake;
 use crate::schema::{self, Base};
 use crate::table::{Properties, follows};
 use crate::write::{Budget, Layout, StagedDeletes, StagedFile, TableWriter};
-use polder_core::Predicate;
 
 /// What a run is going to publish.
 #[derive(Clone, Debug)]

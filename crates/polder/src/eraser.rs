@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::Utc;
 use polder_control::certificate::{self, SigningKey};
 use polder_control::{Churn, ChurnState, Notice, Store, churn};
 use polder_core::certificate::{Asked, Certificate, Deleted, KIND};
@@ -21,7 +21,7 @@ use polder_lake::Lake;
 use polder_pipeline::{erase_step, record_erasure};
 use tokio::sync::Notify;
 
-use crate::output;
+use crate::output::{self, rfc3339};
 
 /// How often the end of the org's runs is looked for.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
@@ -163,9 +163,9 @@ impl Eraser {
                 by: churn.asked_by.clone(),
                 via: churn.via.clone(),
                 reason: churn.reason.clone(),
-                at: time(churn.asked_ms),
+                at: rfc3339(churn.asked_ms),
             },
-            issued_at: time(Utc::now().timestamp_millis()),
+            issued_at: rfc3339(Utc::now().timestamp_millis()),
             polder: env!("CARGO_PKG_VERSION").to_owned(),
             verification: erasure.verification.ok_or_else(incomplete)?,
             deleted: Deleted {
@@ -277,10 +277,4 @@ impl Eraser {
 
 fn not_leaving(org: &Authorized<OrgId>) -> Error {
     Error::new(ErrorCode::SpecInvalid, format!("org {} is not leaving", org.get()))
-}
-
-/// RFC 3339, to the millisecond.
-pub(crate) fn time(ms: i64) -> String {
-    let time = DateTime::from_timestamp_millis(ms).unwrap_or_default();
-    time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write;
 
-use polder_core::Error;
+use polder_core::{Error, Field, TableSchema};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -45,6 +45,18 @@ fn error_text(error: &Error) -> String {
         let _ = write!(text, "\n  hint: {hint}");
     }
     text
+}
+
+/// The columns of a table for programs: name, type in Iceberg's notation, whether nulls may be there.
+pub(crate) fn columns_json(schema: &TableSchema) -> Value {
+    let column = |field: &Field| {
+        json!({
+            "name": field.name,
+            "type": field.data_type.to_string(),
+            "nullable": field.nullable,
+        })
+    };
+    schema.fields.iter().map(column).collect()
 }
 
 /// An error for programs.

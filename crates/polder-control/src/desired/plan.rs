@@ -222,7 +222,7 @@ fn documents(
 
 fn hash(plan: &Plan) -> Result<String> {
     let text = stored(&(plan, &plan.documents))?;
-    Ok(crate::keys::hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref()))
+    Ok(polder_core::digest::hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref()))
 }
 
 /// Carries out a plan: stores the declared layers it was made for, all or none.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use iceberg::TableUpdate;
 use iceberg::spec::{SnapshotReference, SnapshotRetention};
-use polder_core::{Checkpoint, Error, ErrorCode, Result};
+use polder_core::{Checkpoint, Error, ErrorCode, Predicate, Result};
 
 use super::audit::Audit;
 use super::conflicts::Assumed;
@@ -19,7 +19,6 @@ use crate::catalog::TableState;
 use crate::stage::{Committed, RowDelta, RunSummary, Stage, StageKind};
 use crate::table::{At, Properties, follows, references, run_of, version_number, was_main};
 use crate::write::StagedFile;
-use polder_core::Predicate;
 
 /// How often a snapshot is staged anew because another engine moved `main` while it was audited.
 const STAGINGS_MAX: usize = 8;

@@ -4,7 +4,6 @@
 //! On local disk the folder is put out of the way first and a file takes its place: whoever still
 //! writes there fails at once.
 
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -84,10 +83,7 @@ impl Below {
         for line in &lines {
             digest.update(line.as_bytes());
         }
-        for byte in digest.finish().as_ref() {
-            // Writing to a string cannot fail.
-            let _ = write!(inventory.sha256, "{byte:02x}");
-        }
+        inventory.sha256 = polder_core::digest::hex(digest.finish().as_ref());
         inventory
     }
 }

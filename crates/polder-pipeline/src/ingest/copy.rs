@@ -129,8 +129,7 @@ impl Copied {
     }
 
     /// The audit every run has: rows the source delivered = rows stored + known before + too old +
-    /// marked as deleted, and
-    /// the files hold as many as were written to them.
+    /// marked as deleted, and the files hold as many as were written to them.
     fn checked(self, request: &IngestRequest) -> Result<Self, Failure> {
         let counts = request.progress.snapshot();
         let in_files: u64 = self.files.iter().map(StagedFile::rows).sum();

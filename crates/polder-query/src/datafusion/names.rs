@@ -72,8 +72,9 @@ impl Names<'_> {
     /// The catalogs of a statement with these references, by name.
     ///
     /// # Errors
-    /// `source.*` for a source's table that cannot be read, `query.invalid` for a name that is not there, `lake.not_found` for a version that is not,
-    /// `query.limit` when `information_schema` would have to list too much.
+    /// `source.*` for a source's table that cannot be read, `query.invalid` for a name that is not
+    /// there, `lake.not_found` for a version that is not, `query.limit` when `information_schema` would
+    /// have to list too much.
     pub(super) async fn resolve(
         &self,
         references: &[TableReference],

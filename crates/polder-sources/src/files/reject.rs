@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::Utc;
+use polder_core::digest;
 use polder_core::spec::OnBadLine;
 use polder_core::{Error, ErrorCode, Result, RunProgress};
 use serde_json::{Value, json};
@@ -98,19 +99,10 @@ impl BadLines {
         let mut entry = json!({ "file": bad.file, "line": bad.line, "reason": bad.reason });
         match std::str::from_utf8(raw) {
             Ok(text) => entry["raw"] = Value::from(text),
-            Err(_) => entry["raw_hex"] = Value::from(hex(raw)),
+            Err(_) => entry["raw_hex"] = Value::from(digest::hex(raw)),
         }
         writeln!(file, "{entry}")?;
         // A line that is counted is on disk, whatever happens next.
         file.flush()
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::eraser::{Eraser, time};
+use crate::eraser::Eraser;
+use crate::output::rfc3339;
 use crate::{exit, output};
 
 #[derive(Debug, Args)]
@@ -77,7 +78,7 @@ impl Churn {
         let record = eraser.take(&org, &notice).await?;
         let waits = record.due_ms > chrono::Utc::now().timestamp_millis();
         if record.state == ChurnState::Waiting && waits && !self.now {
-            let (org, due) = (&self.org, time(record.due_ms));
+            let (org, due) = (&self.org, rfc3339(record.due_ms));
             let text = format!("org {org} is fenced, and erased after {due} (undo: --undo)");
             return Ok(self.said(&record, &text));
         }
@@ -158,8 +159,8 @@ pub(crate) fn document(record: &Record) -> Value {
         "asked_by": record.asked_by,
         "via": record.via,
         "reason": record.reason,
-        "asked_at": time(record.asked_ms),
-        "due_at": time(record.due_ms),
+        "asked_at": rfc3339(record.asked_ms),
+        "due_at": rfc3339(record.due_ms),
         "step": record.erasure.as_ref().map(|erasure| erasure.step),
         "certificate": record.certificate.as_ref().map(|text| {
             serde_json::from_str::<Value>(text).unwrap_or_default()
@@ -171,7 +172,10 @@ fn sentence(record: &Record) -> String {
     let org = &record.org;
     match record.state {
         ChurnState::Waiting => {
-            format!("org {org} is fenced, and erased after {} (undo: --undo)", time(record.due_ms))
+            format!(
+                "org {org} is fenced, and erased after {} (undo: --undo)",
+                rfc3339(record.due_ms)
+            )
         }
         ChurnState::Erasing => {
             format!("org {org} is being erased: `polder churn --org {org} --yes` goes on")

@@ -7,7 +7,6 @@ use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::serve::hex;
 use crate::{exit, output};
 
 #[derive(Debug, Args)]
@@ -255,14 +254,7 @@ async fn contents(table: &LakeTable, pin: &TablePin) -> Result<Value> {
         let line = format!("{}\t{}\t{rows}\t{}\n", file.path, file.size_bytes, file.has_deletes);
         digest.update(line.as_bytes());
     }
-    let digest = hex(digest.finish().as_ref());
-    let columns = columns.fields.iter().map(|field| {
-        json!({
-            "name": field.name,
-            "type": field.data_type.to_string(),
-            "nullable": field.nullable,
-        })
-    });
+    let digest = polder_core::digest::hex(digest.finish().as_ref());
     Ok(json!({
         "table": table.name(),
         "snapshot_id": pin.snapshot.id,
@@ -273,6 +265,6 @@ async fn contents(table: &LakeTable, pin: &TablePin) -> Result<Value> {
         "bytes": files.iter().map(|file| file.size_bytes).sum::<u64>(),
         "digest": format!("sha256:{digest}"),
         "metadata_location": table.metadata_location(),
-        "columns": columns.collect::<Vec<_>>(),
+        "columns": output::columns_json(&columns),
     }))
 }

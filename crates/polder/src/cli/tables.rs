@@ -88,12 +88,6 @@ async fn tables_of(lake: &Lake, org: &Authorized<OrgId>) -> Result<Vec<LakeTable
 
 fn describe(table: &LakeTable, verdict: Option<&LastVerdict>) -> Value {
     let snapshot = table.current_snapshot();
-    let columns: Vec<_> = table
-        .schema()
-        .fields
-        .iter()
-        .map(|f| json!({ "name": f.name, "type": f.data_type.to_string(), "nullable": f.nullable }))
-        .collect();
     let refs: Vec<_> = table
         .refs()
         .iter()
@@ -113,7 +107,7 @@ fn describe(table: &LakeTable, verdict: Option<&LastVerdict>) -> Value {
         "snapshots": table.snapshots().len(),
         "refs": refs,
         "partition": table.partition(),
-        "columns": columns,
+        "columns": output::columns_json(&table.schema()),
         "validation": verdict.map(|last| json!({
             "verdict": last.verdict,
             "snapshot_id": last.snapshot_id,

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat};
 use futures::StreamExt;
-use polder_core::{Engine, Error, ErrorCode, OrgId, Result, Session, TableSchema};
+use polder_core::{Engine, Error, ErrorCode, OrgId, Result, Session};
 use polder_lake::{LakeTable, SnapshotInfo};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Agent;
 use crate::answer;
+use crate::output::{columns_json, rfc3339};
 
 /// Rows of one answer at most, and if nothing is said.
 pub(super) const ROWS_MAX: usize = 10_000;
@@ -58,14 +58,14 @@ impl Agent {
             json!({
                 "version": format!("v{}", version.number),
                 "snapshot_id": version.snapshot.id,
-                "published": time(version.snapshot.timestamp_ms),
+                "published": rfc3339(version.snapshot.timestamp_ms),
                 "current": version.current,
             })
         });
         let pins = table.pins().into_iter().map(|pin| {
             json!({ "pin": pin.name, "snapshot_id": pin.snapshot.id, "rows": pin.snapshot.rows })
         });
-        described["columns"] = columns(&table.schema());
+        described["columns"] = columns_json(&table.schema());
         described["partition"] = json!(table.partition());
         described["cursor"] = json!(table.checkpoint()?.and_then(|checkpoint| checkpoint.cursor));
         described["versions"] = versions.collect();
@@ -112,9 +112,9 @@ impl Agent {
                 "namespace": table.org().namespace(),
                 "snapshot_id": snapshot.id,
                 "from": format!("{} FOR VERSION AS OF {}", sql_name(table), snapshot.id),
-                "as_of": time(snapshot.timestamp_ms),
+                "as_of": rfc3339(snapshot.timestamp_ms),
                 "rows": snapshot.rows,
-                "columns": columns(&schema),
+                "columns": columns_json(&schema),
             }));
         }
         Ok(json!({ "tables": states }))
@@ -215,7 +215,7 @@ fn headline(table: &LakeTable) -> Value {
         "name": sql_name(table),
         "rows": snapshot.as_ref().and_then(|found| found.rows),
         "snapshot_id": snapshot.as_ref().map(|found| found.id),
-        "updated": snapshot.as_ref().and_then(|found| time(found.timestamp_ms)),
+        "updated": snapshot.as_ref().map(|found| rfc3339(found.timestamp_ms)),
     })
 }
 
@@ -223,20 +223,4 @@ fn headline(table: &LakeTable) -> Value {
 fn sql_name(table: &LakeTable) -> String {
     let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
     format!("lake.{}.{}", quoted(&table.org().namespace()), quoted(table.name()))
-}
-
-fn columns(schema: &TableSchema) -> Value {
-    let column = |field: &polder_core::Field| {
-        json!({
-            "name": field.name,
-            "type": field.data_type.to_string(),
-            "nullable": field.nullable,
-        })
-    };
-    schema.fields.iter().map(column).collect()
-}
-
-/// RFC 3339.
-fn time(ms: i64) -> Option<String> {
-    DateTime::from_timestamp_millis(ms).map(|t| t.to_rfc3339_opts(SecondsFormat::Millis, true))
 }

@@ -6,12 +6,12 @@
 //! a client ends its tokens at once.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use polder_control::{Store, keys};
+use polder_core::digest::hex;
 use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
 use ring::{digest, hmac};
 use secrecy::{ExposeSecret, SecretString};
@@ -159,16 +159,6 @@ fn signed(id: &str, expiry: u64) -> String {
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |since| since.as_secs())
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
 }
 
 /// The SHA-256 of some bytes.

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use api::{Settings as ApiSettings, api_description};
 pub(crate) use churn::{Settings as ChurnSettings, webhook_key};
-pub(crate) use clients::{Clients, hex, sha256};
+pub(crate) use clients::{Clients, sha256};
 pub(crate) use iceberg::Settings as IcebergSettings;
 pub(crate) use queue::Runner;
 

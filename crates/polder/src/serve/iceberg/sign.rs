@@ -19,7 +19,7 @@ use serde_json::json;
 use super::names::Target;
 use super::reply::{Reply, ok, parse};
 use super::{As, Shared, may_write};
-use crate::serve::clients::{hex, sha256};
+use crate::serve::clients::sha256;
 
 /// What AWS leaves as it is in a canonical URI, beside letters and digits.
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -217,7 +217,7 @@ impl Signer<'_> {
         let key = [date, self.region, "s3", "aws4_request", &text]
             .iter()
             .fold(first.into_bytes(), |key, part| mac(&key, part));
-        let (access, signature) = (self.access, hex(&key));
+        let (access, signature) = (self.access, polder_core::digest::hex(&key));
         headers.insert(
             "Authorization".to_owned(),
             vec![format!(
