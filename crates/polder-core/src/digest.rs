@@ -204,7 +204,7 @@ impl Form {
             Self::Double(array) => put_hex(&array.value(row).to_be_bytes(), out),
             Self::Decimal(array, scale) => decimal(array.value(row), *scale, out),
             Self::Date(array) => {
-                put_hex(&array.value(row).wrapping_sub(EPOCH_DAYS).to_be_bytes(), out)
+                put_hex(&array.value(row).wrapping_sub(EPOCH_DAYS).to_be_bytes(), out);
             }
             Self::Time(array) => put_hex(&array.value(row).to_be_bytes(), out),
             Self::Timestamp(array, _) => {
