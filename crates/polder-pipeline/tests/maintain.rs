@@ -87,11 +87,13 @@ async fn no_row_is_lost_while_runs_write_at_the_same_time() {
         let (scratch, plain) = (Arc::clone(&scratch), plain.clone());
         tasks.spawn(async move { trickle(&scratch, &plain, 4..30).await });
     }
+    let (rounds, mut seen) = tokio::sync::watch::channel(0);
     {
         let scratch = Arc::clone(&scratch);
         tasks.spawn(async move {
             let mut gone = Gone::new();
             for id in [1, 4, 7, 10, 13] {
+                seen.borrow_and_update();
                 // A file that was just rewritten is a conflict: the row is looked for anew.
                 loop {
                     if scratch.ids().await.contains(&id) {
@@ -102,13 +104,18 @@ async fn no_row_is_lost_while_runs_write_at_the_same_time() {
                     }
                     tokio::task::yield_now().await;
                 }
+                // Between two deletes a merge has its chance, however slow the machine is.
+                seen.changed().await.expect("merges go on");
             }
         });
     }
     let mut merged = 0;
     while !tasks.is_empty() {
         match maintain(&scratch.lake, &request(&plain, Maintenance::Optimize)).await {
-            Ok(report) => merged += rewritten(&report.done).files_replaced,
+            Ok(report) => {
+                merged += rewritten(&report.done).files_replaced;
+                rounds.send_modify(|rounds| *rounds += 1);
+            }
             Err(error) => assert_eq!(error.code(), ErrorCode::LakeConflict, "{error:?}"),
         }
         while let Some(joined) = tasks.try_join_next() {

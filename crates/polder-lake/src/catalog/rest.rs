@@ -188,6 +188,22 @@ impl RestCatalog {
 }
 
 impl RestCatalog {
+    /// A refusal, or the conflict behind it: servers refuse what names a snapshot that is gone meanwhile
+    /// as they refuse nonsense.
+    async fn explained(
+        &self,
+        failure: CommitFailure,
+        ident: &TableIdent,
+        requirements: &[TableRequirement],
+        updates: &[TableUpdate],
+    ) -> CommitFailure {
+        let CommitFailure::Rejected(_) = &failure else { return failure };
+        let Ok(Some(present)) = self.load(ident).await else { return failure };
+        let holds = super::check(Some(&present), requirements)
+            .and_then(|()| super::check_names(Some(&present), updates));
+        holds.err().unwrap_or(failure)
+    }
+
     fn announced(&self) -> MutexGuard<'_, HashSet<TableIdent>> {
         self.announced.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -357,13 +373,15 @@ impl Catalog for RestCatalog {
             super::check_sequence(base.as_ref(), &updates)?;
             super::check_names(base.as_ref(), &updates)?;
         }
+        let asked = updates.clone();
         let (document, new) = commit::document(ident, base.as_ref(), requirements, updates)?;
         let url = self.server.paths.table(ident).map_err(CommitFailure::Rejected)?;
         let request = Request::post(url, &document).map_err(CommitFailure::Rejected)?;
         let request = request.with_keys(self.vended.is_some());
         let answer = self.server.client.send(&request).await.map_err(failure::of_lost_commit)?;
         if !answer.status.is_success() {
-            return Err(failure::of_commit(&answer));
+            let failure = failure::of_commit(&answer);
+            return Err(self.explained(failure, ident, requirements, &asked).await);
         }
         // It is made. An answer that cannot be read is like a lost one: the table says what is true.
         let table: LoadedTable = parse("commit", &answer).map_err(failure::unknown)?;
