@@ -6,11 +6,16 @@
 
 use std::path::Path;
 use std::sync::Once;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polder_core::{Error, ErrorCode, Result};
 use sqlx::AnyPool;
 use sqlx::any::AnyPoolOptions;
+
+/// How long SQLite waits for another writer of the same file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two attempts to set up a database that others are just making.
+const OPENING_PAUSE: Duration = Duration::from_millis(20);
 
 /// Statements that bring an empty database up to date, in order. Append only.
 const MIGRATIONS: &[&str] = &[
@@ -175,10 +180,8 @@ impl Store {
             .await
             .map_err(|error| failed("the control store cannot be opened", error))?;
         if sqlite.is_some() {
-            for pragma in ["PRAGMA journal_mode = WAL", "PRAGMA busy_timeout = 10000"] {
-                let run = sqlx::query(pragma).execute(&pool).await;
-                run.map_err(|error| failed("the control store cannot be set up", error))?;
-            }
+            let run = set_up_file(&pool).await;
+            run.map_err(|error| failed("the control store cannot be set up", error))?;
         }
         for statement in MIGRATIONS {
             let run = sqlx::query(statement).execute(&pool).await;
@@ -190,6 +193,29 @@ impl Store {
     pub(crate) fn pool(&self) -> &AnyPool {
         &self.pool
     }
+}
+
+/// Of several that give a new file its write-ahead log at the same moment, SQLite refuses all but one
+/// at once: each has read already and wants to write, so waiting for `busy_timeout` would be waiting
+/// for each other (sqlite.org/c3ref/busy_handler.html).
+async fn set_up_file(pool: &AnyPool) -> std::result::Result<(), sqlx::Error> {
+    let timeout = format!("PRAGMA busy_timeout = {}", BUSY_TIMEOUT.as_millis());
+    sqlx::query(&timeout).execute(pool).await?;
+    let started = Instant::now();
+    loop {
+        match sqlx::query("PRAGMA journal_mode = WAL").execute(pool).await {
+            Err(error) if is_busy(&error) && started.elapsed() < BUSY_TIMEOUT => {
+                tokio::time::sleep(OPENING_PAUSE).await;
+            }
+            set => return set.map(|_| ()),
+        }
+    }
+}
+
+/// Whether SQLite says that another is writing (primary result code 5, sqlite.org/rescode.html).
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
+    code.is_some_and(|code| code & 0xFF == 5)
 }
 
 fn make_folder(path: &Path) -> Result<()> {
@@ -218,4 +244,34 @@ pub(crate) async fn commit(transaction: Transaction) -> Result<()> {
 
 pub(crate) fn failed(what: &str, error: sqlx::Error) -> Error {
     Error::new(ErrorCode::ControlStore, what).caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Barrier};
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// Each opener in a thread of its own: a file's lock is asked for at the same moment.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+    async fn all_who_make_a_store_at_the_same_moment_get_in() {
+        for _ in 0..10 {
+            let folder = tempfile::tempdir().expect("folder");
+            let url = format!("sqlite://{}/s.db", folder.path().display());
+            let together = Arc::new(Barrier::new(8));
+            let mut openers = JoinSet::new();
+            for _ in 0..8 {
+                let (url, together) = (url.clone(), Arc::clone(&together));
+                openers.spawn(async move {
+                    together.wait();
+                    Store::open(&url).await.map(|_| ())
+                });
+            }
+            while let Some(opened) = openers.join_next().await {
+                opened.expect("task").expect("opened");
+            }
+        }
+    }
 }

@@ -30,7 +30,7 @@ use arrow::datatypes::{
     Time64MicrosecondType, TimeUnit, TimestampMicrosecondType,
 };
 use md5::{Digest, Md5};
-use twox_hash::XxHash64;
+use twox_hash::XxHash3_64;
 
 use crate::{Error, ErrorCode, Result, keys};
 
@@ -315,7 +315,7 @@ fn add_column(array: &ArrayRef, seed: u64, rows: &mut [u64]) -> Result<()> {
         }
         DataType::Utf8 => {
             for (value, row) in array.as_string::<i32>().iter().zip(rows) {
-                let hash = value.map(|text| XxHash64::oneshot(seed, text.as_bytes()));
+                let hash = value.map(|text| XxHash3_64::oneshot_with_seed(seed, text.as_bytes()));
                 add(hash.unwrap_or(NULL ^ seed), row);
             }
         }
@@ -325,7 +325,7 @@ fn add_column(array: &ArrayRef, seed: u64, rows: &mut [u64]) -> Result<()> {
             for (index, row) in rows.iter_mut().enumerate() {
                 buffer.clear();
                 form.write(index, &mut buffer);
-                add(XxHash64::oneshot(seed, &buffer), row);
+                add(XxHash3_64::oneshot_with_seed(seed, &buffer), row);
             }
         }
     }

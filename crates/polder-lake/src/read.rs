@@ -7,6 +7,7 @@
 //! have evolved: it cannot fill or rearrange what is nested. Such files are read in the schema of
 //! their own footer, and brought into the table's layout here.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions, new_null_array};
@@ -15,7 +16,7 @@ use arrow::datatypes::{Schema as ArrowSchema, SchemaRef};
 use futures::{StreamExt, TryStreamExt};
 use iceberg::arrow::ArrowReaderBuilder;
 use iceberg::scan::FileScanTask;
-use iceberg::spec::{PrimitiveType, Schema, SchemaRef as IcebergSchemaRef, Transform, Type};
+use iceberg::spec::{DataContentType, PrimitiveType, Schema, SchemaRef as IcebergSchemaRef, Transform, Type};
 use parquet::arrow::parquet_to_arrow_schema;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
@@ -168,10 +169,47 @@ pub(crate) fn decode(
         task.project_field_ids.push(FILE_ID);
     }
     let reader = reader.with_batch_size(batch_rows(&tasks));
-    let tasks = futures::stream::iter(tasks.into_iter().map(Ok)).boxed();
     let reader = reader.with_data_file_concurrency_limit(FILES_MAX).build();
-    let batches = reader.read(tasks).map_err(failed)?.stream();
-    Ok(Box::pin(batches.map_err(failed).map_ok(without_file)))
+    let read = move |tasks: Vec<FileScanTask>| -> Result<BatchStream> {
+        let tasks = futures::stream::iter(tasks.into_iter().map(Ok)).boxed();
+        let batches = reader.clone().read(tasks).map_err(failed)?.stream();
+        Ok(Box::pin(batches.map_err(failed).map_ok(without_file)))
+    };
+    let smallest = tasks.iter().enumerate().min_by_key(|(_, task)| task.file_size_in_bytes);
+    match smallest.map(|(index, _)| index) {
+        Some(first) if tasks.len() > 1 && tasks.iter().any(|task| !task.deletes.is_empty()) => {
+            let first = tasks.swap_remove(first);
+            Ok(with_deletes_first(first, tasks, read))
+        }
+        _ => read(tasks),
+    }
+}
+
+/// Reads one file with the position deletes of all files, and the others from its first rows on, when
+/// these deletes are there.
+///
+/// Of two files that are begun together, one waits for the deletes that the other is loading, and the
+/// crate may lose the word that they are loaded (`notify_waiters` before `notified`, mended after
+/// 0.10.1 by apache/iceberg-rust#2859): the read would never end.
+fn with_deletes_first(
+    mut first: FileScanTask,
+    others: Vec<FileScanTask>,
+    read: impl Fn(Vec<FileScanTask>) -> Result<BatchStream> + Send + 'static,
+) -> BatchStream {
+    let mut known: HashSet<String> =
+        first.deletes.iter().map(|deletes| deletes.file_path.clone()).collect();
+    for deletes in others.iter().flat_map(|task| &task.deletes) {
+        let by_position = deletes.file_type == DataContentType::PositionDeletes;
+        if by_position && known.insert(deletes.file_path.clone()) {
+            first.deletes.push(deletes.clone());
+        }
+    }
+    let batches = async move {
+        let mut first = read(vec![first])?;
+        let begun = futures::stream::iter(first.next().await).chain(first);
+        Ok::<_, Error>(futures::stream::select(begun, read(others)?))
+    };
+    Box::pin(futures::stream::once(batches).try_flatten())
 }
 
 /// Rows of a batch: some [`BATCH_BYTES`] of the files' own bytes, which are several times as many in
@@ -287,5 +325,79 @@ impl Finish {
             return Ok(batch);
         }
         batch.project(&(0..self.wanted).collect::<Vec<_>>()).map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use futures::FutureExt;
+    use iceberg::scan::FileScanTaskDeleteFile;
+    use iceberg::spec::DataFileFormat;
+
+    use super::*;
+
+    fn task(path: &str, deletes: &[(&str, DataContentType)]) -> FileScanTask {
+        let deletes = deletes.iter().map(|(path, file_type)| {
+            FileScanTaskDeleteFile::builder()
+                .with_file_path((*path).to_owned())
+                .with_file_size_in_bytes(1)
+                .with_file_type(*file_type)
+                .with_partition_spec_id(0)
+                .build()
+        });
+        FileScanTask::builder()
+            .with_file_size_in_bytes(1)
+            .with_start(0)
+            .with_length(0)
+            .with_record_count(Some(1))
+            .with_data_file_path(path.to_owned())
+            .with_data_file_format(DataFileFormat::Parquet)
+            .with_schema(Arc::new(Schema::builder().build().expect("schema")))
+            .with_project_field_ids(Vec::new())
+            .with_case_sensitive(true)
+            .with_deletes(deletes.collect())
+            .build()
+    }
+
+    /// The files whose reading began, each with its deletes.
+    type Begun = Arc<Mutex<Vec<(String, Vec<String>)>>>;
+
+    fn noting(begun: &Begun) -> impl Fn(Vec<FileScanTask>) -> Result<BatchStream> + Send + 'static {
+        let begun = Arc::clone(begun);
+        move |tasks| {
+            let begun = Arc::clone(&begun);
+            let batches = futures::stream::iter(tasks).then(move |task| {
+                let deletes = task.deletes.into_iter().map(|deletes| deletes.file_path).collect();
+                begun.lock().expect("begun").push((task.data_file_path, deletes));
+                tokio::task::yield_now().map(|()| {
+                    let rows = RecordBatchOptions::new().with_row_count(Some(1));
+                    let none = Arc::new(ArrowSchema::empty());
+                    Ok(RecordBatch::try_new_with_options(none, Vec::new(), &rows).expect("batch"))
+                })
+            });
+            Ok(Box::pin(batches))
+        }
+    }
+
+    #[tokio::test]
+    async fn one_file_is_read_with_the_position_deletes_of_all_before_the_others() {
+        use DataContentType::{EqualityDeletes, PositionDeletes};
+        let begun = Begun::default();
+        let others = vec![
+            task("b", &[("1", PositionDeletes), ("2", PositionDeletes)]),
+            task("c", &[("2", PositionDeletes), ("3", EqualityDeletes)]),
+        ];
+        let first = task("a", &[("1", PositionDeletes)]);
+        let mut batches = with_deletes_first(first, others, noting(&begun));
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let a: (String, Vec<String>) = ("a".to_owned(), names(&["1", "2"]));
+        assert!(futures::poll!(batches.next()).is_pending());
+        assert_eq!(*begun.lock().expect("begun"), [a.clone()], "no other has begun");
+        let rows: Vec<RecordBatch> = batches.try_collect().await.expect("rows");
+        assert_eq!(rows.len(), 3);
+        let (b, c) = (names(&["1", "2"]), names(&["2", "3"]));
+        assert_eq!(*begun.lock().expect("begun"), [a, ("b".to_owned(), b), ("c".to_owned(), c)]);
     }
 }

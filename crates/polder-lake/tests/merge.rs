@@ -1,6 +1,7 @@
 //! Runs that add rows and delete rows in one commit, and what they bear of other writers.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use polder_core::ErrorCode;
@@ -10,6 +11,9 @@ use polder_lake::{
 };
 
 use crate::support::*;
+
+/// Some hundred are read in a second; without what it holds, one in ten thousands did not end.
+const READS: usize = 200;
 
 /// A table with the ids 0 to 5 in two files.
 async fn two_files() -> Scratch {
@@ -114,6 +118,31 @@ async fn a_file_has_one_delete_file_however_often_rows_of_it_go() {
     let now = table(lake, "t").await;
     assert_eq!(ids(&now).await, [0, 1, 2, 3, 5]);
     assert_eq!(now.current_snapshot().expect("current").operation, "delete");
+}
+
+/// Files that are read at the same time have deletes in common; whoever waits for them is woken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_read_of_files_that_share_deletes_ends() {
+    let scratch = two_files().await;
+    let lake = &scratch.lake;
+    for first in [6, 9, 12, 15] {
+        let request = request(StageKind::Append, &id_and_text());
+        run(lake, "t", request, &[rows(first..first + 3)]).await.expect("run");
+    }
+    let merge = begin(lake).await;
+    let deletes = merge.write_deletes(&places(&merge, 0, 17).await).await;
+    let deletes = deletes.expect("deletes").into_iter().collect::<Vec<_>>();
+    assert_eq!(deletes.len(), 6);
+    let kept = [rows(0..9), rows(9..18)];
+    let files = written(&merge, &kept).await;
+    let delta = RowDelta { files, deletes, among: range(0, 17) };
+    let summary = rows_of(&delta);
+    merge.commit_delta(delta, &checkpoint(17), summary).await.expect("merged");
+    let now = table(lake, "t").await;
+    for read in 0..READS {
+        let found = tokio::time::timeout(Duration::from_secs(60), ids(&now)).await;
+        assert_eq!(found.unwrap_or_else(|_| panic!("read {read} does not end")).len(), 18);
+    }
 }
 
 #[tokio::test]

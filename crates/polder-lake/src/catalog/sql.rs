@@ -11,7 +11,7 @@ mod namespaces;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
@@ -36,6 +36,8 @@ const CONNECTIONS_MAX: u32 = 8;
 const CREATE_TRIES_MAX: u32 = 8;
 /// How long SQLite waits for another writer of the same file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two attempts to open a database that others are just making.
+const OPENING_PAUSE: Duration = Duration::from_millis(20);
 
 /// Iceberg's `JdbcUtil`, V1.
 const SCHEMA: [&str; 2] = [
@@ -289,6 +291,27 @@ impl Catalog for SqlCatalog {
     }
 }
 
+/// Opens a file of SQLite's. Of several that give a new file its write-ahead log at the same moment,
+/// SQLite refuses all but one at once: each has read already and wants to write, so waiting for
+/// `busy_timeout` would be waiting for each other (sqlite.org/c3ref/busy_handler.html).
+async fn open_file(
+    pool: SqlitePoolOptions,
+    options: &SqliteConnectOptions,
+) -> std::result::Result<SqlitePool, sqlx::Error> {
+    let started = Instant::now();
+    loop {
+        match pool.clone().connect_with(options.clone()).await {
+            Err(cause)
+                if error::statement_outcome(&cause) == error::StatementOutcome::NotNow
+                    && started.elapsed() < BUSY_TIMEOUT =>
+            {
+                tokio::time::sleep(OPENING_PAUSE).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
 async fn connect(url: &str) -> Result<Database> {
     let failed = |cause| error::database("open the catalog's database", cause);
     if let Some(path) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) {
@@ -301,10 +324,10 @@ async fn connect(url: &str) -> Result<Database> {
             .busy_timeout(BUSY_TIMEOUT);
         // Connections to a file are not lost: nothing to find out before each use.
         let pool = || SqlitePoolOptions::new().test_before_acquire(false);
-        let writing = pool().max_connections(1).connect_with(options.clone()).await;
-        let reading = pool().max_connections(CONNECTIONS_MAX).connect_with(options).await;
-        let writer = Writer::start(writing.map_err(failed)?);
-        return Ok(Database::Sqlite(reading.map_err(failed)?, writer));
+        let writing = open_file(pool().max_connections(1), &options).await.map_err(failed)?;
+        let reading = pool().max_connections(CONNECTIONS_MAX);
+        let reading = open_file(reading, &options).await.map_err(failed)?;
+        return Ok(Database::Sqlite(reading, Writer::start(writing)));
     }
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         let options: PgConnectOptions = url.parse().map_err(failed)?;
@@ -315,4 +338,35 @@ async fn connect(url: &str) -> Result<Database> {
     // The address itself is not repeated: it may hold a password.
     Err(Error::new(ErrorCode::SpecInvalid, "the catalog's address has no scheme known here")
         .hint("use sqlite://PATH or postgres://…"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Barrier};
+
+    use tempfile::TempDir;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// Each opener in a thread of its own: a file's lock is asked for at the same moment.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+    async fn all_who_make_a_database_at_the_same_moment_get_in() {
+        for _ in 0..20 {
+            let folder = TempDir::new().expect("folder");
+            let url = format!("sqlite://{}/c.db", folder.path().display());
+            let together = Arc::new(Barrier::new(8));
+            let mut openers = JoinSet::new();
+            for _ in 0..8 {
+                let (url, together) = (url.clone(), Arc::clone(&together));
+                openers.spawn(async move {
+                    together.wait();
+                    connect(&url).await.map(|_| ())
+                });
+            }
+            while let Some(opened) = openers.join_next().await {
+                opened.expect("task").expect("opened");
+            }
+        }
+    }
 }
