@@ -16,7 +16,9 @@ use arrow::datatypes::{Schema as ArrowSchema, SchemaRef};
 use futures::{StreamExt, TryStreamExt};
 use iceberg::arrow::ArrowReaderBuilder;
 use iceberg::scan::FileScanTask;
-use iceberg::spec::{DataContentType, PrimitiveType, Schema, SchemaRef as IcebergSchemaRef, Transform, Type};
+use iceberg::spec::{
+    DataContentType, PrimitiveType, Schema, SchemaRef as IcebergSchemaRef, Transform, Type,
+};
 use parquet::arrow::parquet_to_arrow_schema;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};

@@ -2,4 +2,5 @@
 
 mod maintain;
 mod merge;
+mod service;
 mod support;

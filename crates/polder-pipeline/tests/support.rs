@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use futures::TryStreamExt;
 use polder_core::spec::TableSpec;
-use polder_core::{Authorized, Error, OrgId, Principal, Result};
+use polder_core::{Authorized, Error, OrgId, Principal, Result, Source};
 use polder_lake::{CatalogSettings, Lake, LakeSettings, LakeTable, Predicate, ScanRequest};
 use polder_pipeline::{IngestLimits, IngestReport, IngestRequest, ingest};
 use polder_sources::memory::{MemorySource, MemoryTable};
@@ -67,6 +67,12 @@ impl Scratch {
 
     pub(crate) async fn run(&self) -> IngestReport {
         self.ingest(&self.request()).await.expect("run")
+    }
+
+    /// A run over another source than the one in memory.
+    pub(crate) async fn run_from(&self, source: &dyn Source) -> IngestReport {
+        let request = self.request();
+        Box::pin(ingest(&self.lake, source, &request)).await.expect("run")
     }
 
     pub(crate) async fn fails(&self) -> Error {

@@ -1,0 +1,4 @@
+//! Against a real PostgreSQL.
+
+mod cursors;
+mod database;
