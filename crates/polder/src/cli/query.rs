@@ -17,6 +17,7 @@ use polder_lake::Lake;
 use polder_query::{DataFusionEngine, DataFusionSettings};
 
 use crate::app::App;
+use crate::bootstrap::Bootstraps;
 use crate::{answer, exit, output};
 
 /// Rows a table on the terminal holds at most; it has to be laid out as a whole.
@@ -115,6 +116,12 @@ pub(crate) fn engine(app: &App, lake: &Lake) -> Result<DataFusionEngine> {
         spill_dir: std::env::temp_dir(),
     };
     DataFusionEngine::with_sources(lake, app.source_opener(), settings)
+}
+
+/// What bootstraps work with, for this process.
+pub(crate) fn bootstraps(app: &App, lake: &Lake) -> Result<Bootstraps> {
+    let memory_bytes = app.config.process.limits.query_memory_mb << 20;
+    Ok(Bootstraps::new(lake.clone(), engine(app, lake)?, memory_bytes))
 }
 
 async fn print_table(answer: QueryStream) -> Result<()> {
