@@ -31,9 +31,7 @@ impl LakeTable {
             return Err(Error::new(ErrorCode::SpecInvalid, "an ordered scan needs a snapshot"));
         }
         let mut tasks = self.tasks(&scan).await?;
-        tasks.sort_by(|a, b| {
-            (&a.data_file_path, a.start).cmp(&(&b.data_file_path, b.start))
-        });
+        tasks.sort_by(|a, b| (&a.data_file_path, a.start).cmp(&(&b.data_file_path, b.start)));
         let layout = self.layout(&scan)?;
         let wanted: Vec<usize> = (0..layout.wanted).collect();
         let schema = layout.plain.project(&wanted).map(Arc::new);

@@ -117,11 +117,8 @@ async fn verdicts(
         return Ok(last);
     };
     let columns = ["org", "table", "table_verdict", "snapshot_id", "started_at"];
-    let scan = ScanRequest {
-        snapshot: None,
-        filter,
-        columns: Some(columns.map(str::to_owned).to_vec()),
-    };
+    let scan =
+        ScanRequest { snapshot: None, filter, columns: Some(columns.map(str::to_owned).to_vec()) };
     let mut batches = table.read(scan).await?;
     while let Some(batch) = batches.try_next().await? {
         take_newer(&batch, &mut last);

@@ -59,14 +59,17 @@ pub(super) struct Encoder {
 
 enum Form {
     Ndjson,
-    Arrow(Option<StreamWriter<Vec<u8>>>),
-    Parquet { part: Option<(String, ArrowWriter<Vec<u8>>)>, parts: u64 },
+    Arrow(Option<Box<StreamWriter<Vec<u8>>>>),
+    Parquet { part: Option<(String, Box<ArrowWriter<Vec<u8>>>)>, parts: u64 },
 }
 
 /// Rows ready to be measured and sent in part.
 pub(super) enum Rows {
     /// Lines of JSON, and where each ends.
-    Lines { text: Vec<u8>, ends: Vec<usize> },
+    Lines {
+        text: Vec<u8>,
+        ends: Vec<usize>,
+    },
     Batch(RecordBatch),
 }
 
@@ -146,7 +149,7 @@ impl Encoder {
             Form::Arrow(open) => {
                 let writer = match open {
                     Some(writer) => writer,
-                    None => open.insert(arrow_writer(table, batch.schema_ref())?),
+                    None => open.insert(Box::new(arrow_writer(table, batch.schema_ref())?)),
                 };
                 writer.write(&batch).map_err(crate::answer::failed)?;
                 Ok(std::mem::take(writer.get_mut()))
@@ -162,7 +165,7 @@ impl Encoder {
                             .take(NAME_CHARS_MAX)
                             .collect();
                         let name = format!("{parts:06}-{name}.parquet");
-                        part.insert((name, parquet_writer(table, batch.schema())?))
+                        part.insert((name, Box::new(parquet_writer(table, batch.schema())?)))
                     }
                 };
                 writer.write(&batch).map_err(unwritable)?;
@@ -240,9 +243,10 @@ fn unwritable(cause: ParquetError) -> Error {
 }
 
 /// A file in a tar archive (POSIX.1-1988, ustar).
-pub(crate) fn member(name: &str, content: &[u8]) -> Result<Vec<u8>> {
+fn member(name: &str, content: &[u8]) -> Result<Vec<u8>> {
     let mut header = [0_u8; TAR_BLOCK];
-    let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    let mut put =
+        |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
     if name.len() >= 100 || content.len() >= 1 << 33 {
         return Err(Error::new(ErrorCode::Internal, "a part is too long for its archive"));
     }

@@ -76,9 +76,8 @@ pub(super) fn keep_related(
         let why = format!("no reference leads from it to {root}");
         if named {
             let message = format!("{}: {why}", state.name());
-            return Err(Error::new(ErrorCode::SpecInvalid, message).hint(
-                "say it in its table spec: references: { opportunity_id: opportunity }",
-            ));
+            return Err(Error::new(ErrorCode::SpecInvalid, message)
+                .hint("say it in its table spec: references: { opportunity_id: opportunity }"));
         }
         left_out.push(LeftOut { table: state.name().to_owned(), why });
     }
@@ -225,7 +224,8 @@ impl Entities {
             for (name, feed) in &mut self.others {
                 feed.skip_below(&key).await?;
                 let rows = feed.all(&key, &mut size).await;
-                let rows = rows.map_err(|error| error.within(&format!("{} {}", self.entity, key.json())))?;
+                let rows =
+                    rows.map_err(|error| error.within(&format!("{} {}", self.entity, key.json())))?;
                 related.insert(name.clone(), Value::Array(rows));
             }
             if sent {
@@ -270,8 +270,8 @@ impl Feed {
                 },
             };
             let taken = batch.num_rows().min(ROWS_AT_ONCE);
-            self.rest = (taken < batch.num_rows())
-                .then(|| batch.slice(taken, batch.num_rows() - taken));
+            self.rest =
+                (taken < batch.num_rows()).then(|| batch.slice(taken, batch.num_rows() - taken));
             let mut batch = batch.slice(0, taken);
             let keys = Key::column(&batch.remove_column(self.key))?;
             self.rows.extend(keys.into_iter().zip(crate::answer::objects(&batch)?));

@@ -140,13 +140,9 @@ impl Bootstraps {
         if let Some(root) = &token.entity {
             entity::keep_related(&mut states, root, true)?;
         }
-        let manifest = manifest::write(
-            &self.lake,
-            org,
-            &states,
-            (&token, Vec::new(), states::Chosen::Token),
-        )
-        .await?;
+        let manifest =
+            manifest::write(&self.lake, org, &states, (&token, Vec::new(), states::Chosen::Token))
+                .await?;
         let (context, org) = (self.clone(), org.clone());
         Ok(Bootstrap { manifest, context, org, states, token })
     }
@@ -171,11 +167,13 @@ impl Bootstrap {
     async fn pieces(&self) -> Result<Pieces> {
         match &self.token.entity {
             None => {
-                let rows = Rows::open(&self.states, self.token.since_us, self.token.place()).await?;
+                let rows =
+                    Rows::open(&self.states, self.token.since_us, self.token.place()).await?;
                 Ok(Pieces::rows(rows))
             }
             Some(root) => {
-                let entities = Entities::open(&self.context, &self.org, &self.states, root, &self.token);
+                let entities =
+                    Entities::open(&self.context, &self.org, &self.states, root, &self.token);
                 Ok(Pieces::entities(entities.await?))
             }
         }

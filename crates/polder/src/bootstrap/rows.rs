@@ -25,11 +25,7 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    pub(super) async fn open(
-        states: &[State],
-        since_us: Option<i64>,
-        next: Place,
-    ) -> Result<Self> {
+    pub(super) async fn open(states: &[State], since_us: Option<i64>, next: Place) -> Result<Self> {
         let mut scans = Vec::with_capacity(states.len());
         for state in states {
             let request = ScanRequest {

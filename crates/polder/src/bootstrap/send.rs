@@ -130,10 +130,13 @@ impl Sender {
             Ok(sender.next().await?.map(|bytes| (bytes, sender)))
         });
         let first = futures::stream::once(async { Ok(first) });
-        Ok(first.chain(rest).filter(|bytes| {
-            let empty = bytes.as_ref().is_ok_and(Vec::is_empty);
-            std::future::ready(!empty)
-        }).boxed())
+        Ok(first
+            .chain(rest)
+            .filter(|bytes| {
+                let empty = bytes.as_ref().is_ok_and(Vec::is_empty);
+                std::future::ready(!empty)
+            })
+            .boxed())
     }
 
     async fn next(&mut self) -> Result<Option<Vec<u8>>> {

@@ -181,11 +181,7 @@ pub(super) async fn again(
     Ok(states)
 }
 
-async fn load(
-    lake: &Lake,
-    org: &Authorized<OrgId>,
-    names: &[String],
-) -> Result<Vec<LakeTable>> {
+async fn load(lake: &Lake, org: &Authorized<OrgId>, names: &[String]) -> Result<Vec<LakeTable>> {
     let mut tables = Vec::with_capacity(names.len());
     for name in names {
         match lake.table(org, name).await? {

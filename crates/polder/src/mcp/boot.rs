@@ -35,9 +35,8 @@ pub(super) struct Wanted {
 
 pub(super) fn tool() -> Tool {
     let text = |description: &str| json!({ "type": "string", "description": description });
-    let number = |description: &str| {
-        json!({ "type": "integer", "minimum": 1, "description": description })
-    };
+    let number =
+        |description: &str| json!({ "type": "integer", "minimum": 1, "description": description });
     super::tool(
         "bootstrap",
         "Fixes the states of an org's tables at one moment: for each its snapshot, columns with what they \

@@ -52,7 +52,8 @@ impl Agent {
 
     pub(super) async fn describe_table(&self, of: OfTable) -> Result<Value> {
         let table = self.table(&of.table).await?;
-        let sample = self.rows(&format!("SELECT * FROM {}", name_in_sql(&table)), SAMPLE_ROWS).await?;
+        let sample =
+            self.rows(&format!("SELECT * FROM {}", name_in_sql(&table)), SAMPLE_ROWS).await?;
         let mut described = headline(&table);
         let versions = table.versions().into_iter().map(|version| {
             json!({

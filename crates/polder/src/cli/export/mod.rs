@@ -89,7 +89,8 @@ impl Export {
         let mut written = Vec::new();
         for (table, snapshot) in &tables {
             let channel = channels.write(table, *snapshot).await;
-            written.push(channel.map_err(|error| error.within(&format!("table {}", table.name())))?);
+            written
+                .push(channel.map_err(|error| error.within(&format!("table {}", table.name())))?);
         }
         let file = channels.finish(&written)?;
         let tables: Vec<_> = written.iter().map(|channel| channel.told.clone()).collect();

@@ -1,4 +1,4 @@
-//! The channels of a SageMaker training job (API reference, *Channel*, *S3DataSource*): for each table a
+//! The channels of a SageMaker training job (API reference, `Channel`, `S3DataSource`): for each table a
 //! manifest or a folder below one prefix, and `channels.json`, the job's `InputDataConfig`.
 //!
 //! The lake's own files are listed where they hold the rows as they are: on S3, without deleted rows,
@@ -85,7 +85,11 @@ impl Channels {
             Form::Prefix => {
                 let (files, rows) = self.shards(&name, &ordered).await?;
                 let address = format!("{}{name}/", self.prefix);
-                Ok(channel(&name, ("S3Prefix", address), json!({ "written": files.len(), "rows": rows })))
+                Ok(channel(
+                    &name,
+                    ("S3Prefix", address),
+                    json!({ "written": files.len(), "rows": rows }),
+                ))
             }
             Form::Manifest => {
                 let files = table.plan(scan).await?.files;
@@ -130,13 +134,16 @@ impl Channels {
 
     /// Whether a file of the lake can be read where it is.
     fn as_it_is(&self, file: &ScanFile) -> bool {
-        !file.has_deletes && bucket(&file.path).is_some() && bucket(&file.path) == bucket(&self.prefix)
+        !file.has_deletes
+            && bucket(&file.path).is_some()
+            && bucket(&file.path) == bucket(&self.prefix)
     }
 
     async fn augmented(&self, name: &str, scan: &OrderedScan) -> Result<Channel> {
         let file = format!("{name}.jsonl");
         let path = self.to.join(&file);
-        let mut out = BufWriter::new(File::create(&path).map_err(|cause| unwritable(&path, cause))?);
+        let mut out =
+            BufWriter::new(File::create(&path).map_err(|cause| unwritable(&path, cause))?);
         let mut rows = 0;
         for at in 0..scan.files() {
             let mut batches = scan.read(at)?;
@@ -154,8 +161,11 @@ impl Channels {
         }
         out.flush().map_err(|cause| unwritable(&path, cause))?;
         let address = format!("{}{file}", self.prefix);
-        let mut channel =
-            channel(name, ("AugmentedManifestFile", address), json!({ "written": 1, "rows": rows }));
+        let mut channel = channel(
+            name,
+            ("AugmentedManifestFile", address),
+            json!({ "written": 1, "rows": rows }),
+        );
         channel.input["DataSource"]["S3DataSource"]["AttributeNames"] = json!(self.columns);
         channel.input["ContentType"] = json!("application/jsonlines");
         channel.input["RecordWrapperType"] = json!("RecordIO");
@@ -253,16 +263,16 @@ fn manifest(objects: &[String]) -> Result<Value> {
     let prefix = prefix.map(|bucket| format!("s3://{bucket}/")).unwrap_or_default();
     let mut lines = vec![json!({ "prefix": prefix })];
     for object in objects {
-        let rest = object.strip_prefix(&prefix).filter(|rest| !rest.is_empty()).ok_or_else(|| {
-            Error::new(ErrorCode::Internal, "a manifest's objects are in several buckets")
-        })?;
+        let rest =
+            object.strip_prefix(&prefix).filter(|rest| !rest.is_empty()).ok_or_else(|| {
+                Error::new(ErrorCode::Internal, "a manifest's objects are in several buckets")
+            })?;
         lines.push(json!(rest));
     }
     Ok(Value::Array(lines))
 }
 
-fn channel(name: &str, (kind, address): (&str, String), told: Value) -> Channel {
-    let mut told = told;
+fn channel(name: &str, (kind, address): (&str, String), mut told: Value) -> Channel {
     told["channel"] = json!(name);
     told["s3_uri"] = json!(address);
     let input = json!({
