@@ -167,8 +167,7 @@ impl Bootstrap {
     async fn pieces(&self) -> Result<Pieces> {
         match &self.token.entity {
             None => {
-                let rows =
-                    Rows::open(&self.states, self.token.since_us, self.token.place()).await?;
+                let rows = Rows::new(&self.states, self.token.since_us, self.token.place());
                 Ok(Pieces::rows(rows))
             }
             Some(root) => {

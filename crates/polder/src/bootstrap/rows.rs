@@ -3,7 +3,7 @@
 use arrow::array::RecordBatch;
 use futures::TryStreamExt;
 use polder_core::Result;
-use polder_lake::{BatchStream, OrderedScan, ScanRequest};
+use polder_lake::{BatchStream, LakeTable, OrderedScan, ScanRequest};
 
 use super::states::State;
 use super::token::Place;
@@ -15,36 +15,42 @@ pub(super) struct Part {
     pub(super) place: Place,
 }
 
-/// Reads all rows from a place on.
+/// Reads all rows from a place on. A table's files are looked up when it is its turn.
 pub(super) struct Rows {
-    scans: Vec<OrderedScan>,
+    tables: Vec<(LakeTable, ScanRequest)>,
     next: Place,
+    scan: Option<OrderedScan>,
     open: Option<BatchStream>,
     /// Rows of the open file that were sent before.
     skip: u64,
 }
 
 impl Rows {
-    pub(super) async fn open(states: &[State], since_us: Option<i64>, next: Place) -> Result<Self> {
-        let mut scans = Vec::with_capacity(states.len());
-        for state in states {
+    pub(super) fn new(states: &[State], since_us: Option<i64>, next: Place) -> Self {
+        let wanted = |state: &State| {
             let request = ScanRequest {
                 snapshot: Some(state.snapshot.id),
                 filter: state.since(since_us),
                 columns: None,
             };
-            scans.push(state.table.ordered(request).await?);
-        }
-        Ok(Self { scans, next, open: None, skip: next.rows })
+            (state.table.clone(), request)
+        };
+        let tables = states.iter().map(wanted).collect();
+        Self { tables, next, scan: None, open: None, skip: next.rows }
     }
 
     /// The next rows; `None` behind the last.
     pub(super) async fn next(&mut self) -> Result<Option<Part>> {
         loop {
-            let Some(scan) = self.scans.get(self.next.table) else { return Ok(None) };
+            let Some((table, request)) = self.tables.get(self.next.table) else { return Ok(None) };
+            let scan = match &self.scan {
+                Some(scan) => scan,
+                None => &*self.scan.insert(table.ordered(request.clone()).await?),
+            };
             if self.next.file >= scan.files() {
-                self.next = Place { table: self.next.table + 1, file: 0, rows: 0 };
+                self.scan = None;
                 self.skip = 0;
+                self.next = Place { table: self.next.table + 1, file: 0, rows: 0 };
                 continue;
             }
             let open = match &mut self.open {

@@ -1,11 +1,13 @@
 //! The stream of a bootstrap: the manifest at once, then rows as they are read, within the budget, with a
 //! mark behind each part. Rows are decoded in a task of their own, a few batches ahead at most.
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use polder_core::{Error, ErrorCode, Result};
 use serde::Serialize;
-use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::mpsc::{self, Receiver, channel};
 use tokio::task::JoinSet;
 
 use super::budget::{Budget, Spent};
@@ -20,6 +22,8 @@ const PART_ROWS: u64 = 1 << 16;
 const PART_BYTES: u64 = 8 << 20;
 /// Batches that are decoded ahead.
 const AHEAD: usize = 4;
+/// How long they wait for a client that does not read.
+const STALLED_MAX: Duration = Duration::from_mins(2);
 
 /// A body, piece by piece.
 pub(crate) type ByteStream = BoxStream<'static, Result<Vec<u8>>>;
@@ -47,7 +51,7 @@ enum Piece {
 pub(super) struct Pieces {
     received: Receiver<Result<Piece>>,
     /// Ends the reading when it is dropped.
-    reading: JoinSet<()>,
+    reading: JoinSet<Result<()>>,
 }
 
 impl Pieces {
@@ -56,11 +60,11 @@ impl Pieces {
         let mut reading = JoinSet::new();
         reading.spawn(async move {
             while let Some(part) = rows.next().await.transpose() {
-                let failed = part.is_err();
-                if sender.send(part.map(Piece::Rows)).await.is_err() || failed {
-                    return;
+                if !handed_on(&sender, part.map(Piece::Rows)).await? {
+                    break;
                 }
             }
+            Ok(())
         });
         Self { received, reading }
     }
@@ -70,11 +74,11 @@ impl Pieces {
         let mut reading = JoinSet::new();
         reading.spawn(async move {
             while let Some(document) = entities.next().await.transpose() {
-                let failed = document.is_err();
-                if sender.send(document.map(Piece::Document)).await.is_err() || failed {
-                    return;
+                if !handed_on(&sender, document.map(Piece::Document)).await? {
+                    break;
                 }
             }
+            Ok(())
         });
         Self { received, reading }
     }
@@ -87,9 +91,25 @@ impl Pieces {
         while let Some(ended) = self.reading.join_next().await {
             ended.map_err(|cause| {
                 Error::new(ErrorCode::Internal, "reading broke off").caused_by(cause)
-            })?;
+            })??;
         }
         Ok(None)
+    }
+}
+
+/// Hands a piece to whoever sends it; false if there is no more to be done.
+///
+/// # Errors
+/// `query.limit` where nobody takes it for too long: sorted tables and their memory are not kept for
+/// a client that has stopped reading.
+async fn handed_on(sender: &mpsc::Sender<Result<Piece>>, piece: Result<Piece>) -> Result<bool> {
+    let failed = piece.is_err();
+    match tokio::time::timeout(STALLED_MAX, sender.send(piece)).await {
+        Ok(sent) => Ok(sent.is_ok() && !failed),
+        Err(_) => {
+            let message = format!("nobody took the rows for {} s", STALLED_MAX.as_secs());
+            Err(Error::new(ErrorCode::QueryLimit, message).hint("go on with resume"))
+        }
     }
 }
 
