@@ -188,7 +188,7 @@ impl Entities {
             // The org's own eyes: no text leads elsewhere.
             principal: Principal::Org(org.get().clone()),
             rows_max: None,
-            memory_bytes_max: context.memory_bytes / super::ENTITIES_MAX / states.len().max(1),
+            memory_bytes_max: context.memory_bytes / states.len().max(1),
         };
         let open = async |sql: String| {
             let found = context.engine.query(&sql, &session).await?;

@@ -37,8 +37,8 @@ use states::{State, States};
 
 /// Tables of one bootstrap at most: its token has to fit into an address.
 pub(crate) const TABLES_MAX: usize = 200;
-/// Bootstraps by entity at the same time: each sorts all its tables.
-const ENTITIES_MAX: usize = 2;
+/// Bootstraps by entity at the same time: each sorts all its tables, with the memory of one query.
+pub(crate) const ENTITIES_MAX: usize = 2;
 
 /// What bootstraps work with. Cheap to clone.
 #[derive(Clone)]
