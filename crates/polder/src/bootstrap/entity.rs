@@ -188,7 +188,9 @@ impl Entities {
             // The org's own eyes: no text leads elsewhere.
             principal: Principal::Org(org.get().clone()),
             rows_max: None,
-            memory_bytes_max: context.memory_bytes / states.len().max(1),
+            // Whole MiB, in which the engine hands it out: together never more than there is, or two
+            // bootstraps would wait for each other.
+            memory_bytes_max: (context.memory_bytes / states.len().max(1)) >> 20 << 20,
         };
         let open = async |sql: String| {
             let found = context.engine.query(&sql, &session).await?;
