@@ -26,7 +26,7 @@ _BUFFER_BYTES = 1 << 20
 _BREAKS = (
     requests.RequestException,
     urllib3.exceptions.HTTPError,
-    pa.ArrowInvalid,
+    pa.ArrowException,
     OSError,
     Unavailable,
 )
@@ -134,11 +134,13 @@ class Bootstrap(_Stream):
         return {table: pa.Table.from_batches(rows) for table, rows in batches.items()}
 
     def _items(self, response: requests.Response) -> Iterator[Any]:
-        source = pa.PythonFile(io.BufferedReader(response.raw, _BUFFER_BYTES), "r")
+        source = pa.PythonFile(_buffered(response), "r")
         while True:
             reader = pa.ipc.open_stream(source)
             said = reader.schema.metadata or {}
             if mark := said.get(b"polder.mark"):
+                # To its end, behind which the next stream begins.
+                reader.read_all()
                 yield {"mark": json.loads(mark)}
                 continue
             name = said.get(b"polder.table", b"").decode()
@@ -165,7 +167,7 @@ class Documents(_Stream):
         return self._all()
 
     def _items(self, response: requests.Response) -> Iterator[Any]:
-        for line in io.BufferedReader(response.raw, _BUFFER_BYTES):
+        for line in _buffered(response):
             if not line.endswith(b"\n"):
                 raise Unavailable("the stream broke off")
             item = json.loads(line)
@@ -177,6 +179,13 @@ class Documents(_Stream):
 
     def _rest(self, item: dict[str, Any], skip: int) -> dict[str, Any]:
         return item
+
+
+def _buffered(response: requests.Response) -> io.BufferedReader:
+    """The body as a file."""
+    # It would close itself at its end, with bytes of it still in the buffer.
+    response.raw.auto_close = False
+    return io.BufferedReader(response.raw, _BUFFER_BYTES)
 
 
 def parameters(
