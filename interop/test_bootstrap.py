@@ -258,6 +258,7 @@ class Breaking:
 
     def __init__(self, address: str) -> None:
         self.cuts = 0
+        self.cut_bytes = 1 << 40
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -271,7 +272,7 @@ class Breaking:
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body if whole else body[: 400_000 * outer.cuts])
+                self.wfile.write(body if whole else body[: outer.cut_bytes * outer.cuts])
                 self.close_connection = True
 
             def log_message(self, *args):
@@ -290,6 +291,9 @@ def test_a_stream_that_breaks_goes_on_by_itself(served, org, monkeypatch):
     breaking = Breaking(served[0])
     try:
         api = Api(breaking.address, served[1])
+        _bootstrap.Bootstrap(api, "/v1/orgs/401/bootstrap", {}).to_arrow()
+        assert breaking.cuts == 1, "one answer is enough where nothing breaks"
+        breaking.cuts, breaking.cut_bytes = 0, 400_000
         broken = _bootstrap.Bootstrap(api, "/v1/orgs/401/bootstrap", {}).to_arrow()
         assert breaking.cuts > 3
         whole = org.bootstrap().to_arrow()

@@ -57,7 +57,7 @@ pub(super) struct Pieces {
 impl Pieces {
     pub(super) fn rows(mut rows: Rows) -> Self {
         let (sender, received) = channel(AHEAD);
-        let mut reading = JoinSet::new();
+        let mut reading: JoinSet<Result<()>> = JoinSet::new();
         reading.spawn(async move {
             while let Some(part) = rows.next().await.transpose() {
                 if !handed_on(&sender, part.map(Piece::Rows)).await? {
@@ -71,7 +71,7 @@ impl Pieces {
 
     pub(super) fn entities(mut entities: Entities) -> Self {
         let (sender, received) = channel(AHEAD);
-        let mut reading = JoinSet::new();
+        let mut reading: JoinSet<Result<()>> = JoinSet::new();
         reading.spawn(async move {
             while let Some(document) = entities.next().await.transpose() {
                 if !handed_on(&sender, document.map(Piece::Document)).await? {
