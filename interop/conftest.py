@@ -12,7 +12,7 @@ import pytest
 
 INTEROP = Path(__file__).resolve().parent
 ROOT = INTEROP.parent
-sys.path[:0] = [str(INTEROP), str(ROOT / "demo"), str(ROOT / "python/polder-lake/src")]
+sys.path[:0] = [str(INTEROP), str(ROOT / "demo"), str(ROOT / "examples"), str(ROOT / "python/polder-lake/src")]
 
 # Found through the line above.
 from fidelity.mongodb_lake import bson_database, bson_lake  # noqa: E402, F401

@@ -75,7 +75,7 @@ def test_an_agent_finds_its_way_from_the_list_to_rows(services, project):
         ("query", {"sql": "SELECT id FROM deal ORDER BY id", "rows_max": 10}),
         ("query", {"sql": "SELECT DISTINCT note FROM deal"}),
     )
-    assert tools == ["list_tables", "describe_table", "query", "bootstrap"]
+    assert tools == ["list_tables", "describe_table", "query", "explain", "bootstrap"]
     assert [error for error, _ in answers] == [False] * 6
     tables, described, counted, usual, ten, notes = (answer for _, answer in answers)
     assert [(t["namespace"], t["table"], t["rows"]) for t in tables["tables"]] == [("org_401", "deal", 5000)]

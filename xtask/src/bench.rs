@@ -54,6 +54,18 @@ pub(crate) fn optimize(args: &[&str]) -> Result {
     quiet_status("the benchmark", &mut python)
 }
 
+/// `bench bootstrap [--rows N] [--runs N] [--json]`: an org's rows as one stream, next to PyIceberg.
+pub(crate) fn bootstrap(args: &[&str]) -> Result {
+    services::install()?;
+    build()?;
+    let mut python = command(places::venv_bin("python"));
+    python.arg("xtask/bench/bootstrap.py").args(args);
+    python.arg("--polder").arg(places::polder("release"));
+    python.arg("--work").arg(places::target().join("bench-bootstrap"));
+    python.env("PYTHONDONTWRITEBYTECODE", "1");
+    quiet_status("the benchmark", &mut python)
+}
+
 fn build() -> Result {
     run("building polder (release)", &mut cargo(&["build", "--release", "--package", "polder"]))
 }

@@ -42,6 +42,8 @@ cargo xtask <command>
            [--tables N]... [--seconds N] [--runs N] [--json]
   bench optimize          1,000 small files merged by `polder maintain optimize`
            [--files N] [--runs N] [--json]
+  bench bootstrap         all rows of an org as one stream, next to PyIceberg
+           [--rows N] [--runs N] [--json]
 ";
 
 fn main() -> ExitCode {
@@ -70,6 +72,7 @@ fn dispatch(args: &[String]) -> Result {
         ["bench", "ingest", rest @ ..] => bench::ingest(rest),
         ["bench", "catalog", rest @ ..] => bench::catalog(rest),
         ["bench", "optimize", rest @ ..] => bench::optimize(rest),
+        ["bench", "bootstrap", rest @ ..] => bench::bootstrap(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())

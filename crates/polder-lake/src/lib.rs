@@ -21,6 +21,7 @@ mod hold;
 mod lake;
 mod maintain;
 mod management;
+mod ordered;
 mod placed;
 mod predicate;
 mod read;
@@ -43,6 +44,7 @@ pub use maintain::{
     LiveFile, MetadataRequest, MetadataTidied, OrphanRequest, Orphans, RowsBefore, TableFiles,
     TableSize,
 };
+pub use ordered::OrderedScan;
 pub use placed::{Placed, PlacedStream};
 pub use polder_core::{CmpOp, Literal, Predicate};
 pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};

@@ -156,6 +156,11 @@ impl LakeTable {
         self.inner.columns.clone()
     }
 
+    /// How many sets of columns the table has had: with one, every file has all of them as they are now.
+    pub fn layouts(&self) -> usize {
+        self.metadata().schemas_iter().count()
+    }
+
     /// How new files are partitioned.
     pub fn partition(&self) -> Vec<PartitionField> {
         schema::partition_fields(self.metadata())
@@ -217,6 +222,40 @@ impl LakeTable {
 
     pub fn current_snapshot(&self) -> Option<SnapshotInfo> {
         self.metadata().current_snapshot().map(|snapshot| self.info(snapshot))
+    }
+
+    /// One state by its snapshot's id, if the table still has it.
+    pub fn snapshot(&self, id: i64) -> Option<SnapshotInfo> {
+        self.metadata().snapshot_by_id(id).map(|snapshot| self.info(snapshot))
+    }
+
+    /// What columns of a snapshot hold, by column, where an engine has written it down.
+    ///
+    /// # Errors
+    /// `lake.not_found` for an unknown snapshot.
+    pub fn column_docs(&self, snapshot: i64) -> Result<BTreeMap<String, String>> {
+        let schema = self.iceberg_schema(Some(snapshot))?;
+        let fields = schema.as_struct().fields().iter();
+        Ok(fields.filter_map(|field| Some((field.name.clone(), field.doc.clone()?))).collect())
+    }
+
+    /// The snapshot that was the table's current one at a time, in milliseconds since the epoch.
+    ///
+    /// # Errors
+    /// `lake.not_found` if it had none then, or that state has expired.
+    pub fn snapshot_at(&self, ms: i64) -> Result<SnapshotInfo> {
+        let history = self.history();
+        let found = history.iter().rev().find(|(since, _)| *since <= ms).map(|(_, id)| *id);
+        let message = match found {
+            Some(id) => match self.snapshot(id) {
+                Some(snapshot) => return Ok(snapshot),
+                None => "has lost its state of that time to an expiry",
+            },
+            None => "had no rows yet at that time",
+        };
+        let error =
+            Error::new(ErrorCode::LakeNotFound, format!("table {:?} {message}", self.name()));
+        Err(error.hint("ask for a later time, or leave the table out"))
     }
 
     /// All snapshots, oldest first.

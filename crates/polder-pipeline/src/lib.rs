@@ -16,6 +16,6 @@ pub use maintain::{
     rewrite, sweep,
 };
 pub use validate::{
-    LastVerdict, ValidateRequest, ValidationReport, last_verdicts, results as validation_results,
-    validate,
+    LastVerdict, ValidateRequest, ValidationReport, last_verdicts, last_verdicts_of,
+    results as validation_results, validate,
 };

@@ -49,6 +49,18 @@ pub(crate) fn objects(batch: &RecordBatch) -> Result<Vec<Value>> {
         .map_err(|cause| Error::new(ErrorCode::Internal, "the answer is no JSON").caused_by(cause))
 }
 
+/// A batch as JSON objects, one a line, as [`objects`] has them.
+pub(crate) fn lines(batch: &RecordBatch) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let mut writer = arrow::json::WriterBuilder::new()
+        .with_explicit_nulls(true)
+        .build::<_, arrow::json::writer::LineDelimited>(&mut text);
+    let batch = exact(&readable(batch)?)?;
+    writer.write(&batch).and_then(|()| writer.finish()).map_err(failed)?;
+    drop(writer);
+    Ok(text)
+}
+
 /// A batch as JSON arrays, one a row, in the columns' order: names may be there twice.
 pub(crate) fn arrays(batch: &RecordBatch) -> Result<Vec<Value>> {
     let name = |(at, field): (usize, &Arc<Field>)| {

@@ -2,13 +2,14 @@
 //!
 //! Only this crate knows the command line and HTTP. What a command does lives in `cli/`,
 //! what a job does in `worker.rs`, how an org goes in `eraser.rs`, what both need opened in `app.rs`,
-//! what is offered over HTTP in `serve/`, and to agents in `mcp/`.
+//! what is offered over HTTP in `serve/`, and to agents in `mcp/`; what they boot with in `bootstrap/`.
 
 // The futures of maintenance lie deeper in one another than the compiler looks by itself.
 #![recursion_limit = "256"]
 
 mod answer;
 mod app;
+mod bootstrap;
 mod cli;
 mod eraser;
 mod exit;

@@ -165,6 +165,7 @@ fn check_table(
         let used = table.key.iter().chain(&table.cursor).chain(&table.deleted_at);
         let used = used.chain(table.partition.iter().map(|field| &field.column));
         let used = used.chain(table.retention.iter().map(|retention| &retention.column));
+        let used = used.chain(&table.event_time).chain(table.references.keys());
         for column in used {
             if !columns.contains(column) {
                 let message =

@@ -78,6 +78,19 @@ pub struct TableSpec {
     /// lake table (`mode: merge`).
     #[serde(default)]
     pub deleted_at: Option<String>,
+    /// What the table holds, for people and agents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// What columns hold, by column, for people and agents.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub docs: BTreeMap<String, String>,
+    /// Columns that name a row of another table of the org by its key: `opportunity_id: opportunity`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub references: BTreeMap<String, String>,
+    /// The column that says when what a row tells of happened; histories are ordered by it. The
+    /// cursor when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_time: Option<String>,
     /// The lake table's partitions, whatever the source has.
     #[serde(default)]
     pub partition: Vec<PartitionField>,
@@ -121,6 +134,10 @@ pub struct TablePatch {
     pub cursor: Option<String>,
     pub key: Option<Vec<String>>,
     pub deleted_at: Option<String>,
+    pub description: Option<String>,
+    pub docs: Option<BTreeMap<String, String>>,
+    pub references: Option<BTreeMap<String, String>>,
+    pub event_time: Option<String>,
     pub partition: Option<Vec<PartitionField>>,
     pub columns: Option<Vec<String>>,
     pub types: Option<BTreeMap<String, DeclaredType>>,
@@ -147,6 +164,10 @@ impl TablePatch {
             cursor: patch.cursor.or(table.cursor),
             key: patch.key.unwrap_or(table.key),
             deleted_at: patch.deleted_at.or(table.deleted_at),
+            description: patch.description.or(table.description),
+            docs: patch.docs.unwrap_or(table.docs),
+            references: patch.references.unwrap_or(table.references),
+            event_time: patch.event_time.or(table.event_time),
             partition: patch.partition.unwrap_or(table.partition),
             columns: patch.columns.or(table.columns),
             types: patch.types.unwrap_or(table.types),

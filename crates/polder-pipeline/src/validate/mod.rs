@@ -32,7 +32,7 @@ use checks::{Checks, Found, Meaning, now_ms};
 use lake::{Compared, LakeDigests, Wanted};
 use streamed::Streamed;
 
-pub use record::{LastVerdict, last_verdicts, results};
+pub use record::{LastVerdict, last_verdicts, last_verdicts_of, results};
 
 /// Ranges whose rows are listed, of those that differ.
 const RANGES_LISTED_MAX: usize = 64;

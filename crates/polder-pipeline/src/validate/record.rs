@@ -10,11 +10,11 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Field, Int64Type, SchemaRef, TimestampMicrosecondType};
 use futures::TryStreamExt;
-use polder_core::management::VALIDATION_RESULTS;
+use polder_core::management::{ORG_COLUMN, VALIDATION_RESULTS};
 use polder_core::schema::LIST_ELEMENT;
 use polder_core::validation::{Check, Verdict};
-use polder_core::{Error, ErrorCode, Principal, Result};
-use polder_lake::{Lake, Predicate, ScanRequest};
+use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
+use polder_lake::{CmpOp, Lake, Literal, Predicate, ScanRequest};
 use serde::Serialize;
 
 use super::ValidationReport;
@@ -89,16 +89,36 @@ pub async fn last_verdicts(
     lake: &Lake,
     principal: &Principal,
 ) -> Result<HashMap<(String, String), LastVerdict>> {
+    verdicts(lake, principal, Predicate::True).await
+}
+
+/// The last verdicts on one org's tables, by table; none where nothing was validated yet.
+///
+/// # Errors
+/// As [`last_verdicts`].
+pub async fn last_verdicts_of(
+    lake: &Lake,
+    org: &Authorized<OrgId>,
+) -> Result<HashMap<String, LastVerdict>> {
+    let value = Literal::String(org.get().to_string());
+    let own = Predicate::Cmp { column: ORG_COLUMN.to_owned(), op: CmpOp::Eq, value };
+    // The table holds rows of all orgs; the predicate lets through this one's alone.
+    let found = verdicts(lake, &Principal::Operator, own).await?;
+    Ok(found.into_iter().map(|((_, table), verdict)| (table, verdict)).collect())
+}
+
+async fn verdicts(
+    lake: &Lake,
+    principal: &Principal,
+    filter: Predicate,
+) -> Result<HashMap<(String, String), LastVerdict>> {
     let mut last = HashMap::new();
     let Some(table) = lake.management_table(principal, VALIDATION_RESULTS.name).await? else {
         return Ok(last);
     };
     let columns = ["org", "table", "table_verdict", "snapshot_id", "started_at"];
-    let scan = ScanRequest {
-        snapshot: None,
-        filter: Predicate::True,
-        columns: Some(columns.map(str::to_owned).to_vec()),
-    };
+    let scan =
+        ScanRequest { snapshot: None, filter, columns: Some(columns.map(str::to_owned).to_vec()) };
     let mut batches = table.read(scan).await?;
     while let Some(batch) = batches.try_next().await? {
         take_newer(&batch, &mut last);

@@ -1,5 +1,7 @@
 //! `polder mcp`: the lake for one agent, over stdin and stdout.
 
+use std::sync::Arc;
+
 use clap::Args;
 use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
 use rmcp::ServiceExt;
@@ -16,12 +18,19 @@ pub(crate) struct Mcp {
 }
 
 impl Mcp {
-    pub(crate) async fn run(&self, app: &App) -> Result<u8> {
-        let lake = app.lake().await?;
+    pub(crate) async fn run(&self, app: App) -> Result<u8> {
+        let (lake, store) = (app.lake().await?, app.store().await?);
         let principal = self.org.clone().map_or(Principal::Operator, Principal::Org);
-        let engine = crate::cli::engine(app, &lake)?;
-        let memory_bytes = app.config.process.limits.query_memory_mb << 20;
-        let agent = Agent { lake, engine, principal, memory_bytes };
+        let agent = Agent {
+            engine: Arc::new(crate::cli::engine(&app, &lake)?),
+            bootstraps: crate::cli::bootstraps(&app, &lake)?,
+            who: crate::app::author(None).who,
+            door: None,
+            app: Arc::new(app),
+            store,
+            lake,
+            principal,
+        };
         let failed = |what: &str, cause: Box<dyn std::error::Error + Send + Sync>| {
             Error::new(ErrorCode::Internal, format!("the agent's session {what}")).caused_by(cause)
         };

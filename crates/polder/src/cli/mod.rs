@@ -6,6 +6,7 @@ mod certificate;
 mod check;
 mod churn;
 mod discover;
+mod export;
 mod hold;
 mod init;
 mod keys;
@@ -31,7 +32,7 @@ use polder_core::Result;
 
 pub(crate) use churn::document as churn_document;
 
-pub(crate) use query::{engine, flat};
+pub(crate) use query::{bootstraps, engine, flat};
 
 use crate::app::App;
 use crate::{exit, output};
@@ -74,6 +75,8 @@ enum Command {
     Rollback(rollback::Rollback),
     /// Keep states of tables under a name, for training that can be repeated.
     Pin(pin::Pin),
+    /// Write a pin's rows in the form that others train from.
+    Export(export::Export),
     /// Look after tables between runs.
     Maintain(maintain::Maintain),
     /// Write down which tables there are, for an orchestrator (Airflow).
@@ -116,11 +119,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Versions(versions) => versions.run(&load()?).await,
         Command::Rollback(rollback) => rollback.run(&load()?).await,
         Command::Pin(pin) => pin.run(&load()?).await,
+        Command::Export(export) => Box::pin(export.run(&load()?)).await,
         Command::Maintain(maintain) => Box::pin(maintain.run(&load()?.looked().await?)).await,
         Command::Manifest(manifest) => manifest.run(&load()?.looked().await?),
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
         Command::Trino(trino) => trino.run(&load()?),
-        Command::Mcp(mcp) => Box::pin(mcp.run(&load()?)).await,
+        Command::Mcp(mcp) => Box::pin(mcp.run(load()?)).await,
         Command::Serve(serve) => Box::pin(serve.run(load()?)).await,
         Command::Keys(keys) => keys.run(&load()?).await,
         Command::Audit(audit) => Box::pin(audit.run(&load()?)).await,

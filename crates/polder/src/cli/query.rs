@@ -17,6 +17,7 @@ use polder_lake::Lake;
 use polder_query::{DataFusionEngine, DataFusionSettings};
 
 use crate::app::App;
+use crate::bootstrap::{self, Bootstraps};
 use crate::{answer, exit, output};
 
 /// Rows a table on the terminal holds at most; it has to be laid out as a whole.
@@ -109,12 +110,23 @@ impl Query {
 
 /// An engine over the lake and the configured sources.
 pub(crate) fn engine(app: &App, lake: &Lake) -> Result<DataFusionEngine> {
+    engine_of(app, lake, app.config.process.limits.query_memory_mb << 20)
+}
+
+fn engine_of(app: &App, lake: &Lake, memory_bytes: usize) -> Result<DataFusionEngine> {
     let settings = DataFusionSettings {
-        memory_bytes: app.config.process.limits.query_memory_mb << 20,
+        memory_bytes,
         partitions: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         spill_dir: std::env::temp_dir(),
     };
     DataFusionEngine::with_sources(lake, app.source_opener(), settings)
+}
+
+/// What bootstraps work with, for this process.
+pub(crate) fn bootstraps(app: &App, lake: &Lake) -> Result<Bootstraps> {
+    let memory_bytes = app.config.process.limits.query_memory_mb << 20;
+    let engine = engine_of(app, lake, memory_bytes * bootstrap::ENTITIES_MAX)?;
+    Ok(Bootstraps::new(lake.clone(), engine, memory_bytes))
 }
 
 async fn print_table(answer: QueryStream) -> Result<()> {

@@ -52,7 +52,8 @@ impl Serve {
         let api = ApiSettings {
             app: Arc::clone(&app),
             store: store.clone(),
-            engine: crate::cli::engine(&app, &lake)?,
+            engine: Arc::new(crate::cli::engine(&app, &lake)?),
+            bootstraps: crate::cli::bootstraps(&app, &lake)?,
             lake: lake.clone(),
             clients: Arc::clone(&clients),
             wake: Arc::clone(&wake),
@@ -72,6 +73,7 @@ impl Serve {
         output::note(&format!("Iceberg REST catalog: http://{address}/iceberg"));
         let shown = if required { "by key" } else { "nobody has to show who they are" };
         output::note(&format!("API: http://{address}/v1 ({shown})"));
+        output::note(&format!("agents: http://{address}/mcp (Model Context Protocol)"));
         let stop = CancellationToken::new();
         let owner = Uuid::new_v4().to_string();
         let runner =

@@ -4,18 +4,20 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use polder_core::{Engine, Error, ErrorCode, OrgId, Result, Session};
-use polder_lake::{LakeTable, SnapshotInfo};
+use polder_lake::LakeTable;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Agent;
 use crate::answer;
+use crate::bootstrap::{Wanted, name_in_sql};
 use crate::output::{columns_json, rfc3339};
 
 /// Rows of one answer at most, and if nothing is said.
 pub(super) const ROWS_MAX: usize = 10_000;
 const ROWS_USUAL: usize = 1_000;
 const SAMPLE_ROWS: usize = 3;
+const PLAN_ROWS_MAX: usize = 10;
 /// Bytes of JSON after which no more rows are added.
 const BYTES_MAX: usize = 1 << 20;
 const TIME_MAX: Duration = Duration::from_secs(30);
@@ -37,10 +39,8 @@ pub(super) struct Query {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wanted {
-    #[serde(default)]
-    tables: Vec<String>,
-    pin: Option<String>,
+pub(super) struct Explained {
+    sql: String,
 }
 
 impl Agent {
@@ -52,7 +52,8 @@ impl Agent {
 
     pub(super) async fn describe_table(&self, of: OfTable) -> Result<Value> {
         let table = self.table(&of.table).await?;
-        let sample = self.rows(&format!("SELECT * FROM {}", sql_name(&table)), SAMPLE_ROWS).await?;
+        let sample =
+            self.rows(&format!("SELECT * FROM {}", name_in_sql(&table)), SAMPLE_ROWS).await?;
         let mut described = headline(&table);
         let versions = table.versions().into_iter().map(|version| {
             json!({
@@ -66,12 +67,30 @@ impl Agent {
             json!({ "pin": pin.name, "snapshot_id": pin.snapshot.id, "rows": pin.snapshot.rows })
         });
         described["columns"] = columns_json(&table.schema());
+        self.document(&table, &mut described).await?;
         described["partition"] = json!(table.partition());
         described["cursor"] = json!(table.checkpoint()?.and_then(|checkpoint| checkpoint.cursor));
         described["versions"] = versions.collect();
         described["pins"] = pins.collect();
         described["sample"] = sample["rows"].clone();
         Ok(described)
+    }
+
+    /// What the manifest of a bootstrap says of a table: what it holds, how fresh and how true it is.
+    async fn document(&self, table: &LakeTable, described: &mut Value) -> Result<()> {
+        if table.current_snapshot().is_none() {
+            return Ok(());
+        }
+        let org = self.principal.authorize(table.org())?;
+        let tables = Some(vec![table.name().to_owned()]);
+        let specs = self.specs(&org).await?;
+        let wanted = Wanted { tables, ..Wanted::default() };
+        let opened = self.bootstraps.open(&org, specs, wanted).await?;
+        let manifest = serde_json::to_value(opened.manifest).unwrap_or_default();
+        for said in ["description", "columns", "age_seconds", "verdict", "key", "references"] {
+            described[said] = manifest["tables"][0][said].clone();
+        }
+        Ok(())
     }
 
     pub(super) async fn query(&self, query: Query) -> Result<Value> {
@@ -84,40 +103,9 @@ impl Agent {
         self.rows(&query.sql, rows_max).await
     }
 
-    pub(super) async fn bootstrap(&self, wanted: Wanted) -> Result<Value> {
-        let tables = if wanted.tables.is_empty() {
-            let (tables, truncated) = self.tables().await?;
-            if truncated {
-                let message = format!("there are more than {TABLES_MAX} tables");
-                return Err(Error::new(ErrorCode::QueryLimit, message)
-                    .hint("name the tables that are needed"));
-            }
-            tables
-        } else {
-            let mut tables = Vec::new();
-            for name in &wanted.tables {
-                tables.push(self.table(name).await?);
-            }
-            tables
-        };
-        let mut states = Vec::new();
-        for table in &tables {
-            let Some(snapshot) = state(table, wanted.pin.as_deref(), !wanted.tables.is_empty())?
-            else {
-                continue;
-            };
-            let (schema, _) = table.schema_at(Some(snapshot.id))?;
-            states.push(json!({
-                "table": table.name(),
-                "namespace": table.org().namespace(),
-                "snapshot_id": snapshot.id,
-                "from": format!("{} FOR VERSION AS OF {}", sql_name(table), snapshot.id),
-                "as_of": rfc3339(snapshot.timestamp_ms),
-                "rows": snapshot.rows,
-                "columns": columns_json(&schema),
-            }));
-        }
-        Ok(json!({ "tables": states }))
+    /// How a query would be answered. Only the planner looks at it.
+    pub(super) async fn explain(&self, query: Explained) -> Result<Value> {
+        self.rows(&format!("EXPLAIN {}", query.sql), PLAN_ROWS_MAX).await
     }
 
     /// Rows of a query, up to the limits.
@@ -125,7 +113,7 @@ impl Agent {
         let session = Session {
             principal: self.principal.clone(),
             rows_max: None,
-            memory_bytes_max: self.memory_bytes,
+            memory_bytes_max: self.app.config.process.limits.query_memory_mb << 20,
         };
         let reading = async {
             let mut answer = self.engine.query(sql, &session).await?;
@@ -174,37 +162,15 @@ impl Agent {
                 .hint("list_tables says which there are")
         };
         let plain = name.strip_prefix("lake.").unwrap_or(name);
-        let own = match &self.principal {
-            polder_core::Principal::Org(org) => Some(org.clone()),
-            _ => None,
-        };
         let (org, table) = match plain.split_once('.') {
-            Some((namespace, table)) => (OrgId::from_namespace(namespace), table),
-            None => (own, plain),
+            Some((namespace, table)) if OrgId::from_namespace(namespace).is_some() => {
+                (Some(namespace), table)
+            }
+            _ => (None, plain),
         };
-        let org = org.ok_or_else(missing)?;
-        let org = self.principal.authorize(&org).map_err(|_| missing())?;
+        let org = self.org(org).map_err(|_| missing())?;
         self.lake.table(&org, table).await?.ok_or_else(missing)
     }
-}
-
-/// The state to work on; `None` for a table without one that nobody asked for by name.
-fn state(table: &LakeTable, pin: Option<&str>, named: bool) -> Result<Option<SnapshotInfo>> {
-    let found = match pin {
-        None => table.current_snapshot(),
-        Some(pin) => {
-            let pins = table.pins().into_iter();
-            pins.filter(|found| found.name == pin).map(|found| found.snapshot).next()
-        }
-    };
-    if found.is_some() || !named {
-        return Ok(found);
-    }
-    let message = match pin {
-        Some(pin) => format!("table {:?} has no pin {pin:?}", table.name()),
-        None => format!("table {:?} has no rows yet", table.name()),
-    };
-    Err(Error::new(ErrorCode::LakeNotFound, message).hint("describe_table says what it has"))
 }
 
 fn headline(table: &LakeTable) -> Value {
@@ -212,15 +178,9 @@ fn headline(table: &LakeTable) -> Value {
     json!({
         "table": table.name(),
         "namespace": table.org().namespace(),
-        "name": sql_name(table),
+        "name": name_in_sql(table),
         "rows": snapshot.as_ref().and_then(|found| found.rows),
         "snapshot_id": snapshot.as_ref().map(|found| found.id),
         "updated": snapshot.as_ref().map(|found| rfc3339(found.timestamp_ms)),
     })
-}
-
-/// The name as SQL takes it, whatever is in it.
-fn sql_name(table: &LakeTable) -> String {
-    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-    format!("lake.{}.{}", quoted(&table.org().namespace()), quoted(table.name()))
 }

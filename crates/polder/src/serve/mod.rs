@@ -5,9 +5,11 @@ mod api;
 mod churn;
 mod clients;
 mod iceberg;
+mod mcp;
 mod queue;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -16,7 +18,7 @@ use polder_core::{Error, ErrorCode, Result};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use api::{Settings as ApiSettings, api_description};
+pub(crate) use api::{Settings as ApiSettings, api_description, path_segment};
 pub(crate) use churn::{Settings as ChurnSettings, webhook_key};
 pub(crate) use clients::{Clients, sha256};
 pub(crate) use iceberg::Settings as IcebergSettings;
@@ -62,11 +64,14 @@ impl Server {
                 .hint("another process may use the port: choose one with --listen")
                 .caused_by(cause)
         })?;
+        let api = Arc::new(api);
+        let routes = api::routes(Arc::clone(&api));
         let routes = Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
             .nest(ICEBERG, iceberg::routes(catalog))
             .nest(CHURN, churn::routes(churn))
-            .merge(api::routes(api));
+            .merge(mcp::routes(Arc::clone(&api), routes.clone()))
+            .merge(routes);
         Ok(Self { listener, routes })
     }
 

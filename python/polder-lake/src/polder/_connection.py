@@ -1,13 +1,16 @@
 """The way in: a server, the orgs a key may see, their tables."""
 
 import os
-from collections.abc import Mapping
-from urllib.parse import urlsplit
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from urllib.parse import quote, urlsplit
 
 from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.exceptions import NoSuchNamespaceError, NoSuchTableError
 
+from polder._bootstrap import Bootstrap, Documents, parameters
 from polder._errors import Invalid, NotFound, named, translated
+from polder._http import Api
 from polder._table import Table
 
 _NAMESPACE = "org_"
@@ -38,14 +41,16 @@ def connect(
     elif key:
         properties["token"] = key
     with translated(f"connecting to {uri}"):
-        return Connection(RestCatalog("polder", **properties))
+        catalog = RestCatalog("polder", **properties)
+    return Connection(catalog, Api(uri.removesuffix("/iceberg"), key))
 
 
 class Connection:
     """A server and a key. Made by `connect`."""
 
-    def __init__(self, catalog: RestCatalog) -> None:
+    def __init__(self, catalog: RestCatalog, api: Api) -> None:
         self._catalog = catalog
+        self._api = api
 
     def __repr__(self) -> str:
         return f"polder.connect({self._catalog.uri.removesuffix('/iceberg')!r})"
@@ -104,6 +109,52 @@ class Org:
                     raise self._no_table(name) from error
 
         return Table._open(f"{self!r}.table({name!r})", name, load)
+
+    def bootstrap(
+        self,
+        tables: Sequence[str] | None = None,
+        *,
+        since: datetime | None = None,
+        as_of: datetime | None = None,
+        pin: str | None = None,
+        rows_max: int | None = None,
+        bytes_max: int | None = None,
+        resume: str | None = None,
+    ) -> Bootstrap:
+        """All rows of these tables (of all, without) at one moment, whatever runs meanwhile.
+
+        `since` leaves out rows of earlier events; `as_of` or `pin` choose the states. With a budget the
+        rows end where it does, and `.token` goes on from there (`resume=`). Without one, a stream
+        that breaks goes on by itself. Raises `NotFound`, `Invalid`, `AccessDenied`, `Unavailable`.
+        """
+        asked = parameters(
+            tables, since, as_of, pin=pin, rows_max=rows_max, bytes_max=bytes_max, resume=resume
+        )
+        return Bootstrap(self._connection._api, self._path("bootstrap"), asked)
+
+    def documents(
+        self,
+        entity: str = "opportunity",
+        tables: Sequence[str] | None = None,
+        *,
+        since: datetime | None = None,
+        as_of: datetime | None = None,
+        pin: str | None = None,
+        rows_max: int | None = None,
+        tokens_max: int | None = None,
+        resume: str | None = None,
+    ) -> Documents:
+        """One document for each row of `entity`, with the rows of other tables that belong to it.
+
+        What belongs to it is said by `references` of the table specs. Otherwise as `bootstrap`.
+        """
+        shape = {} if resume else {"shape": "entity", "entity": entity}
+        budgets = {"rows_max": rows_max, "tokens_max": tokens_max}
+        asked = parameters(tables, since, as_of, pin=pin, resume=resume, **shape, **budgets)
+        return Documents(self._connection._api, self._path("bootstrap"), asked)
+
+    def _path(self, name: str) -> str:
+        return f"/v1/orgs/{quote(self.id, safe='')}/{name}"
 
     def _no_table(self, name: str) -> NotFound:
         return named(f"table of org {self.id}", name, self.tables())

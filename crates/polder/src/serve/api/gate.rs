@@ -70,7 +70,7 @@ impl Who {
     }
 }
 
-fn unauthenticated() -> Problem {
+pub(super) fn unauthenticated() -> Problem {
     Error::new(ErrorCode::ControlUnauthenticated, "no valid key was given")
         .hint("send a key of `polder keys create` as Authorization: Bearer plk_…")
         .into()

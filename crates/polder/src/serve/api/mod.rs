@@ -5,6 +5,7 @@
 //! with an `Idempotency-Key`, and writes the audit log. Handlers turn an org's name into an
 //! `Authorized<OrgId>` by `Who::org`, which hides orgs that are not the caller's.
 
+mod bootstrap;
 mod etag;
 mod gate;
 mod lake;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use polder_control::Store;
 use polder_lake::Lake;
@@ -33,8 +35,10 @@ use tokio::sync::Notify;
 
 use super::clients::Clients;
 use crate::app::App;
+use crate::bootstrap::Bootstraps;
 
 pub(crate) use openapi::document as api_description;
+pub(crate) use tables::encoded as path_segment;
 
 /// The longest request.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -45,7 +49,8 @@ pub(crate) struct Settings {
     pub(crate) store: Store,
     pub(crate) lake: Lake,
     /// For queries.
-    pub(crate) engine: DataFusionEngine,
+    pub(crate) engine: Arc<DataFusionEngine>,
+    pub(crate) bootstraps: Bootstraps,
     pub(crate) clients: Arc<Clients>,
     /// Told when there is something to run.
     pub(crate) wake: Arc<Notify>,
@@ -63,9 +68,19 @@ impl std::ops::Deref for Api {
     }
 }
 
+/// What callers without a good key are told.
+pub(super) fn unauthenticated() -> Response {
+    gate::unauthenticated().into_response()
+}
+
+/// An error as the API tells it.
+pub(super) fn refusal(error: polder_core::Error) -> Response {
+    problem::Problem::from(error).into_response()
+}
+
 /// The routes of `/v1`, and the document that describes them.
-pub(super) fn routes(settings: Settings) -> Router {
-    let api = Api(Arc::new(settings));
+pub(super) fn routes(settings: Arc<Settings>) -> Router {
+    let api = Api(settings);
     let org = "/v1/orgs/{org}";
     let table = "/v1/orgs/{org}/tables/{table}";
     let of = |base: &str, rest: &str| format!("{base}{rest}");
@@ -73,6 +88,7 @@ pub(super) fn routes(settings: Settings) -> Router {
         .route("/v1/orgs", get(orgs::list).post(orgs::create))
         .route(org, get(orgs::read).patch(orgs::update).delete(orgs::disable))
         .route(&of(org, "/history"), get(orgs::history))
+        .route(&of(org, "/bootstrap"), get(bootstrap::bootstrap))
         .route(&of(org, "/tables"), get(tables::list).post(tables::add))
         .route(table, get(tables::read).patch(tables::update).delete(tables::remove))
         .route(&of(table, "/schema"), get(lake::schema))

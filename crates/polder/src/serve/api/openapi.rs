@@ -10,7 +10,7 @@ use utoipa::OpenApi;
 use utoipa::openapi::{Ref, RefOr, schema::Schema};
 
 use super::paging::answer;
-use super::{lake, orgs, problem, query, runs, sources, tables};
+use super::{bootstrap, lake, orgs, problem, query, runs, sources, tables};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -34,6 +34,7 @@ use super::{lake, orgs, problem, query, runs, sources, tables};
         tables::read,
         tables::update,
         tables::remove,
+        bootstrap::bootstrap,
         lake::schema,
         lake::sample,
         lake::versions,

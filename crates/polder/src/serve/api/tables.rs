@@ -246,7 +246,7 @@ fn out_of_scope(setting: &str) -> Error {
         .hint("leave it out, or ask the operator to put the table into the org's template")
 }
 
-pub(super) fn encoded(name: &str) -> String {
+pub(crate) fn encoded(name: &str) -> String {
     utf8_percent_encode(name, NON_ALPHANUMERIC).to_string()
 }
 

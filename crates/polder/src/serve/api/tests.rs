@@ -79,16 +79,18 @@ impl Server {
         let (store, lake) = (app.store().await.unwrap(), app.lake().await.unwrap());
         let mut clients = Clients::default();
         clients.take_keys(store.clone(), true);
-        let engine = crate::cli::engine(&app, &lake).unwrap();
+        let engine = Arc::new(crate::cli::engine(&app, &lake).unwrap());
+        let bootstraps = crate::cli::bootstraps(&app, &lake).unwrap();
         let settings = Settings {
             app,
             store: store.clone(),
             engine,
+            bootstraps,
             lake,
             clients: Arc::new(clients),
             wake: Arc::default(),
         };
-        Self { routes: routes(settings), store, _folder: folder }
+        Self { routes: routes(Arc::new(settings)), store, _folder: folder }
     }
 
     async fn key(&self, role: Role, orgs: &[&str]) -> String {

@@ -36,6 +36,7 @@ fn needs(method: &str, path: &str) -> Right {
             "/v1/orgs"
             | "/v1/orgs/{org}"
             | "/v1/orgs/{org}/history"
+            | "/v1/orgs/{org}/bootstrap"
             | "/v1/orgs/{org}/tables"
             | "/v1/orgs/{org}/tables/{table}"
             | "/v1/orgs/{org}/tables/{table}/schema"

@@ -1,0 +1,62 @@
+//! `/mcp`: the Model Context Protocol over streamable HTTP, with the keys and roles of the API.
+//!
+//! There are no sessions: every request shows its key, and is answered for whom that is. So nobody can
+//! take over what another one began.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header;
+use axum::response::Response;
+use axum::routing::any;
+use rmcp::transport::streamable_http_server::session::never::NeverSessionManager;
+use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+
+use super::api::{self, Settings};
+use crate::mcp::{Agent, Door};
+
+#[derive(Clone)]
+struct Mcp {
+    settings: Arc<Settings>,
+    api: Router,
+}
+
+/// The route of `/mcp`; `api` are the routes of `/v1`.
+pub(super) fn routes(settings: Arc<Settings>, api: Router) -> Router {
+    Router::new().route("/mcp", any(serve)).with_state(Mcp { settings, api })
+}
+
+async fn serve(State(mcp): State<Mcp>, request: Request) -> Response {
+    let settings = &mcp.settings;
+    let caller = match settings.clients.who(request.headers()).await {
+        Ok(Some(caller)) => caller,
+        Ok(None) => return api::unauthenticated(),
+        Err(error) => return api::refusal(error),
+    };
+    let authorization = request.headers().get(header::AUTHORIZATION).cloned();
+    let agent = Agent {
+        app: Arc::clone(&settings.app),
+        store: settings.store.clone(),
+        lake: settings.lake.clone(),
+        engine: Arc::clone(&settings.engine),
+        bootstraps: settings.bootstraps.clone(),
+        who: caller.who(),
+        principal: caller.principal,
+        door: Some(Door { routes: mcp.api.clone(), authorization }),
+    };
+    let mut config = StreamableHttpServerConfig::default()
+        .with_legacy_session_mode(false)
+        .with_json_response(true);
+    if settings.clients.required() {
+        // A page that has a browser call this address under another name has no key.
+        config = config.disable_allowed_hosts();
+    }
+    let service = StreamableHttpService::new(
+        move || Ok(agent.clone()),
+        Arc::new(NeverSessionManager::default()),
+        config,
+    );
+    service.handle(request).await.map(Body::new)
+}
