@@ -23,7 +23,6 @@ const NUMBERS: u64 = 760;
 /// Histories whose cursor is a time. The mark stays a second behind the clock: they take longer.
 const TIMES: u64 = 240;
 const DATABASES: u64 = 10;
-const STEPS: usize = 22;
 /// Between the steps of a history over times.
 const PAUSE_MS: u64 = 110;
 const SESSIONS: usize = 2;
@@ -33,6 +32,15 @@ const SESSIONS: usize = 2;
 enum Stamp {
     Number,
     Time,
+}
+
+impl Stamp {
+    fn steps(self) -> usize {
+        match self {
+            Self::Number => 14,
+            Self::Time => 22,
+        }
+    }
 }
 
 /// What a session is doing.
@@ -163,7 +171,8 @@ async fn history(seed: u64, stamp: Stamp, database: &Database, reader: &Session)
     let name = format!("history {seed} ({mode}, {})", if changes { "merge" } else { "append" });
     let mut history = History { name, rng, stamp, changes, writers, reader, table, next: 0 };
     let mut runs = Runs::default();
-    for step in 0..STEPS {
+    let steps = stamp.steps();
+    for step in 0..steps {
         match history.rng.random_range(0..9) {
             0 => {
                 run(&scratch, &source, &history, &mut runs).await;
@@ -190,7 +199,7 @@ async fn history(seed: u64, stamp: Stamp, database: &Database, reader: &Session)
         }
     }
     run(&scratch, &source, &history, &mut runs).await;
-    history.compare(&scratch, STEPS).await;
+    history.compare(&scratch, steps).await;
     reader.run(&format!("DROP TABLE {}", history.table)).await;
     runs
 }
