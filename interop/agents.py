@@ -27,7 +27,7 @@ def talk(address: str, key: str | None, *calls) -> tuple[list[str], list[tuple[b
     return asyncio.run(asyncio.wait_for(session(), 120))
 
 
-def ask(address: str, key: str | None, name: str, **arguments) -> dict:
+def ask(address: str, key: str | None, name: str, /, **arguments) -> dict:
     """The answer to one call, which must not be an error."""
     _, [(error, answer)] = talk(address, key, (name, arguments))
     assert not error, answer
