@@ -83,7 +83,8 @@ fn settings(instance: &str, port: u16) -> String {
         format!("port={port}"),
         // TCP alone: a socket's path below a long target folder would be too long.
         "unix_socket_directories=".to_owned(),
-        "max_connections=100".to_owned(),
+        // Tests beside each other have pools of their own, dozens at a time.
+        "max_connections=400".to_owned(),
     ];
     let more: &[&str] = match instance {
         // Load as fast as possible, then hold still while we measure.

@@ -19,9 +19,9 @@ use super::database::{Database, Session};
 use crate::support::Scratch;
 
 /// Histories whose cursor is a number that the server hands out. All of a history is within a second.
-const NUMBERS: u64 = 760;
+const NUMBERS: u64 = 840;
 /// Histories whose cursor is a time. The mark stays a second behind the clock: they take longer.
-const TIMES: u64 = 240;
+const TIMES: u64 = 160;
 const DATABASES: u64 = 10;
 /// Between the steps of a history over times.
 const PAUSE_MS: u64 = 110;
@@ -37,7 +37,7 @@ enum Stamp {
 impl Stamp {
     fn steps(self) -> usize {
         match self {
-            Self::Number => 14,
+            Self::Number => 12,
             Self::Time => 22,
         }
     }
@@ -55,7 +55,7 @@ struct History<'a> {
     stamp: Stamp,
     /// Rows change, and the table is merged by its key; otherwise rows are only added.
     changes: bool,
-    writers: Vec<Writer>,
+    writers: &'a mut [Writer],
     /// Sees what is committed.
     reader: &'a Session,
     table: String,
@@ -145,7 +145,12 @@ struct Runs {
     partial: u64,
 }
 
-async fn history(seed: u64, stamp: Stamp, database: &Database, reader: &Session) -> Runs {
+async fn history(
+    seed: u64,
+    stamp: Stamp,
+    source: &PostgresSource,
+    (reader, writers): (&Session, &mut [Writer]),
+) -> Runs {
     let mut rng = StdRng::seed_from_u64(seed);
     let changes = rng.random_bool(0.5);
     let table = format!("h{seed}");
@@ -163,11 +168,6 @@ async fn history(seed: u64, stamp: Stamp, database: &Database, reader: &Session)
         "mode": if changes { "merge" } else { "append" },
     }))
     .await;
-    let source = database.source();
-    let mut writers = Vec::new();
-    for _ in 0..SESSIONS {
-        writers.push(Writer { session: database.session().await, open: false });
-    }
     let name = format!("history {seed} ({mode}, {})", if changes { "merge" } else { "append" });
     let mut history = History { name, rng, stamp, changes, writers, reader, table, next: 0 };
     let mut runs = Runs::default();
@@ -175,7 +175,7 @@ async fn history(seed: u64, stamp: Stamp, database: &Database, reader: &Session)
     for step in 0..steps {
         match history.rng.random_range(0..9) {
             0 => {
-                run(&scratch, &source, &history, &mut runs).await;
+                run(&scratch, source, &history, &mut runs).await;
                 history.compare(&scratch, step).await;
             }
             1 => {
@@ -185,20 +185,20 @@ async fn history(seed: u64, stamp: Stamp, database: &Database, reader: &Session)
                         history.step().await;
                     }
                 };
-                let report = scratch.run_from(&source);
+                let report = scratch.run_from(source);
                 tokio::join!(Box::pin(report), beside);
             }
             _ => history.step().await,
         }
         history.pause().await;
     }
-    for writer in &mut history.writers {
-        if writer.open {
+    for writer in history.writers.iter_mut() {
+        if std::mem::take(&mut writer.open) {
             let end = if history.rng.random_bool(0.7) { "COMMIT" } else { "ROLLBACK" };
             writer.session.run(end).await;
         }
     }
-    run(&scratch, &source, &history, &mut runs).await;
+    run(&scratch, source, &history, &mut runs).await;
     history.compare(&scratch, steps).await;
     reader.run(&format!("DROP TABLE {}", history.table)).await;
     runs
@@ -220,6 +220,11 @@ async fn no_row_is_missed_or_doubled_whatever_commits_when() {
             let database = Database::new().await;
             let reader = database.session().await;
             reader.run("CREATE SEQUENCE stamps").await;
+            let source = database.source();
+            let mut writers = Vec::new();
+            for _ in 0..SESSIONS {
+                writers.push(Writer { session: database.session().await, open: false });
+            }
             let (mut numbers, mut times) = (Runs::default(), Runs::default());
             for seed in (lane..NUMBERS + TIMES).step_by(DATABASES as usize) {
                 let (stamp, runs) = if seed < TIMES {
@@ -227,11 +232,11 @@ async fn no_row_is_missed_or_doubled_whatever_commits_when() {
                 } else {
                     (Stamp::Number, &mut numbers)
                 };
-                let done = Box::pin(history(seed, stamp, &database, &reader)).await;
+                let done = Box::pin(history(seed, stamp, &source, (&reader, &mut writers))).await;
                 runs.incremental += done.incremental;
                 runs.partial += done.partial;
             }
-            drop(reader);
+            drop((reader, writers, source));
             database.drop().await;
             [numbers, times]
         })
