@@ -1,4 +1,4 @@
-"""An agent's side of MCP over HTTP: the official Python client, with a key."""
+"""An agent's side of MCP: the official Python client."""
 
 import asyncio
 
@@ -6,8 +6,18 @@ from mcp import ClientSession
 from mcp.client.streamable_http import create_mcp_http_client, streamable_http_client
 
 
+async def converse(client: ClientSession, calls) -> tuple[list[str], list[tuple[bool, dict]]]:
+    """The tools offered, and the answers to some calls, in order: (is it an error, its JSON)."""
+    answers = []
+    for name, arguments in calls:
+        answer = await client.call_tool(name, arguments)
+        answers.append((answer.is_error, answer.structured_content))
+    tools = await client.list_tools()
+    return [tool.name for tool in tools.tools], answers
+
+
 def talk(address: str, key: str | None, *calls) -> tuple[list[str], list[tuple[bool, dict]]]:
-    """The tools offered, and the answers to some calls of one session: (is it an error, its JSON)."""
+    """One session over HTTP with a key, answered as by `converse`."""
 
     async def session():
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -17,12 +27,7 @@ def talk(address: str, key: str | None, *calls) -> tuple[list[str], list[tuple[b
             ClientSession(streams[0], streams[1]) as client,
         ):
             await client.initialize()
-            answers = []
-            for name, arguments in calls:
-                answer = await client.call_tool(name, arguments)
-                answers.append((answer.is_error, answer.structured_content))
-            tools = await client.list_tools()
-            return [tool.name for tool in tools.tools], answers
+            return await converse(client, calls)
 
     return asyncio.run(asyncio.wait_for(session(), 120))
 

@@ -20,6 +20,22 @@ from pyiceberg.table import Table
 
 
 ROOT = Path(__file__).resolve().parent.parent
+# A lake on local disk, filled from files.
+FROM_FILES = """
+[lake]
+warehouse = "./lake"
+catalog = "sqlite://./polder.db"
+[store]
+url = "sqlite://./polder.db"
+[sources.files]
+type = "files"
+url = "./exports"
+"""
+# Every caller of `polder serve` shows a key.
+KEYS = """
+[server]
+auth = "keys"
+"""
 
 
 @dataclass(frozen=True)

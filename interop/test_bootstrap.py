@@ -16,22 +16,10 @@ import polder
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from lakes import Lake
+from lakes import FROM_FILES, KEYS, Lake
 
 from test_rest_catalog import serving
 
-CONFIG = """
-[lake]
-warehouse = "./lake"
-catalog = "sqlite://./polder.db"
-[store]
-url = "sqlite://./polder.db"
-[sources.files]
-type = "files"
-url = "./exports"
-[server]
-auth = "keys"
-"""
 PIPELINE = """
 templates:
   crm:
@@ -103,7 +91,7 @@ def fill(lake: Lake, org: str, note: str) -> None:
 @pytest.fixture(scope="module")
 def lake(services, tmp_path_factory) -> Lake:
     lake = Lake(services, tmp_path_factory.mktemp("bootstrap"), {})
-    (lake.work / "polder.toml").write_text(CONFIG)
+    (lake.work / "polder.toml").write_text(FROM_FILES + KEYS)
     (lake.work / "pipelines").mkdir()
     (lake.work / "pipelines/crm.yaml").write_text(PIPELINE)
     fill(lake, "401", "hello")

@@ -10,22 +10,10 @@ import numpy
 import polder
 import pytest
 from deal_inspection import ScriptedModel, ToolCall, inspect
-from lakes import Lake
+from lakes import FROM_FILES, KEYS, Lake
 
 from test_rest_catalog import serving
 
-CONFIG = """
-[lake]
-warehouse = "./lake"
-catalog = "sqlite://./polder.db"
-[store]
-url = "sqlite://./polder.db"
-[sources.files]
-type = "files"
-url = "./exports"
-[server]
-auth = "keys"
-"""
 PIPELINE = """
 templates:
   crm:
@@ -99,7 +87,7 @@ def fill(lake: Lake, org: str) -> None:
 @pytest.fixture(scope="module")
 def lake(services, tmp_path_factory) -> Lake:
     lake = Lake(services, tmp_path_factory.mktemp("examples"), {})
-    (lake.work / "polder.toml").write_text(CONFIG)
+    (lake.work / "polder.toml").write_text(FROM_FILES + KEYS)
     (lake.work / "pipelines").mkdir()
     (lake.work / "pipelines/crm.yaml").write_text(PIPELINE)
     for org in ("401", "402"):

@@ -6,23 +6,11 @@ import urllib.request
 
 import pytest
 from agents import ask, talk
-from lakes import Lake
+from lakes import FROM_FILES, KEYS, Lake
 
 from test_mcp import INJECTION
 from test_rest_catalog import serving
 
-CONFIG = """
-[lake]
-warehouse = "./lake"
-catalog = "sqlite://./polder.db"
-[store]
-url = "sqlite://./polder.db"
-[sources.files]
-type = "files"
-url = "./exports"
-[server]
-auth = "keys"
-"""
 PIPELINE = """
 templates:
   t:
@@ -51,7 +39,7 @@ SECRET = "top secret"
 @pytest.fixture(scope="module")
 def lake(services, tmp_path_factory) -> Lake:
     lake = Lake(services, tmp_path_factory.mktemp("mcp-http"), {})
-    (lake.work / "polder.toml").write_text(CONFIG)
+    (lake.work / "polder.toml").write_text(FROM_FILES + KEYS)
     (lake.work / "pipelines").mkdir()
     (lake.work / "pipelines/t.yaml").write_text(PIPELINE)
     for org, note in (("401", INJECTION), ("402", SECRET)):
