@@ -18,6 +18,7 @@ mod token;
 
 use std::sync::Arc;
 
+use chrono::{DateTime, NaiveDate, NaiveTime};
 use polder_core::spec::TableSpec;
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
 use polder_lake::Lake;
@@ -81,6 +82,40 @@ pub(crate) struct Bootstrap {
     org: Authorized<OrgId>,
     states: Vec<State>,
     token: Token,
+}
+
+impl AsOf {
+    /// What a time and a pin say, of which one at most is given.
+    ///
+    /// # Errors
+    /// `spec.invalid` for both, and for what is no time.
+    pub(crate) fn parse(as_of: Option<&str>, pin: Option<&str>) -> Result<Self> {
+        match (as_of, pin) {
+            (None, None) => Ok(Self::Now),
+            (Some(text), None) => Ok(Self::Time(microseconds("as_of", text)?.div_euclid(1000))),
+            (None, Some(pin)) => Ok(Self::Pin(pin.to_owned())),
+            (Some(_), Some(_)) => {
+                let message = "as_of and pin exclude each other";
+                Err(Error::new(ErrorCode::SpecInvalid, message).hint("say one of them"))
+            }
+        }
+    }
+}
+
+/// A time, or a date's first moment in UTC, in microseconds since the epoch.
+///
+/// # Errors
+/// `spec.invalid`, with `what` it was to be.
+pub(crate) fn microseconds(what: &str, text: &str) -> Result<i64> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Ok(time.timestamp_micros());
+    }
+    if let Ok(date) = text.parse::<NaiveDate>() {
+        return Ok(date.and_time(NaiveTime::MIN).and_utc().timestamp_micros());
+    }
+    let message = format!("{what} is {text:?}, and no time with a zone");
+    Err(Error::new(ErrorCode::SpecInvalid, message)
+        .hint("write 2026-01-31T12:00:00Z (a + is %2B in an address) or 2026-01-31"))
 }
 
 impl Bootstraps {
@@ -175,6 +210,21 @@ impl Bootstrap {
                     Entities::open(&self.context, &self.org, &self.states, root, &self.token);
                 Ok(Pieces::entities(entities.await?))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_a_zone() {
+        let found = |text: &str| microseconds("since", text).ok();
+        assert_eq!(found("1970-01-02"), Some(86_400_000_000));
+        assert_eq!(found("1970-01-01T01:00:00.5+01:00"), Some(500_000));
+        for bad in ["1970-01-01T01:00:00", "yesterday", ""] {
+            assert_eq!(found(bad), None, "{bad:?}");
         }
     }
 }

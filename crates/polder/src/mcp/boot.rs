@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Agent;
-use crate::bootstrap::{AsOf, Budget, Format, Token, Wanted as Choice};
+use crate::bootstrap::{AsOf, Budget, Format, Token, Wanted as Choice, microseconds};
 
 /// Bytes of rows in one answer.
 const BYTES_MAX: u64 = 1 << 20;
@@ -161,12 +161,7 @@ impl Agent {
                 None => name.clone(),
             });
         }
-        let as_of = match (&wanted.as_of, &wanted.pin) {
-            (None, None) => AsOf::Now,
-            (Some(text), None) => AsOf::Time(microseconds("as_of", text)?.div_euclid(1000)),
-            (None, Some(pin)) => AsOf::Pin(pin.clone()),
-            (Some(_), Some(_)) => return Err(invalid("as_of and pin exclude each other")),
-        };
+        let as_of = AsOf::parse(wanted.as_of.as_deref(), wanted.pin.as_deref())?;
         let since = wanted.since.as_deref().map(|text| microseconds("since", text));
         Ok(Choice {
             tables: (!names.is_empty()).then_some(names),
@@ -182,12 +177,6 @@ fn namespaced(name: &str) -> Option<(&str, &str)> {
     let plain = name.strip_prefix("lake.").unwrap_or(name);
     let (namespace, table) = plain.split_once('.')?;
     OrgId::from_namespace(namespace).map(|_| (namespace, table))
-}
-
-fn microseconds(what: &str, text: &str) -> Result<i64> {
-    let time = chrono::DateTime::parse_from_rfc3339(text);
-    time.map(|time| time.timestamp_micros())
-        .map_err(|_| invalid(&format!("{what} is {text:?}: write 2026-01-31T12:00:00Z")))
 }
 
 fn invalid(message: &str) -> Error {
