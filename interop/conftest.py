@@ -39,3 +39,28 @@ def trino(tmp_path_factory):
     server = Trino(Path(os.environ["TRINO_HOME"]), tmp_path_factory.mktemp("trino"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory):
+    """One Spark for all modules: there is one in a process."""
+    from pyspark.sql import SparkSession
+
+    jars = sorted(str(jar) for jar in Path(os.environ["SPARK_JARS"]).glob("*.jar"))
+    work = tmp_path_factory.mktemp("spark")
+    builder = SparkSession.builder.master("local[2]").appName("polder")
+    for key, value in {
+        "spark.jars": ",".join(jars),
+        "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.sql.warehouse.dir": str(work / "warehouse"),
+        "spark.driver.memory": "1g",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": "127.0.0.1",
+        "spark.ui.enabled": "false",
+    }.items():
+        builder = builder.config(key, value)
+    session = builder.getOrCreate()
+    yield session
+    session.stop()

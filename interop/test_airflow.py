@@ -1,11 +1,20 @@
 """A real Airflow over a real lake: DAGs from the manifest that `polder manifest` writes, run by `airflow
-dags test` with the binary, the rows read back by PyIceberg; DAGs come and go as the configuration does."""
+dags test` with the binary, the rows read back by PyIceberg; DAGs come and go as the configuration does, and
+with an org that leaves for good."""
 
 import json
 import os
+import signal
+import socket
+import sqlite3
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
 import zipfile
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -90,6 +99,57 @@ class Airflow:
         done = subprocess.run([self.python, "-c", code], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+
+    @contextmanager
+    def serving(self, password: str):
+        """Its API server, to which user `eve` signs in; gives its address."""
+        home = Path(self.env["AIRFLOW_HOME"])
+        (home / "passwords.json").write_text(json.dumps({"eve": password}))
+        with closing(socket.socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        env = os.environ | self.env | {
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "eve:admin",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
+        }
+        command = [str(Path(self.python).with_name("airflow")), "api-server", "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(port)]
+        log = home / "api-server.log"
+        with log.open("w") as output:
+            server = subprocess.Popen(
+                command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            deadline = time.monotonic() + 180
+            while not answers(f"http://127.0.0.1:{port}/api/v2/version"):
+                assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
+            server.wait(60)
+
+    def rows(self, *dags: str) -> dict[str, int]:
+        """How many rows of DAGs the tables of its database have, the audit log's left out."""
+        counts = {}
+        with closing(sqlite3.connect(Path(self.env["AIRFLOW_HOME"]) / "airflow.db")) as database:
+            tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            for (table,) in tables:
+                columns = {row[1] for row in database.execute(f'PRAGMA table_info("{table}")')}
+                if "dag_id" in columns and table != "log":
+                    asked = f'SELECT count(*) FROM "{table}" WHERE dag_id IN ({", ".join("?" * len(dags))})'
+                    counts[table] = database.execute(asked, dags).fetchone()[0]
+        return counts
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +283,66 @@ def test_a_deferred_step_runs_through_the_api(airflow):
     assert sorted(api.started, key=str) == expected, said
     assert api.asked >= 4
     (airflow.dags / "api.py").unlink()
+
+
+AIRFLOW = """
+[airflow]
+url = "{url}"
+username = "eve"
+password = "env:AIRFLOW_PASSWORD"
+private = true
+"""
+
+
+def test_an_org_that_leaves_takes_its_dags_and_their_history_along(airflow, lake):
+    """Nothing of it is in Airflow's database but the audit log's names, and no value anywhere below its home."""
+    canary = f"canary{uuid.uuid4().hex}"
+    for org, word in [("405", canary), ("406", "plain")]:
+        folder = lake.work / "exports" / org / "forecast"
+        folder.mkdir(parents=True)
+        (folder / "1.csv").write_text(f"id,word\n1,{word}\n2,{word}\n")
+    configure(lake, ["405", "406"], FORECAST)
+    airflow("dags", "reserialize")
+    for org in ["405", "406"]:
+        airflow("dags", "test", f"polder_{org}_ingest")
+    # A run that fails over the org's values has a history too.
+    bad = lake.work / "exports/405/forecast/2.csv"
+    bad.write_text(f"id,word\n{canary}\n")
+    airflow.run("dags", "test", "polder_405_ingest")
+
+    works = ["ingest", "validate", "maintain"]
+    leaving = [f"{prefix}_405_{work}" for prefix in ["polder", "steps"] for work in works]
+    staying = [id.replace("405", "406") for id in leaving]
+    before = airflow.rows(*leaving)
+    assert min(before[table] for table in ["dag", "dag_tag", "dag_run", "task_instance"]) > 0, before
+    others = airflow.rows(*staying)
+    password = uuid.uuid4().hex
+    config = lake.work / "polder.toml"
+    config.write_text(CONFIG + AIRFLOW.format(url="http://127.0.0.1:9"))
+    lake.env["AIRFLOW_PASSWORD"] = password
+    try:
+        leave = ["churn", "--org", "405", "--yes", "--by", "pytest"]
+        away = lake.run(*leave)
+        assert away.returncode == 75 and "control.orchestrator" in away.stderr, away.stderr
+        assert lake.run("certificate", "show", "--org", "405").returncode != 0
+        with airflow.serving(password) as url:
+            config.write_text(CONFIG + AIRFLOW.format(url=url))
+            assert "ok    airflow: signed in" in lake.run("check").stdout
+            done = lake.run(*leave)
+        assert done.returncode == 0, done.stderr
+    finally:
+        config.write_text(CONFIG)
+    certificate = json.loads(done.stdout)["certificate"]
+    assert certificate["deleted"]["airflow"]["dags"] == sorted(leaving)
+    assert certificate["verification"]["airflow_dags"] == 0
+    assert password not in done.stdout + done.stderr + away.stderr
+    assert set(airflow.rows(*leaving).values()) == {0}, airflow.rows(*leaving)
+    assert airflow.rows(*staying) == others
+    home = Path(airflow.env["AIRFLOW_HOME"])
+    held = [path for path in home.rglob("*") if path.is_file() and canary.encode() in path.read_bytes()]
+    assert held == []
+    # The next manifest is without the org, though the pipelines still name it; Airflow makes no DAG anew.
+    lake.polder("manifest", "--out", str(manifest(lake)), "--json")
+    airflow("dags", "reserialize")
+    assert set(airflow.rows(*leaving).values()) == {0}
+    assert rows(lake, "406", "forecast") == [1, 2]

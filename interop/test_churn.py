@@ -1,5 +1,6 @@
-"""An org leaves while it is worked for: every byte of storage, store and catalog is searched for words
-that only its rows have, and other engines see the other org's rows as they were."""
+"""An org leaves while it is worked for, after everything that can be done to its tables: every byte of storage,
+store and catalog is searched for words that only its rows have, and other engines see the other org's rows
+as they were. Airflow's database is searched in `test_airflow.py`."""
 
 import json
 import os
@@ -18,7 +19,7 @@ import pytest
 from lakes import READERS, Lake, Services
 
 LEAVES, STAYS = "leaves", "stays"
-TABLES = ["deal", "mail", "note"]
+TABLES = ["deal", "mail", "note", "owner"]
 
 CONFIG = """
 [lake]
@@ -43,6 +44,7 @@ type = "files"
 url = "./exports"
 [governance]
 backups = ["weekly copies on tape"]
+drain = "5s"
 """
 TEMPLATE = """
 templates:
@@ -51,6 +53,7 @@ templates:
       - { name: deal, source: pg, from: public.deal, filter: "org = {org}", mode: full_refresh }
       - { name: mail, source: mongo, from: mail, filter: { org: "{org}" }, mode: full_refresh }
       - { name: note, source: files, from: "{org}/*.jsonl", mode: append }
+      - { name: owner, source: pg, from: public.owner, filter: "org = {org}", mode: merge, key: [id], cursor: updated_at }
 """
 ORGS = """
 orgs:
@@ -88,6 +91,12 @@ class Company:
             connection.execute("CREATE TABLE deal (id bigint PRIMARY KEY, org text, name text)")
             for id_, (org, n) in enumerate(rows):
                 connection.execute("INSERT INTO deal VALUES (%s, %s, %s)", [id_, org, word(org, 0, n)])
+            connection.execute(
+                "CREATE TABLE owner (id bigint PRIMARY KEY, org text, name text,"
+                " updated_at timestamptz NOT NULL DEFAULT clock_timestamp())"
+            )
+            for id_, (org, n) in enumerate(rows):
+                connection.execute("INSERT INTO owner VALUES (%s, %s, %s)", [id_, org, word(org, 3, n)])
         mails = [{"_id": i, "org": o, "body": {"text": word(o, 1, n)}} for i, (o, n) in enumerate(rows)]
         with pymongo.MongoClient(self.services.mongo) as client:
             client[self.name]["mail"].insert_many(mails)
@@ -106,6 +115,21 @@ class Company:
             connection.execute("ALTER TABLE deal ADD COLUMN remark text")
             connection.execute("UPDATE deal SET remark = name || ' remarked'")
 
+    def rename(self):
+        """Rows that take the place of others of their keys."""
+        with psycopg.connect(self.pg) as connection:
+            changed = "name = name || ' renamed', updated_at = clock_timestamp()"
+            connection.execute(f"UPDATE owner SET {changed} WHERE id % 7 = 0")
+
+    def killed_after(self, seconds: float):
+        """A run of the leaving org that is killed on its way."""
+        command = [self.services.polder, "run", "--json", "--full-refresh", "--org", LEAVES]
+        nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        run = subprocess.Popen(command, cwd=self.work, env=os.environ | self.lake.env, **nowhere)
+        time.sleep(seconds)
+        run.kill()
+        run.wait()
+
     def objects(self):
         """Every object of the lake: its key and its bytes."""
         endpoint = self.services.s3
@@ -120,13 +144,15 @@ class Company:
                     yield found.path, file.readall()
 
     def found(self) -> set[str]:
-        """Where a canary is: an object, or a file of store and catalog."""
+        """Where a canary is: an object, or a file beside the configuration (store, catalog, logs)."""
         places = set()
         for key, content in self.objects():
             if any(canary.encode() in text for text in readings(key, content) for canary in self.canaries):
                 places.add(key)
-        for path in self.work.glob("polder.db*"):
-            if any(canary.encode() in path.read_bytes() for canary in self.canaries):
+        for path in self.work.rglob("*"):
+            # What Polder reads is the source's.
+            own = path.is_file() and "exports" not in path.parts
+            if own and any(canary.encode() in path.read_bytes() for canary in self.canaries):
                 places.add(path.name)
         return places
 
@@ -165,10 +191,19 @@ def company(services, tmp_path_factory):
 
 def test_nothing_is_left_of_an_org_that_leaves_while_it_is_worked_for(company, tmp_path):
     lake = company.lake
-    assert lake.polder("run", "--json")["succeeded"] == 6
+    all_tables = 2 * len(TABLES)
+    assert lake.polder("run", "--json")["succeeded"] == all_tables
     company.alter()
     company.export(LEAVES, 2, [f"{company.canaries[2]} again {n}" for n in range(50)])
-    assert lake.polder("run", "--json", "--full-refresh")["succeeded"] == 6
+    assert lake.polder("run", "--json", "--full-refresh")["succeeded"] == all_tables
+    company.rename()
+    merged = lake.polder("run", "--json", "--table", "owner")["runs"]
+    assert [run["report"]["outcome"] for run in merged] == ["merge"] * 2
+    lake.polder("pin", "create", "model", "--org", LEAVES, "--json")
+    assert lake.run("validate", "--org", LEAVES, "--json").returncode in (0, 3)
+    lake.polder("maintain", "optimize", "--org", LEAVES, "--json")
+    for seconds in (0.3, 0.6, 1.0):
+        company.killed_after(seconds)
     lake.polder("rollback", "--json", "--org", LEAVES, "--table", "deal", "--to", "v1")
     kinds = {Path(place).suffix for place in company.found()}
     assert {".parquet", ".avro"} <= kinds, "the search finds what is there"
@@ -197,7 +232,7 @@ def test_nothing_is_left_of_an_org_that_leaves_while_it_is_worked_for(company, t
             loop.wait()
     certificate = json.loads(done.stdout)["certificate"]
     assert certificate["deleted"]["found"]["objects"] > 20
-    assert certificate["deleted"]["catalog_entries"] == 3
+    assert certificate["deleted"]["catalog_entries"] == len(TABLES)
     assert certificate["verification"]["objects"] == 0
     assert "weekly copies on tape" in [one["what"] for one in certificate["remains"]]
 

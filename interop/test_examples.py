@@ -179,7 +179,9 @@ def test_the_same_pin_gives_the_same_model_whatever_ran_in_between(lake, address
         # What was pinned grows too old; it is what the pin keeps.
         text = PIPELINE.replace("keep: 5 months", "keep: 1 month")
         (lake.work / "pipelines/crm.yaml").write_text(text)
-        lake.polder("maintain", "retention", "--org", "401", "--json")
+        plan = lake.polder("plan", "--json")
+        lake.polder("apply", "--yes", "--plan", plan["hash"], "--json")
+        lake.polder("maintain", "retention", "--org", "401", "--now", "--json")
         lake.polder("maintain", "versions", "--org", "401", "--json")
         lake.polder("maintain", "snapshots", "--org", "401", "--json")
         now = org.table("activity")

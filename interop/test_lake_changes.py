@@ -2,12 +2,15 @@
 rewrite of the old ones, a rollback and the way back, columns that evolve."""
 
 import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
 import psycopg
 import pytest
-from lakes import MORE_READERS, READERS, Lake, Services
+from lakes import MORE_READERS, PLACES, READERS, Lake, Services, at
 from pyiceberg.expressions import And, GreaterThanOrEqual, LessThan
 
 ORG, TABLE = "changes", "event"
@@ -57,10 +60,10 @@ FEBRUARY = And(
 class Events:
     """A source table and the lake table made from it."""
 
-    def __init__(self, services: Services, name: str, work: Path):
+    def __init__(self, services: Services, name: str, work: Path, place: str):
         self.url = services.database(name)
         self.lake = Lake(services, work, {"CHANGES_URL": self.url})
-        (work / "polder.toml").write_text(CONFIG)
+        (work / "polder.toml").write_text(at(place, services, CONFIG))
         (work / "pipelines").mkdir()
         self.partition("[]")
 
@@ -76,7 +79,7 @@ class Events:
         return self.lake.polder("run", "--json", *args)["runs"][0]["report"]
 
     def check(self, first: int, last: int) -> None:
-        """Both readers see exactly these ids, each with its own note."""
+        """Every reader, and Polder itself, sees exactly these ids, each with its own note."""
         with psycopg.connect(self.url) as connection:
             query = "SELECT id, note FROM event WHERE id BETWEEN %s AND %s ORDER BY id"
             expected = connection.execute(query, [first, last]).fetchall()
@@ -84,10 +87,12 @@ class Events:
             found = self.lake.read(reader, ORG, TABLE, "id", "note").sort_by("id")
             rows = list(zip(found["id"].to_pylist(), found["note"].to_pylist()))
             assert rows == expected, reader
+        query = "SELECT id, note FROM lake.org_changes.event ORDER BY id"
+        assert [tuple(row) for row in self.lake.query(query)] == expected
 
-    def evolved(self) -> list[tuple]:
+    def evolved(self, by: str = '["month(happened_at)"]') -> list[tuple]:
         """Fills the lake table in two runs, between which columns evolve in place; its rows."""
-        self.partition('["month(happened_at)"]', "evolve")
+        self.partition(by, "evolve")
         self.insert(1, 500)
         self.run()
         with psycopg.connect(self.url) as connection:
@@ -110,14 +115,33 @@ class Events:
         moved = ["rollback", "--org", ORG, "--table", TABLE, "--json", "--to", to]
         return self.lake.polder(*moved)["rollback"]["kept_as"]
 
-    def check_evolved(self, rows: list[tuple]) -> None:
-        """Every reader, and Polder itself, sees exactly these rows."""
-        for reader in READERS + MORE_READERS:
-            found = self.lake.read(reader, ORG, TABLE, "id", "remark", "tags").sort_by("id")
-            assert list(zip(*(found[name].to_pylist() for name in found.column_names))) == rows, reader
-        query = "SELECT count(*) AS n, sum(id) AS ids FROM lake.org_changes.event"
-        answer = self.lake.polder("query", "--format", "json", query)
-        assert answer == [{"n": len(rows), "ids": sum(row[0] for row in rows)}]
+    def check_evolved(self, rows: list[tuple], *lakes: Lake) -> None:
+        """Every reader, and Polder itself, sees exactly these rows: readers of the catalog's database,
+        or of `lakes` instead."""
+        for lake in lakes or [self.lake]:
+            for reader in READERS + MORE_READERS:
+                found = lake.read(reader, ORG, TABLE, "id", "remark", "tags").sort_by("id")
+                columns = (found[name].to_pylist() for name in found.column_names)
+                assert list(zip(*columns)) == rows, reader
+        query = "SELECT id, remark, tags FROM lake.org_changes.event ORDER BY id"
+        assert [tuple(row) for row in self.lake.query(query)] == rows
+
+    def meanwhile(self, *command: str) -> dict:
+        """Runs the binary; whoever reads the table until it has ended gets the same answer each time."""
+        def answers() -> list:
+            sums = "SELECT count(*), sum(id), max(note) FROM lake.org_changes.event"
+            read = [self.lake.read(reader, ORG, TABLE, "id")["id"].to_pylist() for reader in READERS]
+            return [*self.lake.query(sums), *(sorted(ids) for ids in read)]
+
+        before = answers()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(self.lake.polder, *command)
+            asked = 0
+            while asked == 0 or not running.done():
+                assert answers() == before
+                asked += 1
+        assert answers() == before
+        return running.result()
 
     def february(self) -> tuple[int, int, int]:
         """Rows of one month, the bytes PyIceberg reads for them, and the bytes there are."""
@@ -127,13 +151,14 @@ class Events:
         return scan.to_arrow().num_rows, size(scan.plan_files()), size(table.scan().plan_files())
 
 
-@pytest.fixture
-def events(services: Services, suffix: str, tmp_path: Path) -> Events:
+@contextmanager
+def events_in(place: str, services: Services, suffix: str, work: Path) -> Iterator[Events]:
+    """The same, its lake in one of `PLACES`."""
     name = f"changes_{suffix}"
     with psycopg.connect(services.postgres, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         connection.execute(f"CREATE DATABASE {name}")
-    events = Events(services, name, tmp_path)
+    events = Events(services, name, work, place)
     with psycopg.connect(events.url) as connection:
         connection.execute(EVENTS)
     yield events
@@ -141,6 +166,18 @@ def events(services: Services, suffix: str, tmp_path: Path) -> Events:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture
+def events(request, services: Services, suffix: str, tmp_path: Path) -> Iterator[Events]:
+    place = getattr(request, "param", "local")
+    with events_in(place, services, suffix, tmp_path) as events:
+        yield events
+
+
+# For tests that go through both on local disk and on S3.
+anywhere = pytest.mark.parametrize("events", PLACES, indirect=True)
+
+
+@anywhere
 def test_partitions_follow_the_configuration(events: Events) -> None:
     events.insert(1, 9000)
     assert events.run()["outcome"] == "full_refresh"
@@ -150,7 +187,7 @@ def test_partitions_follow_the_configuration(events: Events) -> None:
     events.insert(9001, 9900)
     assert events.run()["outcome"] == "append", "no reload"
     events.check(1, 9900)
-    report = events.lake.polder("maintain", "repartition", "--json")["tables"][0]
+    report = events.meanwhile("maintain", "repartition", "--json")["tables"][0]
     assert (report["rows"], report["commits"]) == (9000, 1)
     events.check(1, 9900)
     rows, read, total = events.february()
@@ -166,6 +203,7 @@ def test_partitions_follow_the_configuration(events: Events) -> None:
     assert answer == [{"n": 3080}]
 
 
+@anywhere
 def test_a_rollback_is_seen_by_all_and_loses_no_row(events: Events) -> None:
     events.insert(1, 500)
     events.run()
@@ -204,6 +242,7 @@ ALTER TABLE event DROP COLUMN happened_at;
 """
 
 
+@anywhere
 def test_columns_evolve_in_place_under_every_reader(events: Events) -> None:
     events.partition('["bucket(4, account)", "month(seen_at)"]', "evolve")
     events.insert(1, 500)
@@ -235,6 +274,27 @@ def test_columns_evolve_in_place_under_every_reader(events: Events) -> None:
     for reader in READERS + MORE_READERS:
         found = events.lake.read(reader, ORG, TABLE, "id", "account", "remark", "tags").sort_by("id")
         assert list(zip(*(found[name].to_pylist() for name in found.column_names))) == expected
+
+
+def test_a_table_is_read_after_a_column_went_that_it_was_partitioned_by(events: Events) -> None:
+    events.partition('["month(happened_at)"]')
+    events.insert(1, 300)
+    events.run()
+    events.partition("[]")
+    with psycopg.connect(events.url) as connection:
+        connection.execute("ALTER TABLE event DROP COLUMN happened_at")
+    assert events.run("--full-refresh")["version"] == "v2"
+    events.check(1, 300)
+    with psycopg.connect(events.url) as connection:
+        connection.execute("INSERT INTO event SELECT 301, 3, md5('301'), now() - interval '1 minute'")
+    events.run()
+    events.check(1, 301)
+    for reader in READERS + MORE_READERS:
+        found = events.lake.read(reader, ORG, TABLE)
+        assert found.column_names == ["id", "account", "note", "seen_at"], reader
+    v1 = events.lake.load(ORG, TABLE).metadata.refs["v1"].snapshot_id
+    old = events.lake.read_with_pyiceberg(ORG, TABLE, snapshot_id=v1)
+    assert old["happened_at"].null_count == 0 and len(old) == 300
 
 
 def test_members_of_documents_evolve_in_place(events: Events) -> None:
@@ -333,12 +393,22 @@ def test_rows_that_are_too_old_go_and_are_not_read_again(events: Events) -> None
     events.insert(1, 900)
     assert events.run()["rows_too_old"] == 0
     pipeline.write_text(pipeline.read_text().replace("partition", kept))
-    planned = events.lake.polder("maintain", "retention", "--json", "--dry-run")["tables"][0]
+    kept_all = events.lake.polder("maintain", "retention", "--json", "--dry-run")["tables"]
+    assert all(table.get("rows_removed", 0) == 0 for table in kept_all), "not before it is confirmed"
+    plan = events.lake.polder("plan", "--json")
+    events.lake.polder("apply", "--yes", "--plan", plan["hash"], "--json")
+    waiting = events.lake.polder("maintain", "all", "--json")
+    assert waiting["tables"][0].get("rows_removed", 0) == 0, "not while it can be taken back"
+    [pending] = waiting["pending"]
+    assert pending["org"] == ORG and pending["goes"][0].startswith("retention: for ever -> ")
+    assert events.run("--full-refresh")["rows_too_old"] == 0, "nor by a run"
+    assert len(events.lake.read_with_duckdb(ORG, TABLE)) == 900
+    planned = events.lake.polder("maintain", "retention", "--json", "--dry-run", "--now")["tables"][0]
     with psycopg.connect(events.url) as connection:
         old = "SELECT count(*) FROM event WHERE happened_at < '2026-03-15Z'"
         [expected] = connection.execute(old).fetchone()
     assert 0 < planned["rows_removed"] == expected < 900
-    done = events.lake.polder("maintain", "retention", "--json")["tables"][0]
+    done = events.lake.polder("maintain", "retention", "--json", "--now")["tables"][0]
     assert done["rows_removed"] == expected
     for reader in READERS + MORE_READERS:
         found = events.lake.read(reader, ORG, TABLE, "happened_at")["happened_at"].to_pylist()

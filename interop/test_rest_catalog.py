@@ -20,6 +20,7 @@ from pyiceberg.types import LongType, NestedField, StringType
 
 ADDRESS = "Iceberg REST catalog: "
 SECRET = "a-secret-of-some-length"
+SECRETS = {"OPERATOR_SECRET": SECRET, "CRM_SECRET": SECRET[::-1]}
 CLIENTS = """
 [serve.clients.operator]
 secret = "env:OPERATOR_SECRET"
@@ -37,7 +38,7 @@ def server(binary: str, work: Path, config: str = "", warehouse: str = "lake"):
         f'[lake]\nwarehouse = "{warehouse}"\ncatalog = "sqlite://catalog.db"\n\n'
         f'[store]\nurl = "sqlite://store.db"\n{config}'
     )
-    with serving(binary, work, {"OPERATOR_SECRET": SECRET, "CRM_SECRET": SECRET[::-1]}) as address:
+    with serving(binary, work, SECRETS) as address:
         yield address
 
 

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import uuid
 from urllib.parse import urlsplit
 
 import boto3
@@ -10,30 +9,16 @@ import duckdb
 import pytest
 from botocore.exceptions import ClientError
 from duckdb_extensions import import_extension
+from lakes import STORAGE, new_bucket
 from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.exceptions import ForbiddenError
 
 from test_rest_catalog import CLIENTS, SECRET, rows, server
 
-STORAGE = """
-[storage.s3]
-endpoint = "{endpoint}"
-access_key = "env:S3_ACCESS_KEY"
-secret_key = "env:S3_SECRET_KEY"
-path_style = true
-"""
-
 
 @pytest.fixture
 def bucket(services) -> str:
-    name = f"served-{uuid.uuid4().hex[:8]}"
-    keys = {
-        "aws_access_key_id": services.access_key,
-        "aws_secret_access_key": services.secret_key,
-    }
-    s3 = boto3.client("s3", endpoint_url=services.s3, region_name="us-east-1", **keys)
-    s3.create_bucket(Bucket=name)
-    return name
+    return new_bucket(services)
 
 
 class Client:

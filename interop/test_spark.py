@@ -2,42 +2,16 @@
 what Polder wrote, it reads and changes."""
 
 import datetime
-import os
 import uuid
 from decimal import Decimal
-from pathlib import Path
 
-import pytest
+from lakes import STORAGE, Lake, as_json
 from pyiceberg.catalog.rest import RestCatalog
 from pyspark.sql import SparkSession
 
-from test_lake_changes import Events, events  # noqa: F401  (a fixture)
-from test_rest_catalog import CLIENTS, SECRET, serving, server
-from test_rest_catalog_s3 import STORAGE, bucket  # noqa: F401  (a fixture)
-
-EXTENSIONS = "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions"
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory) -> SparkSession:
-    jars = sorted(str(jar) for jar in Path(os.environ["SPARK_JARS"]).glob("*.jar"))
-    work = tmp_path_factory.mktemp("spark")
-    builder = SparkSession.builder.master("local[2]").appName("polder")
-    for key, value in {
-        "spark.jars": ",".join(jars),
-        "spark.sql.extensions": EXTENSIONS,
-        "spark.sql.session.timeZone": "UTC",
-        "spark.sql.shuffle.partitions": "2",
-        "spark.sql.warehouse.dir": str(work / "warehouse"),
-        "spark.driver.memory": "1g",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.host": "127.0.0.1",
-        "spark.ui.enabled": "false",
-    }.items():
-        builder = builder.config(key, value)
-    session = builder.getOrCreate()
-    yield session
-    session.stop()
+from test_lake_changes import Events, anywhere, events  # noqa: F401  (a fixture)
+from test_rest_catalog import CLIENTS, SECRET, SECRETS, serving, server
+from test_rest_catalog_s3 import bucket  # noqa: F401  (a fixture)
 
 
 def catalog(spark: SparkSession, uri: str, settings: dict[str, str]) -> str:
@@ -57,14 +31,16 @@ def values(spark: SparkSession, query: str) -> list[list]:
 DAY = datetime.date(2026, 1, 1)
 
 
-def life_of_a_table(spark: SparkSession, catalog: str, namespace: str, rest: RestCatalog) -> None:
-    """Everything Spark does to a table; after each change PyIceberg sees what Spark sees."""
-    schema, name = f"{catalog}.{namespace}", f"{catalog}.{namespace}.orders"
+def life_of_a_table(spark: SparkSession, schema: str, rest: RestCatalog, lake: Lake) -> None:
+    """Everything Spark does to a table; after each change PyIceberg and Polder see what Spark sees."""
+    catalog, namespace = schema.split(".")
+    name, own = f"{schema}.orders", f"lake.{namespace}.orders"
 
     def check(expected: list[list]) -> None:
         assert values(spark, f"SELECT * FROM {name} ORDER BY 1") == expected
         found = rest.load_table((namespace, "orders")).scan().to_arrow().sort_by("key")
         assert [list(row.values()) for row in found.to_pylist()] == expected
+        assert lake.query(f"SELECT * FROM {own} ORDER BY 1") == as_json(expected)
 
     spark.sql(
         f"CREATE OR REPLACE TABLE {name} USING iceberg PARTITIONED BY (bucket(4, key)) TBLPROPERTIES"
@@ -87,22 +63,27 @@ def life_of_a_table(spark: SparkSession, catalog: str, namespace: str, rest: Res
     spark.sql(f"ALTER TABLE {name} RENAME COLUMN name TO label")
     spark.sql(f"INSERT INTO {name} VALUES (10, 'k', 3.50, NULL, named_struct('x', 7, 'y', 's'))")
     keys = f"SELECT key, label, more.x FROM {name} ORDER BY 1"
+    our_keys = f"SELECT \"key\", label, more['x'] AS x FROM {own} ORDER BY 1"
     after = [[2, "y", None], [3, "c", None], [9, "n", None], [10, "k", 7]]
-    assert values(spark, keys) == after
+    assert values(spark, keys) == lake.query(our_keys) == after
     spark.sql(f"CALL {catalog}.system.rewrite_data_files('{namespace}.orders', 'binpack', NULL, map('rewrite-all', 'true'))")
     spark.sql(f"ALTER TABLE {name} REPLACE PARTITION FIELD bucket(4, key) WITH truncate(10, key)")
     spark.sql(f"INSERT INTO {name} VALUES (11, 'l', NULL, NULL, NULL)")
-    assert values(spark, keys) == [*after, [11, "l", None]]
+    assert values(spark, keys) == lake.query(our_keys) == [*after, [11, "l", None]]
     found = rest.load_table((namespace, "orders")).scan().to_arrow().sort_by("key").to_pylist()
     assert [[row["key"], row["label"], row["more"] and row["more"]["x"]] for row in found] == [
         *after, [11, "l", None],
     ]
     first = min(rest.load_table((namespace, "orders")).snapshots(), key=lambda s: s.sequence_number)
     assert values(spark, f"SELECT * FROM {name} VERSION AS OF {first.snapshot_id} ORDER BY 1") == orders
+    old = lake.query(f"SELECT * FROM {own} FOR VERSION AS OF {first.snapshot_id} ORDER BY 1")
+    assert old == as_json(orders)
     spark.sql(f"ALTER TABLE {name} CREATE TAG kept")
     spark.sql(f"DELETE FROM {name}")
     assert values(spark, f"SELECT count(*) FROM {name}") == [[0]]
     assert values(spark, f"SELECT count(*) FROM {name} VERSION AS OF 'kept'") == [[5]]
+    assert lake.query(f"SELECT count(*) FROM {own}") == [[0]]
+    assert lake.query(f"SELECT count(*) FROM {own} FOR VERSION AS OF 'kept'") == [[5]]
     spark.sql(f"CREATE VIEW {schema}.names AS SELECT label FROM {name}")
     assert values(spark, f"SELECT count(*) FROM {schema}.names") == [[0]]
     spark.sql(f"DROP VIEW {schema}.names")
@@ -113,8 +94,13 @@ def test_spark_lives_in_a_namespace_of_its_own(spark, services, tmp_path):
     with server(services.polder, tmp_path) as uri:
         name = catalog(spark, uri, {})
         spark.sql(f"CREATE NAMESPACE {name}.sales")
-        life_of_a_table(spark, name, "sales", RestCatalog("polder", uri=uri))
+        spark.sql(f"CREATE TABLE {name}.sales.t USING iceberg AS SELECT 1 AS key")
+        assert values(spark, f"SELECT * FROM {name}.sales.t") == [[1]]
+        spark.sql(f"DROP TABLE {name}.sales.t PURGE")
         spark.sql(f"DROP NAMESPACE {name}.sales")
+        rest = RestCatalog("polder", uri=uri)
+        rest.create_namespace("org_401")
+        life_of_a_table(spark, f"{name}.org_401", rest, Lake(services, tmp_path, {}))
         assert list((tmp_path / "lake").rglob("*.parquet")) == []
 
 
@@ -129,13 +115,17 @@ def test_spark_of_one_org_writes_through_signed_requests(spark, services, bucket
             "header.X-Iceberg-Access-Delegation": "remote-signing",
             "s3.endpoint": services.s3, "s3.path-style-access": "true", "client.region": "us-east-1",
         }
-        life_of_a_table(spark, catalog(spark, uri, settings), "org_401", operator)
+        name = catalog(spark, uri, settings)
+        lake = Lake(services, tmp_path, SECRETS)
+        life_of_a_table(spark, f"{name}.org_401", operator, lake)
 
 
+@anywhere
 def test_spark_reads_and_changes_what_polder_wrote(spark, events: Events):  # noqa: F811
     expected = events.evolved()
     with serving(events.lake.services.polder, events.lake.work, events.lake.env) as uri:
-        table = f"{catalog(spark, uri, {})}.org_changes.event"
+        served = events.lake.through(uri)
+        table = f"{catalog(spark, uri, served.for_spark())}.org_changes.event"
         query = f"SELECT id, remark, tags FROM {table} ORDER BY id"
         assert [tuple(row) for row in values(spark, query)] == expected
         assert values(spark, f"SELECT count(note) FROM {table} VERSION AS OF 'v1'") == [[500]]
@@ -149,4 +139,4 @@ def test_spark_reads_and_changes_what_polder_wrote(spark, events: Events):  # no
         spark.sql(f"DELETE FROM {table} WHERE id BETWEEN 100 AND 109")
         left = [row for row in expected if not 100 <= row[0] <= 109]
         assert [tuple(row) for row in values(spark, query)] == left
-    events.check_evolved(left)
+        events.check_evolved(left, events.lake, served)

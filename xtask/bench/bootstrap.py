@@ -1,9 +1,9 @@
-"""All rows of an org as one Arrow stream from `polder serve`, next to PyIceberg reading the same files.
+"""All rows of an org as one Arrow stream from `polder serve`, next to PyIceberg and Trino reading the same files.
 
 Started by `cargo xtask bench bootstrap`. Said are the rows a second that a client gets, the time until the
-first byte, and the server's peak of memory. Both run on this machine, on local disk: the stream
-pays for encoding and a socket, PyIceberg for planning in Python. Each reads all columns of all rows into
-nothing. Trino is not measured: it answers SQL, not whole tables.
+first byte (of Trino and PyIceberg: the first rows), and the server's peak of memory. All run on this machine,
+on local disk: the stream pays for encoding and a socket, PyIceberg for planning in Python, Trino for the
+text that its protocol is made of. Each reads all columns of all rows into nothing.
 """
 
 import argparse
@@ -19,9 +19,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
-from optimize import CONFIG, PIPELINE, rows
+sys.path.append(str(Path(__file__).resolve().parents[2] / "interop"))
+
+from optimize import CONFIG, PIPELINE, rows  # noqa: E402
 
 FILES_ROWS = 36_000
 ADDRESS = re.compile(r"API: (http://\S+)/v1")
@@ -30,6 +33,7 @@ ADDRESS = re.compile(r"API: (http://\S+)/v1")
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--polder", required=True)
+    parser.add_argument("--trino", type=Path, required=True, help="folder of Trino's server")
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--runs", type=int, default=5)
@@ -42,7 +46,9 @@ def main() -> None:
     work = prepare(args)
     server, address = serve(args, work)
     try:
-        samples = [once(work, address, number + 1, args.runs) for number in range(args.runs)]
+        with trino(args, work, address) as port:
+            places = {"polder": address, "pyiceberg": str(work), "trino": str(port)}
+            samples = [once(places, number + 1, args.runs) for number in range(args.runs)]
     finally:
         peak = memory_mb(server.pid)
         server.send_signal(signal.SIGTERM)
@@ -93,15 +99,33 @@ def serve(args: argparse.Namespace, work: Path) -> tuple[subprocess.Popen, str]:
     raise SystemExit(f"the server did not start:\n{log.read_text()}")
 
 
-def once(work: Path, address: str, number: int, runs: int) -> dict:
+@contextmanager
+def trino(args: argparse.Namespace, work: Path, address: str):
+    """A Trino with the served catalog as `lake`; its port."""
+    from trino_server import Trino
+
+    folder = work / "trino"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    server = Trino(args.trino, folder)
+    try:
+        server.sql(
+            "CREATE CATALOG lake USING iceberg WITH (\"iceberg.catalog.type\" = 'rest',"
+            f" \"iceberg.rest-catalog.uri\" = '{address}/iceberg', \"fs.hadoop.enabled\" = 'true')"
+        )
+        yield server.port
+    finally:
+        server.stop()
+
+
+def once(places: dict[str, str], number: int, runs: int) -> dict:
     print(f"run {number} of {runs}", file=sys.stderr, flush=True)
     sample = {}
-    for name in CLIENTS:
-        place = address if name == "polder" else str(work)
-        command = [sys.executable, __file__, "--polder", "-", "--work", "-", "--client", name, place]
+    for name, place in places.items():
+        command = [sys.executable, __file__, "--polder", "-", "--trino", "-", "--work", "-", "--client", name, place]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         sample[name] = json.loads(done.stdout)
-    if sample["polder"]["rows"] != sample["pyiceberg"]["rows"]:
+    if len({found["rows"] for found in sample.values()}) != 1:
         raise SystemExit(f"other rows: {sample}")
     return sample
 
@@ -141,6 +165,19 @@ def from_pyiceberg(work: str) -> dict:
     return sampled(begun, count) | {"first_byte_ms": (first or 0) * 1000}
 
 
+def from_trino(port: str) -> dict:
+    from trino.dbapi import connect
+
+    begun = time.perf_counter()
+    cursor = connect(host="127.0.0.1", port=int(port), user="bench").cursor()
+    cursor.execute("SELECT * FROM lake.org_bench.event")
+    count, first = 0, None
+    while rows := cursor.fetchmany(10_000):
+        first = first or time.perf_counter() - begun
+        count += len(rows)
+    return sampled(begun, count) | {"first_byte_ms": (first or 0) * 1000}
+
+
 def sampled(begun: float, count: int) -> dict:
     wall = time.perf_counter() - begun
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -152,7 +189,7 @@ def sampled(begun: float, count: int) -> dict:
     }
 
 
-CLIENTS = {"polder": from_polder, "pyiceberg": from_pyiceberg}
+CLIENTS = {"polder": from_polder, "pyiceberg": from_pyiceberg, "trino": from_trino}
 
 
 def memory_mb(pid: int) -> float:

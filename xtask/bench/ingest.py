@@ -6,6 +6,11 @@ busy moment of the machine hits all of them; medians and ratios are what counts.
   drain    COPY … (FORMAT binary) over two ctid ranges into /dev/null: what the server can give
   polder   `polder run --full-refresh` into an empty lake
   duckdb   DuckDB's postgres extension into one Parquet file, as a peer
+  …        the peers of `peers.py` into Iceberg tables: DuckDB, ConnectorX and ADBC with PyIceberg, dlt;
+           with --spark Spark too
+
+What each has stored is checked by count and sums, and held to Polder's types: those that differ are
+listed as lost. A peer that cannot do it is said to have failed.
 """
 
 import argparse
@@ -17,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -34,6 +40,9 @@ CREATE TABLE lineitem (
   l_shipdate date NOT NULL, l_commitdate date NOT NULL, l_receiptdate date NOT NULL,
   l_shipinstruct char(25) NOT NULL, l_shipmode char(10) NOT NULL, l_comment varchar(44) NOT NULL
 )"""
+# The sums that a result is checked by: a key and an amount.
+SUMS = {"lineitem": ("l_orderkey", "l_extendedprice"), "opportunity_wide": ("id", "amount")}
+PEERS = ["duckdb", "connectorx", "adbc", "dlt"]
 DUCKDB = """
 import sys, duckdb
 from duckdb_extensions import import_extension
@@ -84,19 +93,26 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--peers", required=True, help="the Python of the peers' environment")
+    parser.add_argument("--no-peers", action="store_true", help="only Polder, the drain and DuckDB")
+    parser.add_argument("--spark", action="store_true", help="Spark as well, which takes minutes")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     load(args)
     ways = {"drain": drain, "polder": polder, "duckdb": duckdb_parquet}
+    peers = [] if args.no_peers else PEERS + ["spark"] * args.spark
+    ways |= {f"{name}→ice": partial(peer, name) for name in peers}
     samples = {table: {way: [] for way in ways} for table in TABLES}
     for run in range(args.runs):
         for table in TABLES:
             for way, measure in ways.items():
                 say(f"run {run + 1} of {args.runs}: {table}, {way}")
                 samples[table][way].append(measure(args, table))
+                said_failed(samples[table][way][-1])
     report = {"machine": machine(args), "tables": {}}
     for table in TABLES:
         report["tables"][table] = summarise(rows_of(args, table), samples[table])
+        find_lost(report["tables"][table], samples[table])
     print(json.dumps(report, indent=2) if args.json else as_text(report))
 
 
@@ -175,10 +191,44 @@ def polder(args: argparse.Namespace, table: str) -> dict:
         [args.polder, "tables", "--json"], cwd=work, env=env, check=True, capture_output=True
     )
     tables = json.loads(listed.stdout)
-    if [row["rows"] for row in tables] != [rows_of(args, table)]:
-        raise SystemExit(f"polder stored another number of rows of {table}: {tables}")
+    sample |= checked(args, table, tables[0]["metadata_location"])
+    if "failed" in sample:
+        raise SystemExit(f"polder: {sample['failed']}")
     sample["stored_mb"] = folder_mb(work / "lake")
     return sample
+
+
+def peer(name: str, args: argparse.Namespace, table: str) -> dict:
+    work = args.work / f"peer-{name}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    python = sys.executable if name == "spark" else args.peers
+    env = os.environ | {
+        "RUNTIME__DLTHUB_TELEMETRY": "false", "PYICEBERG_DOWNCAST_NS_TIMESTAMP_TO_US_ON_WRITE": "true",
+    }
+    command = [python, str(Path(__file__).with_name("peers.py")), name, args.postgres, table, str(work)]
+    try:
+        sample, said = measured_with_words(command, env=env)
+    except Failed as failed:
+        return {"failed": str(failed)}
+    # Some say more once they have ended.
+    told = [line for line in said.splitlines() if line.startswith('{"metadata"')]
+    sample |= checked(args, table, json.loads(told[-1])["metadata"])
+    sample["stored_mb"] = folder_mb(work)
+    return sample
+
+
+def checked(args: argparse.Namespace, table: str, metadata: str) -> dict:
+    """The types of what is stored, if its rows are the source's."""
+    key, amount = SUMS[table]
+    command = [args.peers, str(Path(__file__).with_name("peers.py")), "check", metadata, key, amount]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    with psycopg.connect(args.postgres) as connection:
+        query = f"SELECT count(*), sum({key})::text, sum({amount})::text FROM {table}"
+        rows, *sums = connection.execute(query).fetchone()
+    if (found["rows"], found["sums"]) != (rows, sums):
+        return {"failed": f"{found['rows']} rows with sums {found['sums']}, not {rows} with {sums}"}
+    return {"types": found["types"]}
 
 
 def duckdb_parquet(args: argparse.Namespace, table: str) -> dict:
@@ -190,7 +240,18 @@ def duckdb_parquet(args: argparse.Namespace, table: str) -> dict:
     return sample
 
 
+class Failed(Exception):
+    """A program that did not do what it was to do; its last words."""
+
+
 def measured(command: list[str], **options) -> dict:
+    try:
+        return measured_with_words(command, **options)[0]
+    except Failed as failed:
+        raise SystemExit(f"{command[0]} failed:\n{failed}") from failed
+
+
+def measured_with_words(command: list[str], **options) -> tuple[dict, str]:
     """Runs the command alone and reads what the kernel counted for it."""
     started = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
@@ -198,9 +259,15 @@ def measured(command: list[str], **options) -> dict:
     _, status, usage = os.wait4(child.pid, 0)
     wall = time.perf_counter() - started
     if status:
-        raise SystemExit(f"{command[0]} failed:\n{said.decode(errors='replace')[-4000:]}")
+        raise Failed(said.decode(errors="replace")[-4000:])
     cpu = usage.ru_utime + usage.ru_stime
-    return {"wall_s": wall, "cpu_s": cpu, "rss_mb": usage.ru_maxrss * 1024 / 1e6}
+    figures = {"wall_s": wall, "cpu_s": cpu, "rss_mb": usage.ru_maxrss * 1024 / 1e6}
+    return figures, said.decode(errors="replace")
+
+
+def said_failed(sample: dict) -> None:
+    if "failed" in sample:
+        say(f"  failed: {sample['failed'].strip().splitlines()[-1]}")
 
 
 def folder_mb(folder: Path) -> float:
@@ -210,7 +277,12 @@ def folder_mb(folder: Path) -> float:
 def summarise(rows: int, samples: dict[str, list[dict]]) -> dict:
     ways = {}
     for way, runs in samples.items():
-        ways[way] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        failed = [run["failed"] for run in runs if "failed" in run]
+        if failed:
+            ways[way] = {"failed": failed[-1].strip().splitlines()[-1]}
+            continue
+        keys = [key for key in runs[0] if key != "types"]
+        ways[way] = {key: statistics.median(run[key] for run in runs) for key in keys}
         # The ratio of each run to the drain beside it, then the median of those.
         ratios = [run["wall_s"] / beside["wall_s"] for run, beside in zip(runs, samples["drain"])]
         ways[way]["wall_to_drain"] = statistics.median(ratios)
@@ -218,6 +290,16 @@ def summarise(rows: int, samples: dict[str, list[dict]]) -> dict:
         if "cpu_s" in ways[way]:
             ways[way]["cpu_us_per_row"] = ways[way]["cpu_s"] * 1e6 / rows
     return {"rows": rows, "ways": ways}
+
+
+def find_lost(report: dict, samples: dict[str, list[dict]]) -> None:
+    """Lists the columns whose type is another one than in Polder's table."""
+    own = samples["polder"][-1]["types"]
+    for way, figures in report["ways"].items():
+        types = samples[way][-1].get("types")
+        if types and "failed" not in figures:
+            lost = [f"{n} {kind} as {types.get(n)}" for n, kind in own.items() if types.get(n) != kind]
+            figures["lost_types"] = lost
 
 
 def machine(args: argparse.Namespace) -> dict:
@@ -244,11 +326,14 @@ def as_text(report: dict) -> str:
         f" {machine['polder']}, DuckDB {machine['duckdb']};"
         f" medians of {machine['runs']} interleaved runs, {STREAMS} streams",
         "",
-        f"{'table':<18}{'way':<9}{'wall s':>8}{'÷ drain':>9}{'CPU s':>8}{'µs/row':>8}"
+        f"{'table':<18}{'way':<15}{'wall s':>8}{'÷ drain':>9}{'CPU s':>8}{'µs/row':>8}"
         f"{'RSS MB':>8}{'stored MB':>11}",
     ]
     for table, found in report["tables"].items():
         for way, figures in found["ways"].items():
+            if "failed" in figures:
+                lines.append(f"{table:<18}{way:<15}failed: {figures['failed'][:90]}")
+                continue
             cells = [
                 f"{figures['wall_s']:8.2f}", f"{figures['wall_to_drain']:9.2f}",
                 f"{figures['cpu_s']:8.2f}" if "cpu_s" in figures else " " * 8,
@@ -256,7 +341,9 @@ def as_text(report: dict) -> str:
                 f"{figures['rss_mb']:8.0f}" if "rss_mb" in figures else " " * 8,
                 f"{figures['stored_mb']:11.0f}" if "stored_mb" in figures else "",
             ]
-            lines.append(f"{table:<18}{way:<9}" + "".join(cells))
+            lines.append(f"{table:<18}{way:<15}" + "".join(cells))
+            if lost := figures.get("lost_types"):
+                lines.append(f"{'':<18}{len(lost)} lost types: {', '.join(lost)}")
     return "\n".join(lines)
 
 

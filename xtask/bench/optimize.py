@@ -2,8 +2,9 @@
 
 Started by `cargo xtask bench optimize`. PyIceberg writes the files into a table that Polder made; a
 copy of that lake is optimized in every run, so that all runs do the same work. Said are megabytes of
-input a second, the peak of memory, and how long a query takes before and after. Spark and Trino are
-not measured here.
+input a second, the peak of memory, and how long a query takes before and after; then how long Spark's
+`rewrite_data_files` and Trino's `optimize` take over the same copy, unless `--alone` is given. Polder's
+time is that of its whole process, theirs that of the statement.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 CONFIG = """
@@ -91,16 +93,58 @@ def main() -> None:
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--alone", action="store_true", help="without Spark and Trino")
+    parser.add_argument("--spark", type=Path, help="the folder of Spark's jars")
+    parser.add_argument("--trino", type=Path, help="the folder of Trino")
+    parser.add_argument("--check", action="store_true", help="fail where a goal is not met")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     full = prepare(args)
+    others = started(args)
     samples = []
-    for run in range(args.runs):
-        say(f"run {run + 1} of {args.runs}")
-        samples.append(once(args, full))
+    try:
+        for run in range(args.runs):
+            say(f"run {run + 1} of {args.runs}")
+            samples.append(once(args, full) | {
+                f"{name}_s": by_other(args, full, engine) for name, engine in others.items()
+            })
+    finally:
+        for engine in others.values():
+            engine.stop()
     report = {"machine": machine(args), "files": args.files, "samples": samples}
     report |= {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
+    report |= {f"times_{name}": report[f"{name}_s"] / report["wall_s"] for name in others}
     print(json.dumps(report, indent=2) if args.json else as_text(report))
+    missed = [text for text, met in goals(report) if not met]
+    if args.check and missed:
+        raise SystemExit("goals that are not met: " + "; ".join(missed))
+
+
+def goals(report: dict) -> list[tuple[str, bool]]:
+    found = [
+        ("150 MB of input a second", report["input_mb_per_s"] >= 150),
+        ("1 GB of memory", report["rss_mb"] <= 1000),
+        ("a query no slower than before", report["query_after_s"] <= report["query_before_s"]),
+    ]
+    for name, times in [("spark", 5), ("trino", 2)]:
+        if f"times_{name}" in report:
+            found.append((f"{times} times {name.title()}", report[f"times_{name}"] >= times))
+    return found
+
+
+def started(args: argparse.Namespace) -> dict:
+    """What Polder is compared with."""
+    if args.alone:
+        return {}
+    import engines
+
+    say("starting Spark and Trino")
+    spark = engines.Spark(args.spark, args.work)
+    try:
+        return {"spark": spark, "trino": engines.Trino(args.trino, args.work / "trino")}
+    except BaseException:
+        spark.stop()
+        raise
 
 
 def say(text: str) -> None:
@@ -127,22 +171,44 @@ def prepare(args: argparse.Namespace) -> Path:
     return full
 
 
-def once(args: argparse.Namespace, full: Path) -> dict:
-    # Locations are absolute: the lake is put back into its own place.
+@contextmanager
+def put_back(args: argparse.Namespace, full: Path):
+    """Whatever is done to the lake is undone. Locations are absolute: it comes back to its own place."""
     kept = args.work / "kept"
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(full, kept, copy_function=os.link)
     (kept / "polder.db").unlink()
     shutil.copy2(full / "polder.db", kept / "polder.db")
     try:
-        before = query(args, full)
-        sample, said = measured([args.polder, "maintain", "optimize", "--json"], full)
-        after = query(args, full)
+        yield
     finally:
         shutil.rmtree(full)
         kept.rename(full)
+
+
+def same(before: dict, after: dict) -> None:
     if before["answer"] != after["answer"]:
         raise SystemExit(f"another answer: {before['answer']} and {after['answer']}")
+
+
+def by_other(args: argparse.Namespace, full: Path, engine) -> float:
+    """Seconds that another engine takes for the same."""
+    import engines
+
+    with put_back(args, full):
+        before = query(args, full)
+        with engines.serving(args.polder, full) as address:
+            seconds = engine.rewrite(address, "org_bench", "event")
+        same(before, query(args, full))
+    return seconds
+
+
+def once(args: argparse.Namespace, full: Path) -> dict:
+    with put_back(args, full):
+        before = query(args, full)
+        sample, said = measured([args.polder, "maintain", "optimize", "--json"], full)
+        after = query(args, full)
+    same(before, after)
     report = json.loads(said)["tables"][0]
     return sample | {
         "files_before": report["files_replaced"],
@@ -186,6 +252,10 @@ def as_text(report: dict) -> str:
         f" {report['input_mb_per_s']:.0f} MB/s of input, {report['cpu_s']:.1f} s of CPU,"
         f" {report['rss_mb']:.0f} MB at most",
         f"a query took {report['query_before_s']:.2f} s before and {report['query_after_s']:.2f} s after",
+        *(
+            f"{name.title()} took {report[f'{name}_s']:.2f} s for the same: {report[f'times_{name}']:.1f} times as long"
+            for name in ["spark", "trino"] if f"{name}_s" in report
+        ),
     ])
 
 

@@ -10,6 +10,15 @@ use crate::{Result, places, rck, tidy};
 /// Tests that need servers, and those that hold every commit to every fault, which take a minute.
 const NOT_QUICK: [&str; 4] = ["service::", "faults::", "stress::", "histories::"];
 
+/// How long `stress` goes on where nothing is said.
+const STRESS_SECONDS: u64 = 180;
+/// The tests that go on for as long as one likes: over the embedded catalogs, and over those of others.
+const STRESS: [&str; 2] = ["stress::", "many_writers"];
+
+/// Random histories of a table, and races of an erasure with runs, of `longer`.
+const HISTORIES: u64 = 10_000;
+const RACES: u64 = 500;
+
 /// Every type of the sources and what becomes of each value.
 const FIDELITY: [&str; 3] = [
     "interop/test_fidelity.py",
@@ -42,6 +51,45 @@ pub(crate) fn fidelity() -> Result {
         python.envs(instance.env()?).env("POLDER_FIDELITY_PAGE", "write");
         readers(&mut python, &FIDELITY)
     })
+}
+
+/// `stress [--seconds N]`: many writers of one table, on every catalog, for so long each.
+pub(crate) fn stress(args: &[&str]) -> Result {
+    let seconds = match args {
+        [] => STRESS_SECONDS,
+        ["--seconds", seconds] => {
+            seconds.parse().map_err(|_| format!("--seconds {seconds} is no number of seconds"))?
+        }
+        _ => return Err("stress takes --seconds N, and nothing else".to_owned()),
+    };
+    services::install()?;
+    with_servers(|instance| {
+        let mut tests = cargo(&["test", "--workspace", "--no-fail-fast", "--"]);
+        tests.args(STRESS).arg("--nocapture");
+        tests.envs(instance.env()?).env("POLDER_STRESS_SECONDS", seconds.to_string());
+        run(&format!("many writers of one table, for {seconds} s each"), &mut tests)
+    })
+}
+
+/// `longer [--histories N] [--races N]`: tests that need no server and are as long as one likes.
+pub(crate) fn longer(args: &[&str]) -> Result {
+    let (mut histories, mut races) = (HISTORIES, RACES);
+    for pair in args.chunks(2) {
+        let asked = match pair {
+            ["--histories", _] => &mut histories,
+            ["--races", _] => &mut races,
+            _ => return Err("longer takes --histories N and --races N".to_owned()),
+        };
+        let number = pair[1];
+        *asked = number.parse().map_err(|_| format!("{} {number} is no number", pair[0]))?;
+    }
+    let test = |name: &str, variable: &str, number: u64| {
+        let mut tests = cargo(&["test", "--workspace", "--no-fail-fast", "--", name]);
+        tests.env(variable, number.to_string());
+        run(&format!("{name} of {number}"), &mut tests)
+    };
+    let histories = test("random_histories_go_as_the_model_says", "PROPTEST_CASES", histories);
+    histories.and(test("nothing_comes_back_in_races", "POLDER_RACES", races))
 }
 
 fn with_servers(work: impl FnOnce(&Instance) -> Result) -> Result {
@@ -92,6 +140,8 @@ fn readers(python: &mut Command, tests: &[&str]) -> Result {
     python.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]).args(tests);
     python.env("POLDER_BIN", places::polder("debug")).env("TRINO_HOME", places::trino());
     python.env("SPARK_JARS", places::spark_jars()).env("PYTHONDONTWRITEBYTECODE", "1");
+    python.env("POLDER_OIDC_PROVIDER", places::oidc_provider());
+    python.env("REST_JARS", places::rest_jars());
     python.env("POLDER_AIRFLOW", places::airflow().join("bin/python"));
     if let Some(java) = places::java_17() {
         python.env("JAVA_HOME", java);

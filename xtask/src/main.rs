@@ -26,6 +26,9 @@ cargo xtask <command>
 
   check                   quick loop: tidy, clippy, tests that need no server
   test                    everything: install, services, all tests, reader tests
+  stress [--seconds N]    many writers of one table, on every catalog, for N (180) seconds each
+  longer                  random histories of a table, and erasures of an org that is being loaded
+         [--histories N] [--races N]  10,000 and 500; hours
   fidelity                every type of the sources, read back; writes docs/reference/types.md
   ci                      fmt, tidy, clippy, test, doc, deny, unused dependencies
   tidy                    layering, sizes, banned words, ARCHITECTURE.md's map
@@ -36,14 +39,28 @@ cargo xtask <command>
   demo [up|down]          the whole story on generated data (see demo/)
   rck [ARGS for mvn]      Iceberg's REST Compatibility Kit against `polder serve`
            [--catalog URL] first: its catalog in another database than a new SQLite one
-  bench ingest            PostgreSQL to Iceberg against a plain drain
-           [--scale N] [--runs N] [--json]
+  bench ingest            PostgreSQL to Iceberg against a plain drain and other loaders
+           [--scale N] [--runs N] [--no-peers] [--spark] [--json]
+  bench changes           runs after 1 % has changed, and after nothing has
+           [--scale N] [--runs N] [--upsert] [--orgs N] [--json]
+  bench documents         MongoDB to Iceberg against a raw drain and pymongoarrow
+           [--documents N] [--runs N] [--json]
+  bench validate          the audit of a load, and validations against the source's own digest query
+           [--scale N] [--runs N] [--json] [--check]
   bench catalog           `polder serve` against Iceberg's reference server, up to 100,000 tables
-           [--tables N]... [--seconds N] [--runs N] [--json]
-  bench optimize          1,000 small files merged by `polder maintain optimize`
-           [--files N] [--runs N] [--json]
+           [--tables N]... [--seconds N] [--runs N] [--json] [--check]
+  bench optimize          1,000 small files merged by `polder maintain optimize`, by Spark and by Trino
+           [--files N] [--runs N] [--alone] [--json] [--check]
+  bench trickle           1,000 tiny appends after maintenance, next to a table loaded at once
+           [--appends N] [--rows N] [--runs N] [--json] [--check]
+  bench erase             an org of 100,000 objects on S3 erased while another is worked for
+           [--objects N] [--json] [--check]
+  bench control           10,000 orgs in one configuration; how punctual schedules are
+           [--orgs N] [--tables N] [--hourly N] [--window SECONDS] [--json]
   bench bootstrap         all rows of an org as one stream, next to PyIceberg
            [--rows N] [--runs N] [--json]
+  bench query             TPC-H's queries on Iceberg tables, next to DuckDB and Trino
+           [--scale N] [--runs N] [--memory-mb MB] [--json] [--check]
 ";
 
 fn main() -> ExitCode {
@@ -62,6 +79,8 @@ fn dispatch(args: &[String]) -> Result {
     match words.as_slice() {
         ["check"] => ci::check(),
         ["test"] => ci::test(),
+        ["stress", rest @ ..] => ci::stress(rest),
+        ["longer", rest @ ..] => ci::longer(rest),
         ["fidelity"] => ci::fidelity(),
         ["ci"] => ci::ci(),
         ["tidy"] => tidy::run(),
@@ -70,9 +89,16 @@ fn dispatch(args: &[String]) -> Result {
         ["demo", "down"] => demo::down(),
         ["rck", rest @ ..] => rck::rck(rest),
         ["bench", "ingest", rest @ ..] => bench::ingest(rest),
+        ["bench", "changes", rest @ ..] => bench::changes(rest),
+        ["bench", "documents", rest @ ..] => bench::documents(rest),
+        ["bench", "validate", rest @ ..] => bench::validate(rest),
         ["bench", "catalog", rest @ ..] => bench::catalog(rest),
         ["bench", "optimize", rest @ ..] => bench::optimize(rest),
+        ["bench", "trickle", rest @ ..] => bench::trickle(rest),
+        ["bench", "erase", rest @ ..] => bench::erase(rest),
+        ["bench", "control", rest @ ..] => bench::control(rest),
         ["bench", "bootstrap", rest @ ..] => bench::bootstrap(rest),
+        ["bench", "query", rest @ ..] => bench::query(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())

@@ -33,6 +33,11 @@ pub(crate) fn airflow() -> PathBuf {
     target().join("airflow")
 }
 
+/// The Python environment with what the benchmarks compare with.
+pub(crate) fn peers() -> PathBuf {
+    target().join("peers")
+}
+
 /// Trino, for the reader tests.
 pub(crate) fn trino() -> PathBuf {
     target().join("trino")
@@ -46,6 +51,11 @@ pub(crate) fn spark_jars() -> PathBuf {
 /// Iceberg's reference REST catalog, for tests.
 pub(crate) fn rest_jars() -> PathBuf {
     target().join("rest-jars")
+}
+
+/// An `OpenID` provider, for the reader tests.
+pub(crate) fn oidc_provider() -> PathBuf {
+    target().join("oidc-provider")
 }
 
 /// A JDK 17 where Debian puts one: Spark and Hadoop refuse newer ones. Without such a folder

@@ -5,6 +5,7 @@
 //! `/tmp` is removed.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -19,12 +20,16 @@ const WAREHOUSE: &str = "/tmp";
 /// Where the server under test keeps its catalog, beside its configuration.
 const CATALOG: &str = "sqlite://catalog.db";
 /// Folders the kit and the server make there.
-const LEFT_BEHIND: [&str; 3] = ["ns", "newdb", "shared"];
+const LEFT_BEHIND: [&str; 4] = ["ns", "newdb", "shared", "audit-log"];
+/// Where a server writes down how far its audit log goes: one that finds another log's does not end well.
+const CHECKPOINT: &str = "audit-log/head.json";
 /// The kit of Iceberg 1.11.0: what runs, and how much of it Apache's own server skips.
 const TESTS: u32 = 157;
 const SKIPPED_MAX: u32 = 12;
 const START_MAX: Duration = Duration::from_secs(30);
 const STOP_MAX: Duration = Duration::from_secs(30);
+/// So much of what it has printed is shown if it does not end well.
+const LAST_LINES: usize = 20;
 /// What the server prints before its address.
 const ADDRESS: &str = "Iceberg REST catalog: ";
 
@@ -39,6 +44,7 @@ pub(crate) fn rck(args: &[&str]) -> Result {
     };
     let work = places::target().join("rck");
     let existing: Vec<PathBuf> = left_behind().filter(|path| path.exists()).collect();
+    forget_checkpoint()?;
     let server = Server::start(&work, catalog)?;
     let outcome = maven(&work, &server.uri, args);
     let stopped = server.stop();
@@ -59,6 +65,17 @@ fn left_behind() -> impl Iterator<Item = PathBuf> {
     LEFT_BEHIND.iter().map(|name| Path::new(WAREHOUSE).join(name))
 }
 
+/// Removes the checkpoint of a run that was cut off, whose control store is gone.
+fn forget_checkpoint() -> Result {
+    let path = Path::new(WAREHOUSE).join(CHECKPOINT);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(format!("cannot remove {}: {error}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn maven(work: &Path, uri: &str, args: &[&str]) -> Result {
     let mut maven = command("mvn");
     maven.args(["-B", "-q", "test", "--file", "interop/rck/pom.xml"]);
@@ -73,6 +90,8 @@ fn maven(work: &Path, uri: &str, args: &[&str]) -> Result {
 
 struct Server {
     child: Child,
+    /// What it has printed.
+    log: PathBuf,
     uri: String,
 }
 
@@ -94,10 +113,10 @@ impl Server {
         serve.current_dir(work).args(["serve", "--listen", "127.0.0.1:0"]);
         serve.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let child = serve.spawn().map_err(|error| format!("cannot start polder: {error}"))?;
-        let mut server = Self { child, uri: String::new() };
+        let mut server = Self { child, log, uri: String::new() };
         let deadline = Instant::now() + START_MAX;
         while Instant::now() < deadline {
-            let text = fs::read_to_string(&log).unwrap_or_default();
+            let text = fs::read_to_string(&server.log).unwrap_or_default();
             let address = text.lines().find_map(|line| line.strip_prefix(ADDRESS));
             if let Some(address) = address.filter(|_| text.ends_with('\n')) {
                 address.clone_into(&mut server.uri);
@@ -105,7 +124,7 @@ impl Server {
             }
             thread::sleep(Duration::from_millis(100));
         }
-        let said = fs::read_to_string(&log).unwrap_or_default();
+        let said = fs::read_to_string(&server.log).unwrap_or_default();
         server.stop()?;
         Err(format!("polder serve did not start:\n{said}"))
     }
@@ -117,7 +136,13 @@ impl Server {
         };
         let status = self.child.wait().map_err(|error| format!("polder serve: {error}"))?;
         stopped?;
-        if status.success() { Ok(()) } else { Err(format!("polder serve ended with {status}")) }
+        if status.success() {
+            return Ok(());
+        }
+        let said = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = said.lines().collect();
+        let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+        Err(format!("polder serve ended with {status}:\n{last}"))
     }
 }
 

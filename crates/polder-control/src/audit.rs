@@ -19,7 +19,7 @@ const PAGE: i64 = 1000;
 /// Something that somebody did, or was refused.
 #[derive(Clone, Debug, Default)]
 pub struct Event {
-    /// `key:plk_…`, `client:…`, `cli:…`, or `-` for nobody known.
+    /// `key:plk_…`, `client:…`, `oidc:<issuer>#<subject>`, `cli:…`, `webhook`, or `-` for nobody known.
     pub who: String,
     /// `table.create`, `key.revoke`, …
     pub action: String,
@@ -64,8 +64,25 @@ pub async fn record(store: &Store, event: &Event) -> Result<Head> {
     Ok(head)
 }
 
+/// Adds entries of these times (milliseconds since the epoch), in their order, in one transaction: all or
+/// none.
+pub async fn record_all(store: &Store, events: &[(i64, Event)]) -> Result<()> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = store.begin().await?;
+    for (at_ms, event) in events {
+        append_at(&mut transaction, *at_ms, event).await?;
+    }
+    commit(transaction).await
+}
+
 /// Adds an entry in the transaction of what it tells of. The log's head is held until its end.
 pub(crate) async fn append(transaction: &mut Transaction, event: &Event) -> Result<Head> {
+    append_at(transaction, Utc::now().timestamp_millis(), event).await
+}
+
+async fn append_at(transaction: &mut Transaction, at_ms: i64, event: &Event) -> Result<Head> {
     let row =
         sqlx::query("UPDATE polder_audit_head SET seq = seq + 1 WHERE id = 1 RETURNING seq, hash")
             .fetch_one(&mut **transaction)
@@ -74,7 +91,7 @@ pub(crate) async fn append(transaction: &mut Transaction, event: &Event) -> Resu
     let previous: String = row.try_get("hash").map_err(unwritable)?;
     let mut entry = Entry {
         seq: row.try_get("seq").map_err(unwritable)?,
-        at_ms: Utc::now().timestamp_millis(),
+        at_ms,
         who: event.who.clone(),
         action: event.action.clone(),
         org: event.org.clone(),
@@ -138,6 +155,20 @@ pub async fn head(store: &Store) -> Result<Head> {
         seq: row.try_get("seq").map_err(unreadable)?,
         hash: row.try_get("hash").map_err(unreadable)?,
     })
+}
+
+/// Whether the log still has the entry at which it ended when a head was written down.
+pub async fn holds(store: &Store, written: &Head) -> Result<bool> {
+    if written.seq == 0 {
+        return Ok(true);
+    }
+    let row = sqlx::query("SELECT hash FROM polder_audit WHERE seq = $1")
+        .bind(written.seq)
+        .fetch_optional(store.pool())
+        .await
+        .map_err(unreadable)?;
+    let Some(row) = row else { return Ok(false) };
+    Ok(row.try_get::<String, _>("hash").map_err(unreadable)? == written.hash)
 }
 
 /// What a look through the whole log found.
@@ -254,6 +285,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn many_entries_go_in_at_once_and_in_order() {
+        let (store, _folder) = log(1).await;
+        let event = |name: &str| Event { subject: Some(name.to_owned()), ..Event::default() };
+        let events = [(5, event("a")), (3, event("b")), (4, event("c"))];
+        record_all(&store, &events).await.expect("recorded");
+        record_all(&store, &[]).await.expect("nothing to do");
+        let read = after(&store, 1, 10).await.expect("read");
+        let said: Vec<_> = read.iter().map(|e| (e.seq, e.at_ms, e.subject.as_deref())).collect();
+        assert_eq!(said, [(2, 5, Some("a")), (3, 3, Some("b")), (4, 4, Some("c"))]);
+        assert!(verify(&store, None).await.expect("verified").problems.is_empty());
+    }
+
+    #[tokio::test]
     async fn edits_holes_and_insertions_are_found() {
         for (change, expect) in [
             ("UPDATE polder_audit SET who = 'key:plk_b' WHERE seq = 3", "entry 3 is not what"),
@@ -280,6 +324,8 @@ mod tests {
     async fn a_log_that_was_cut_off_is_found_by_its_checkpoint() {
         let (store, _folder) = log(5).await;
         let written_down = head(&store).await.expect("head");
+        assert!(holds(&store, &Head::default()).await.expect("asked"));
+        assert!(holds(&store, &written_down).await.expect("asked"));
         sql(&store, "DELETE FROM polder_audit WHERE seq > 3").await;
         sql(
             &store,
@@ -288,12 +334,14 @@ mod tests {
         )
         .await;
         assert!(verify(&store, None).await.expect("verified").problems.is_empty(), "a whole chain");
+        assert!(!holds(&store, &written_down).await.expect("asked"));
         let found = verify(&store, Some(&written_down)).await.expect("verified").problems;
         assert_eq!(found, ["entry 5 is not there as it was written down elsewhere"]);
         // Going on from there does not help: the fifth entry is another one.
         for _ in 0..3 {
             record(&store, &Event::default()).await.expect("recorded");
         }
+        assert!(!holds(&store, &written_down).await.expect("asked"));
         assert_eq!(verify(&store, Some(&written_down)).await.expect("verified").problems.len(), 1);
     }
 }

@@ -220,6 +220,7 @@ mod tests {
                 catalog_entries: 2,
                 store_rows: 5,
                 management_rows: vec![("validation_results".into(), 4)],
+                airflow: None,
             },
             verification: Verification {
                 at_ms: 1,
@@ -227,6 +228,7 @@ mod tests {
                 objects: 0,
                 catalog_entries: 0,
                 management_rows: 0,
+                airflow_dags: None,
             },
             remains: vec![Remains { what: "this entry".into(), why: "audit".into() }],
         }

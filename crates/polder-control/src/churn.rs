@@ -3,17 +3,32 @@
 //!
 //! What is removed from the lake, and when the org's own processes stop, is not decided here.
 
+use std::collections::HashSet;
+
 use chrono::Utc;
 use polder_core::{Authorized, Erasure, Error, ErrorCode, Hold, OrgId, Result};
 use sqlx::any::AnyRow;
 use sqlx::{Any, Row, Transaction};
 use uuid::Uuid;
 
-use crate::store::{Store, failed};
+use crate::store::{Store, commit, failed};
 
 /// The tables of the store with rows of orgs, by their column `org`, that go with the org. What an
 /// erasure leaves is the row about itself and those about legal holds.
-const TABLES_OF_ORGS: &[&str] = &["polder_queue", "polder_runs"];
+const TABLES_OF_ORGS: &[&str] = &[
+    "polder_queue",
+    "polder_runs",
+    // After the runs: see `run_logs::append`.
+    "polder_run_logs",
+    "polder_turns",
+    "polder_pauses",
+    "polder_schedules",
+    "polder_usage",
+    "polder_undo",
+    // After the queue and the runs: they are written with these.
+    "polder_alerts",
+    "polder_verdicts",
+];
 /// What else is an org's, and has no such column. A key of several orgs stays, for the others.
 const ROWS_OF_ORGS: &[&str] = &[
     "DELETE FROM polder_desired WHERE kind = 'org' AND id = $1",
@@ -154,6 +169,14 @@ pub async fn in_force(store: &Store, org: &Authorized<OrgId>) -> Result<Option<C
     read(found)
 }
 
+/// The orgs that are leaving or have left.
+pub async fn leaving(store: &Store) -> Result<HashSet<String>> {
+    let sql = format!("SELECT DISTINCT org FROM polder_churns WHERE {IN_FORCE}");
+    let rows = sqlx::query(&sql).fetch_all(store.pool()).await;
+    let rows = rows.map_err(|error| failed("the orgs that leave cannot be listed", error))?;
+    rows.iter().map(|row| row.try_get("org").map_err(damaged)).collect()
+}
+
 /// The newest event of an org, whatever has become of it.
 pub async fn latest(store: &Store, org: &Authorized<OrgId>) -> Result<Option<Churn>> {
     let sql = format!(
@@ -236,13 +259,29 @@ pub async fn forget(store: &Store, org: &Authorized<OrgId>) -> Result<u64> {
     // Names of ours, from the list above.
     let of_tables =
         TABLES_OF_ORGS.iter().map(|table| format!("DELETE FROM {table} WHERE org = $1"));
-    for sql in of_tables.chain(ROWS_OF_ORGS.iter().map(|sql| (*sql).to_owned())) {
-        let done = sqlx::query(&sql).bind(org.get().as_str()).execute(store.pool()).await;
+    // The desired state first: what is written by it, such as schedules, asks for its row.
+    for sql in ROWS_OF_ORGS.iter().map(|sql| (*sql).to_owned()).chain(of_tables) {
+        let mut transaction = store.begin().await?;
+        if sql.contains("polder_schedules") {
+            crate::schedule::lock(&mut transaction).await?;
+        }
+        let done = sqlx::query(&sql).bind(org.get().as_str()).execute(&mut *transaction).await;
         rows += done
             .map_err(|error| failed("the org's rows cannot be removed", error))?
             .rows_affected();
+        commit(transaction).await?;
     }
     Ok(rows)
+}
+
+/// Whether an org has left or is leaving. For the scheduler, which works for all orgs.
+pub(crate) async fn is_leaving(
+    transaction: &mut Transaction<'_, Any>,
+    org: &OrgId,
+) -> Result<bool> {
+    let sql = format!("SELECT event_id FROM polder_churns WHERE org = $1 AND {IN_FORCE}");
+    let found = sqlx::query(&sql).bind(org.as_str()).fetch_optional(&mut **transaction).await;
+    found.map(|row| row.is_some()).map_err(|error| failed("the org's churns cannot be read", error))
 }
 
 /// # Errors
@@ -251,9 +290,7 @@ pub(crate) async fn check_none(
     transaction: &mut Transaction<'_, Any>,
     org: &Authorized<OrgId>,
 ) -> Result<()> {
-    let sql = format!("SELECT event_id FROM polder_churns WHERE org = $1 AND {IN_FORCE}");
-    let found = sqlx::query(&sql).bind(org.get().as_str()).fetch_optional(&mut **transaction).await;
-    if found.map_err(|error| failed("the org's churns cannot be read", error))?.is_none() {
+    if !is_leaving(transaction, org.get()).await? {
         return Ok(());
     }
     let message = format!("org {} has left or is leaving: nothing runs for it", org.get());

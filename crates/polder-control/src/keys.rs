@@ -13,12 +13,15 @@ use serde::Serialize;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use crate::store::{Store, failed};
+use crate::store::{Store, Transaction, commit, failed};
 
 /// What every key begins with, so that scanners of leaked secrets know one.
 pub const PREFIX: &str = "plk_";
 const ID_BYTES: usize = 6;
 const SECRET_BYTES: usize = 32;
+const NAME_CHARS_MAX: usize = 200;
+const SELECT: &str = "SELECT id, hash, role, orgs, name, created_ms, expires_ms, revoked_ms \
+                      FROM polder_keys";
 
 /// What is known of a key: never its secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -36,6 +39,15 @@ pub struct Key {
     pub revoked_ms: Option<i64>,
 }
 
+impl Key {
+    /// When a key ends that takes the place of this one now: it is good as long as this one was meant to be
+    /// when it was made.
+    pub fn next_expires_ms(&self) -> Option<i64> {
+        let lifetime = self.expires_ms? - self.created_ms;
+        Some(Utc::now().timestamp_millis().saturating_add(lifetime))
+    }
+}
+
 /// A key to be made.
 #[derive(Clone, Debug)]
 pub struct KeyRequest {
@@ -46,28 +58,52 @@ pub struct KeyRequest {
     pub expires_ms: Option<i64>,
 }
 
+/// What can be meant by a request, before anything is made.
+///
+/// # Errors
+/// `spec.invalid` for an operator's key of some orgs, another role's of none, one that has expired
+/// already, and a name that is no line of text.
+pub fn check(request: &KeyRequest) -> Result<()> {
+    Principal::of(request.role, request.orgs.clone()).map_err(|error| {
+        let operator = request.role == Role::Operator;
+        let others = "name its orgs: --org 401, or by the API \"orgs\": [\"401\"]";
+        error.hint(if operator { "leave its orgs out, or choose another role" } else { others })
+    })?;
+    let no_line =
+        |name: &String| name.chars().count() > NAME_CHARS_MAX || name.chars().any(char::is_control);
+    if request.name.as_ref().is_some_and(no_line) {
+        let message = format!("a key's name has {NAME_CHARS_MAX} characters at most");
+        return Err(Error::new(ErrorCode::SpecInvalid, message)
+            .hint("and none that control a terminal, such as ends of lines"));
+    }
+    check_end(request.expires_ms)
+}
+
+/// # Errors
+/// `spec.invalid` for an end that has passed.
+pub fn check_end(expires_ms: Option<i64>) -> Result<()> {
+    if expires_ms.is_some_and(|expires| expires <= Utc::now().timestamp_millis()) {
+        let message = "the key would have expired already";
+        return Err(Error::new(ErrorCode::SpecInvalid, message));
+    }
+    Ok(())
+}
+
 /// Makes a key. The second value is the key itself, which nothing can show again.
 ///
 /// # Errors
-/// `spec.invalid` for an operator's key of some orgs, another role's of none, and one that has
-/// expired already.
+/// As [`check`].
 pub async fn create(store: &Store, request: &KeyRequest) -> Result<(Key, SecretString)> {
-    let now = Utc::now().timestamp_millis();
-    let invalid = |message: String| Error::new(ErrorCode::SpecInvalid, message);
-    match (request.role, request.orgs.is_empty()) {
-        (Role::Operator, false) => {
-            return Err(invalid("an operator's key is for every org".to_owned())
-                .hint("leave --org out, or choose another role"));
-        }
-        (role, true) if role != Role::Operator => {
-            return Err(invalid(format!("a key of role {} needs an org", role.as_str()))
-                .hint("name its orgs: --org 401"));
-        }
-        _ => {}
-    }
-    if request.expires_ms.is_some_and(|expires| expires <= now) {
-        return Err(invalid("the key would have expired already".to_owned()));
-    }
+    check(request)?;
+    let (key, shown) = make(request)?;
+    let mut transaction = store.begin().await?;
+    insert(&mut transaction, &key, &shown).await?;
+    commit(transaction).await?;
+    Ok((key, shown))
+}
+
+/// A key that nobody knows yet.
+fn make(request: &KeyRequest) -> Result<(Key, SecretString)> {
     let id = format!("{PREFIX}{}", hex(&random::<ID_BYTES>()?));
     let secret = URL_SAFE_NO_PAD.encode(random::<SECRET_BYTES>()?);
     let shown = SecretString::from(format!("{id}_{secret}"));
@@ -76,10 +112,14 @@ pub async fn create(store: &Store, request: &KeyRequest) -> Result<(Key, SecretS
         role: request.role,
         orgs: request.orgs.iter().map(ToString::to_string).collect(),
         name: request.name.clone(),
-        created_ms: now,
+        created_ms: Utc::now().timestamp_millis(),
         expires_ms: request.expires_ms,
         revoked_ms: None,
     };
+    Ok((key, shown))
+}
+
+async fn insert(transaction: &mut Transaction, key: &Key, shown: &SecretString) -> Result<()> {
     sqlx::query(
         "INSERT INTO polder_keys (id, hash, role, orgs, name, created_ms, expires_ms) \
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -91,22 +131,41 @@ pub async fn create(store: &Store, request: &KeyRequest) -> Result<(Key, SecretS
     .bind(&key.name)
     .bind(key.created_ms)
     .bind(key.expires_ms)
-    .execute(store.pool())
+    .execute(&mut **transaction)
     .await
-    .map_err(|error| failed("the key cannot be stored", error))?;
-    Ok((key, shown))
+    .map(drop)
+    .map_err(|error| failed("the key cannot be stored", error))
 }
 
 /// All keys, the oldest first: those that are good no more too.
 pub async fn list(store: &Store) -> Result<Vec<Key>> {
-    let rows = sqlx::query(
-        "SELECT id, hash, role, orgs, name, created_ms, expires_ms, revoked_ms \
-         FROM polder_keys ORDER BY created_ms, id",
-    )
-    .fetch_all(store.pool())
-    .await
-    .map_err(unreadable)?;
+    let sql = format!("{SELECT} ORDER BY created_ms, id");
+    let rows = sqlx::query(&sql).fetch_all(store.pool()).await.map_err(unreadable)?;
     rows.iter().map(key).collect()
+}
+
+/// So many keys after one, by their ids: those that are good no more too.
+pub async fn page(store: &Store, after: &str, limit: usize) -> Result<Vec<Key>> {
+    let sql = format!("{SELECT} WHERE id > $1 ORDER BY id LIMIT $2");
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = sqlx::query(&sql).bind(after).bind(limit).fetch_all(store.pool()).await;
+    rows.map_err(unreadable)?.iter().map(key).collect()
+}
+
+/// The key that begins with this, good or not.
+pub async fn find(store: &Store, id: &str) -> Result<Option<Key>> {
+    row(store, id).await?.as_ref().map(key).transpose()
+}
+
+async fn row(store: &Store, id: &str) -> Result<Option<AnyRow>> {
+    let sql = format!("{SELECT} WHERE id = $1");
+    sqlx::query(&sql).bind(id).fetch_optional(store.pool()).await.map_err(unreadable)
+}
+
+/// What of a text may be shown where a key's id is expected: somebody may have sent the whole key.
+pub fn shown_part(text: &str) -> &str {
+    let secret = text.strip_prefix(PREFIX).and_then(|rest| rest.find('_'));
+    secret.map_or(text, |at| &text[..PREFIX.len() + at])
 }
 
 /// Ends a key at once.
@@ -127,7 +186,8 @@ pub async fn revoke(store: &Store, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Another key of the same role and orgs; the old one stays good until `old_expires_ms`.
+/// Another key of the same role and orgs; the old one stays good until `old_expires_ms`. Without
+/// `expires_ms` it is good as long as the old one was meant to be when it was made. Both or neither.
 ///
 /// # Errors
 /// As [`revoke`] and [`create`].
@@ -137,19 +197,33 @@ pub async fn rotate(
     old_expires_ms: i64,
     expires_ms: Option<i64>,
 ) -> Result<(Key, SecretString)> {
-    let found = list(store).await?.into_iter().find(|key| key.id == id);
-    let old = found.filter(|key| key.revoked_ms.is_none()).ok_or_else(unknown)?;
+    let mut transaction = store.begin().await?;
+    let sql = format!("{SELECT} WHERE id = $1");
+    let row = sqlx::query(&sql).bind(id).fetch_optional(&mut *transaction).await;
+    let old = row.map_err(unreadable)?.as_ref().map(key).transpose()?;
+    let now = Utc::now().timestamp_millis();
+    let is_good =
+        |key: &Key| key.revoked_ms.is_none() && key.expires_ms.is_none_or(|end| end > now);
+    let old = old.filter(is_good).ok_or_else(unknown)?;
     let orgs = old.orgs.iter().map(|org| org.parse()).collect::<Result<Vec<OrgId>>>()?;
+    let expires_ms = expires_ms.or_else(|| old.next_expires_ms());
     let request = KeyRequest { role: old.role, orgs, name: old.name.clone(), expires_ms };
-    let made = create(store, &request).await?;
+    check_end(expires_ms)?;
+    let (new, shown) = make(&request)?;
+    insert(&mut transaction, &new, &shown).await?;
     let end = old.expires_ms.map_or(old_expires_ms, |end| end.min(old_expires_ms));
-    sqlx::query("UPDATE polder_keys SET expires_ms = $1 WHERE id = $2")
-        .bind(end)
-        .bind(id)
-        .execute(store.pool())
-        .await
-        .map_err(|error| failed("the old key's end cannot be stored", error))?;
-    Ok(made)
+    let ended =
+        sqlx::query("UPDATE polder_keys SET expires_ms = $1 WHERE id = $2 AND revoked_ms IS NULL")
+            .bind(end)
+            .bind(id)
+            .execute(&mut *transaction)
+            .await
+            .map_err(|error| failed("the old key's end cannot be stored", error))?;
+    if ended.rows_affected() == 0 {
+        return Err(unknown());
+    }
+    commit(transaction).await?;
+    Ok((new, shown))
 }
 
 /// Who shows this key; `None` for one that is not known, was revoked or has expired.
@@ -157,15 +231,7 @@ pub async fn principal(store: &Store, shown: &str) -> Result<Option<(Key, Princi
     let Some((id, _)) = shown.strip_prefix(PREFIX).and_then(|rest| rest.split_once('_')) else {
         return Ok(None);
     };
-    let row = sqlx::query(
-        "SELECT id, hash, role, orgs, name, created_ms, expires_ms, revoked_ms \
-         FROM polder_keys WHERE id = $1",
-    )
-    .bind(format!("{PREFIX}{id}"))
-    .fetch_optional(store.pool())
-    .await
-    .map_err(unreadable)?;
-    let Some(row) = row else { return Ok(None) };
+    let Some(row) = row(store, &format!("{PREFIX}{id}")).await? else { return Ok(None) };
     let stored: String = row.try_get("hash").map_err(unreadable)?;
     let key = key(&row)?;
     let now = Utc::now().timestamp_millis();
@@ -174,13 +240,8 @@ pub async fn principal(store: &Store, shown: &str) -> Result<Option<(Key, Princi
     if ended || stored != hash(shown) {
         return Ok(None);
     }
-    let principal = match key.role {
-        Role::Operator => Principal::Operator,
-        role => {
-            let orgs = key.orgs.iter().map(|org| org.parse()).collect::<Result<Vec<_>>>()?;
-            Principal::Member { role, orgs }
-        }
-    };
+    let orgs = key.orgs.iter().map(|org| org.parse()).collect::<Result<Vec<OrgId>>>()?;
+    let principal = Principal::of(key.role, orgs)?;
     Ok(Some((key, principal)))
 }
 
@@ -204,7 +265,7 @@ fn key(row: &AnyRow) -> Result<Key> {
 }
 
 fn unknown() -> Error {
-    Error::new(ErrorCode::ControlNotFound, "there is no such key, or it was revoked")
+    Error::new(ErrorCode::ControlNotFound, "there is no such key, or it has ended")
         .hint("`polder keys list` shows them: a key is named by what it begins with, plk_…")
 }
 
@@ -283,6 +344,58 @@ mod tests {
             rotate(&store, &new.id, now, None).await.is_err(),
             "nothing comes of a revoked key"
         );
+    }
+
+    #[tokio::test]
+    async fn keys_are_found_by_their_ids_in_pages() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = store(&folder).await;
+        let mut made = Vec::new();
+        for _ in 0..5 {
+            made.push(create(&store, &writer(None)).await.expect("key").0);
+        }
+        made.sort_by(|a, b| a.id.cmp(&b.id));
+        let first = page(&store, "", 3).await.expect("page");
+        let second = page(&store, &first[2].id, 3).await.expect("page");
+        assert_eq!([first, second].concat(), made);
+        assert_eq!(find(&store, &made[0].id).await.expect("asked").as_ref(), Some(&made[0]));
+        assert_eq!(find(&store, "plk_").await.expect("asked"), None);
+        for bad in ["a\nb".to_owned(), "x".repeat(201)] {
+            let request = KeyRequest { name: Some(bad), ..writer(None) };
+            assert!(create(&store, &request).await.is_err());
+        }
+    }
+
+    #[test]
+    fn a_whole_key_is_not_shown_where_its_id_is_expected() {
+        for (text, shown) in
+            [("plk_ab_secret_part", "plk_ab"), ("plk_ab", "plk_ab"), ("x_y", "x_y"), ("", "")]
+        {
+            assert_eq!(shown_part(text), shown);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_rotated_key_ends_as_the_old_one_would_have_and_nothing_is_half_done() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = store(&folder).await;
+        let now = Utc::now().timestamp_millis();
+        let (old, _) = create(&store, &writer(Some(now + 3_600_000))).await.expect("key");
+        let lifetime = |key: &Key| key.expires_ms.expect("an end") - key.created_ms;
+        let (new, _) = rotate(&store, &old.id, now + 60_000, None).await.expect("key");
+        assert!((lifetime(&new) - lifetime(&old)).abs() < 10_000, "{old:?} {new:?}");
+        let (said, _) = rotate(&store, &new.id, now, Some(now + 90_000)).await.expect("key");
+        assert_eq!(said.expires_ms, Some(now + 90_000));
+        let (endless, _) = create(&store, &writer(None)).await.expect("key");
+        let (next, _) = rotate(&store, &endless.id, now + 60_000, None).await.expect("key");
+        assert_eq!(next.expires_ms, None);
+        // The old key's end cannot be stored: there is no new one either.
+        let keys = list(&store).await.expect("keys").len();
+        let broken = "CREATE TRIGGER broken BEFORE UPDATE ON polder_keys \
+                      BEGIN SELECT RAISE(ABORT, 'full'); END";
+        sqlx::query(broken).execute(store.pool()).await.expect("trigger");
+        rotate(&store, &next.id, now, None).await.expect_err("refused");
+        assert_eq!(list(&store).await.expect("keys").len(), keys);
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::erasure::{Inventory, Remains, Verification};
+use crate::erasure::{AirflowDags, Inventory, Remains, Verification};
 use crate::{Error, ErrorCode, Result};
 
 /// What a certificate calls itself.
@@ -58,6 +58,9 @@ pub struct Deleted {
     pub store_rows: u64,
     /// Rows that left management tables, by table.
     pub management_rows: Vec<(String, u64)>,
+    /// DAGs that left Airflow; absent where none is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub airflow: Option<AirflowDags>,
 }
 
 /// A certificate with its signature.

@@ -10,7 +10,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorCode, Result};
+use crate::{Error, ErrorCode, Guarantee, Result};
 
 /// One value of a cursor column, at the source's full precision.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -130,6 +130,10 @@ pub struct Checkpoint {
     /// table is older than this field, or its columns have changed in place since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Content>,
+    /// The least that a run has had since everything was loaded; `None` if a run is older than this
+    /// field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guarantee: Option<Guarantee>,
 }
 
 impl Checkpoint {
@@ -161,6 +165,7 @@ mod tests {
             reads: "public.t".into(),
             snapshot: Some("7:9:8".into()),
             content: Some(Content { rows: 3, digest: u64::MAX }),
+            guarantee: Some(Guarantee::AtLeastOnce),
         };
         assert_eq!(Checkpoint::from_json(&checkpoint.to_json()).expect("json"), checkpoint);
         assert_eq!(Checkpoint::from_json("{}").expect("empty"), Checkpoint::default());

@@ -55,8 +55,21 @@ pub struct Erasure {
     pub management_rows: Vec<(String, u64)>,
     /// Rows that left the control store.
     pub store_rows: u64,
+    /// What leaves Airflow; absent where none is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub airflow: Option<AirflowDags>,
     pub remains: Vec<Remains>,
     pub verification: Option<Verification>,
+}
+
+/// DAGs of an org that are removed from Airflow with their history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AirflowDags {
+    /// Which Airflow it is, by its address.
+    pub url: String,
+    /// Their ids, in order; written down before they are removed.
+    pub dags: Vec<String>,
 }
 
 /// What a listing of an org's folder found.
@@ -98,6 +111,9 @@ pub struct Verification {
     pub catalog_entries: u64,
     /// Rows of the org in management tables: none, but for the row of the erasure itself.
     pub management_rows: u64,
+    /// DAGs of the org that Airflow still lists: none. Absent where no Airflow is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub airflow_dags: Option<u64>,
 }
 
 /// Something that is still there.

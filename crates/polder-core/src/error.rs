@@ -70,6 +70,10 @@ pub enum ErrorCode {
     ControlStale,
     /// A run of the same table is under way.
     ControlBusy,
+    /// The `OpenID` provider cannot be reached, or does not answer as one.
+    ControlIssuer,
+    /// Airflow cannot be reached, or does not do what it is asked for.
+    ControlOrchestrator,
     /// The control store failed.
     ControlStore,
     /// Somebody asked for the work to stop.
@@ -110,6 +114,8 @@ impl ErrorCode {
             Self::ControlConflict => "control.conflict",
             Self::ControlStale => "control.stale",
             Self::ControlBusy => "control.busy",
+            Self::ControlIssuer => "control.issuer",
+            Self::ControlOrchestrator => "control.orchestrator",
             Self::ControlStore => "control.store",
             Self::Cancelled => "control.cancelled",
             Self::Internal => "internal",
@@ -123,7 +129,9 @@ impl ErrorCode {
             | Self::LakeUnavailable
             | Self::LakeConflict
             | Self::LakeUnknownOutcome
-            | Self::ControlBusy => true,
+            | Self::ControlBusy
+            | Self::ControlIssuer
+            | Self::ControlOrchestrator => true,
             Self::SpecInvalid
             | Self::SpecUnknownName
             | Self::SpecSecret

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod erasure;
 pub mod error;
 pub mod evolution;
+pub mod guarantee;
 pub mod keys;
 pub mod management;
 pub mod optimize;
@@ -22,20 +23,24 @@ pub mod schema;
 pub mod secret;
 pub mod source;
 pub mod spec;
+pub mod subplan;
 pub mod validation;
 
 pub use certificate::{Certificate, Signature, SignedCertificate};
 pub use checkpoint::{Checkpoint, Content, CursorValue};
-pub use engine::{Engine, QueryStream, Session};
-pub use erasure::{Erasure, ErasureStep, Hold, Inventory, Remains, Verification};
+pub use engine::{Description, Engine, Optimizer, QueryStream, Session, SnapshotMark};
+pub use erasure::{AirflowDags, Erasure, ErasureStep, Hold, Inventory, Remains, Verification};
 pub use error::{Error, ErrorCode, Result};
+pub use guarantee::{Assurance, Doubt, Guarantee, Reason};
 pub use management::{ManagementTable, ORG_COLUMN};
 pub use org::{Authorized, OrgId, Principal, Right, Role};
 pub use predicate::{CmpOp, Literal, Predicate};
-pub use progress::{ALTERED_KEYS_MAX, ProgressSnapshot, RunProgress, Stage};
+pub use progress::{ALTERED_KEYS_MAX, ProgressSnapshot, RunProgress, Stage, Tally};
 pub use schema::{Field, LakeType, TableSchema, TextOf};
 pub use secret::{SecretRef, SecretResolver};
 pub use source::{
-    Batch, BatchStream, Capabilities, CursorRange, DigestRequest, Digests, RangeDigest, ReadPlan,
-    ReadRequest, RowDigest, Source, SourceTable, Split,
+    Answer, AnswerRequest, Batch, BatchStream, Capabilities, ConnectionLimits, CursorRange,
+    DigestRequest, Digests, RangeDigest, ReadPlan, ReadRequest, RowDigest, Source, SourceTable,
+    Split,
 };
+pub use subplan::SubPlan;

@@ -75,6 +75,12 @@ pub const VALIDATION_RESULTS: ManagementTable = ManagementTable {
             required("table_verdict", String),
             required("started_at", Timestamptz),
             required("duration_ms", Long),
+            // Of `sql`: the check's name in the table spec.
+            Field::new("name", String),
+            // Of a state that a run has staged and did not publish.
+            Field::new("staged", LakeType::Boolean),
+            // The source's name for the very rows that were compared.
+            Field::new("source_state", String),
         ]
     },
 };

@@ -23,12 +23,15 @@ pub struct Aim {
     pub deleted_ratio: f64,
     /// Bytes that one commit may exchange, at most; one bin is exchanged whatever its size.
     pub commit_bytes: u64,
+    /// Whether files are worth rewriting for being in another order than asked for.
+    pub sorts: bool,
 }
 
 impl Aim {
     /// Files of this size, with the usual rest.
     pub fn at(target_bytes: u64) -> Self {
-        Self { target_bytes, deleted_ratio: 0.1, commit_bytes: (8 * target_bytes).max(1 << 30) }
+        let commit_bytes = (8 * target_bytes).max(1 << 30);
+        Self { target_bytes, deleted_ratio: 0.1, commit_bytes, sorts: false }
     }
 }
 
@@ -39,6 +42,8 @@ pub struct FileCost {
     pub partition: usize,
     /// It lies in partitions that new files do not have.
     pub misplaced: bool,
+    /// Its rows are not known to be in the order that new files have.
+    pub unsorted: bool,
     pub size_bytes: u64,
     pub rows: u64,
     pub deleted_rows: u64,
@@ -58,8 +63,9 @@ impl FileCost {
 
     /// Worth a rewrite of its own.
     fn must_go(&self, aim: &Aim) -> bool {
-        let deleted = self.deleted_rows as f64 >= aim.deleted_ratio * self.rows as f64;
-        self.delete_files > 0 && (deleted || self.delete_files >= DELETE_FILES_MAX)
+        let many = self.deleted_rows as f64 >= aim.deleted_ratio * self.rows as f64;
+        let deletes = self.delete_files > 0 && (many || self.delete_files >= DELETE_FILES_MAX);
+        deletes || (aim.sorts && self.unsorted)
     }
 }
 
@@ -170,6 +176,7 @@ mod tests {
         FileCost {
             partition: 0,
             misplaced: false,
+            unsorted: false,
             size_bytes: mb * MB,
             rows: 1000,
             deleted_rows: 0,
@@ -221,6 +228,18 @@ mod tests {
         assert_eq!(bins(&[with(100, 1)]), [[400]]);
         assert_eq!(bins(&[with(10, 10)]), [[400]], "ten delete files to open");
         assert_eq!(bins(&[with(1000, 1)]), [[400]], "nothing is left of it");
+    }
+
+    #[test]
+    fn files_in_another_order_go_once_and_only_if_that_is_asked_for() {
+        let unsorted = |mb| FileCost { unsorted: true, ..file(mb) };
+        let files = [unsorted(400), file(300), unsorted(2)];
+        assert!(bins(&files).is_empty(), "large ones are left alone");
+        let asked = Aim { sorts: true, ..aim() };
+        let found = plan(&files, &asked);
+        let places: Vec<&[usize]> = found.iter().map(|bin| bin.files.as_slice()).collect();
+        assert_eq!(places, [&[2][..], &[0]]);
+        assert!(plan(&[file(400), file(300), file(2)], &asked).is_empty(), "they are sorted now");
     }
 
     #[test]

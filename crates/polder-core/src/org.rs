@@ -159,6 +159,20 @@ pub enum Principal {
 }
 
 impl Principal {
+    /// Who holds a key or a token of this role for these orgs.
+    ///
+    /// # Errors
+    /// `spec.invalid` for an operator of some orgs, and for another role of none.
+    pub fn of(role: Role, orgs: Vec<OrgId>) -> Result<Self> {
+        let invalid = |message: String| Err(Error::new(ErrorCode::SpecInvalid, message));
+        match (role, orgs.is_empty()) {
+            (Role::Operator, true) => Ok(Self::Operator),
+            (Role::Operator, false) => invalid("an operator is for every org".to_owned()),
+            (role, true) => invalid(format!("the role {} needs an org", role.as_str())),
+            (role, false) => Ok(Self::Member { role, orgs }),
+        }
+    }
+
     /// The proof that this principal may see `org`, demanded by the lake's and the store's calls.
     ///
     /// # Errors
@@ -237,7 +251,19 @@ mod tests {
     }
 
     #[test]
-    fn a_principal_of_one_org_gets_no_other() {
+    fn an_operator_is_for_all_orgs_and_others_are_for_some() {
+        let orgs = vec!["1".parse::<OrgId>().expect("id")];
+        for role in Role::ALL {
+            let (nowhere, somewhere) =
+                (Principal::of(role, Vec::new()), Principal::of(role, orgs.clone()));
+            assert_eq!(nowhere.is_ok(), role == Role::Operator);
+            assert_eq!(somewhere.is_ok(), role != Role::Operator);
+            assert_eq!(nowhere.or(somewhere).expect("principal").role(), role);
+        }
+    }
+
+    #[test]
+    fn a_principal_somewhere_org_gets_no_other() {
         let (own, other): (OrgId, OrgId) = ("1".parse().expect("id"), "2".parse().expect("id"));
         let principal = Principal::Org(own.clone());
         assert_eq!(principal.authorize(&own).expect("own").get(), &own);

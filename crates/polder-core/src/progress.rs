@@ -63,6 +63,53 @@ struct Notes {
     rejected: BTreeMap<String, u64>,
 }
 
+/// What one read has counted, so that it can be taken back if the read breaks off.
+#[derive(Debug, Default)]
+pub struct Tally(Mutex<Tallied>);
+
+#[derive(Debug, Default)]
+struct Tallied {
+    rows: u64,
+    bytes: u64,
+    altered: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    /// [`RunProgress::add_read`].
+    pub fn add_read(&self, progress: &RunProgress, rows: u64, bytes: u64) {
+        progress.add_read(rows, bytes);
+        let mut tallied = self.tallied();
+        tallied.rows += rows;
+        tallied.bytes += bytes;
+    }
+
+    /// [`RunProgress::add_altered`].
+    pub fn add_altered(&self, progress: &RunProgress, column: &str, values: u64) {
+        if values > 0 {
+            progress.add_altered(column, values);
+            *self.tallied().altered.entry(column.to_owned()).or_default() += values;
+        }
+    }
+
+    /// Takes all of it back. The keys of rows with altered values stay: they will be met again.
+    pub fn take_back(&self, progress: &RunProgress) {
+        let Tallied { rows, bytes, altered } = std::mem::take(&mut *self.tallied());
+        progress.rows_read.fetch_sub(rows, Ordering::Relaxed);
+        progress.bytes_read.fetch_sub(bytes, Ordering::Relaxed);
+        let mut notes = progress.notes();
+        for (column, values) in altered {
+            if let Some(counted) = notes.altered.get_mut(&column) {
+                *counted -= values;
+            }
+        }
+        notes.altered.retain(|_, values| *values > 0);
+    }
+
+    fn tallied(&self) -> MutexGuard<'_, Tallied> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A copy of the counters at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ProgressSnapshot {
@@ -97,6 +144,11 @@ impl RunProgress {
         self.rows_written.fetch_add(rows, Ordering::Relaxed);
     }
 
+    /// Rows that were handed to files which are not there any more.
+    pub fn take_back_written(&self, rows: u64) {
+        self.rows_written.fetch_sub(rows, Ordering::Relaxed);
+    }
+
     pub fn add_known(&self, rows: u64) {
         self.rows_known.fetch_add(rows, Ordering::Relaxed);
     }
@@ -114,6 +166,11 @@ impl RunProgress {
     /// Says what the run waits for, until the next [`Self::enter`].
     pub fn wait_for(&self, what: impl Into<String>) {
         self.notes().waiting_for = Some(what.into());
+    }
+
+    /// Says that it waits no longer.
+    pub fn go_on(&self) {
+        self.notes().waiting_for = None;
     }
 
     /// Counts values of a column that were changed by policy.
@@ -172,5 +229,27 @@ impl RunProgress {
     fn notes(&self) -> MutexGuard<'_, Notes> {
         // Counters stay readable after a panic elsewhere.
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_that_broke_off_counts_for_nothing() {
+        let (progress, whole, broken) =
+            (RunProgress::default(), Tally::default(), Tally::default());
+        whole.add_read(&progress, 7, 70);
+        whole.add_altered(&progress, "amount", 1);
+        broken.add_read(&progress, 3, 30);
+        broken.add_altered(&progress, "amount", 2);
+        broken.add_altered(&progress, "at", 5);
+        for _ in 0..2 {
+            broken.take_back(&progress);
+            let left = progress.snapshot();
+            assert_eq!((left.rows_read, left.bytes_read), (7, 70));
+            assert_eq!(left.altered, BTreeMap::from([("amount".to_owned(), 1)]));
+        }
     }
 }

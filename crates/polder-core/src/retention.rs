@@ -1,7 +1,9 @@
 //! Which snapshots and references of a table are kept: pure rules.
 //!
-//! They are Iceberg's (spec, *Snapshot Retention Policy*), with one more: of the versions, the tags
-//! `v1`, `v2`, …, the latest few and the current one are kept. Nothing is removed here.
+//! They are Iceberg's (spec, *Snapshot Retention Policy*), with two more: of the versions, the tags
+//! `v1`, `v2`, …, the latest few and the current one are kept; and a state of `main` has its time from when
+//! `main` went on from it, not from when it was made, so that whoever opened it has all of that time.
+//! Nothing is removed here.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,8 +12,8 @@ use std::collections::{HashMap, HashSet};
 pub struct Retention {
     /// The latest versions; the current one is kept beside them.
     pub versions: usize,
-    /// How long a state that nothing names stays, in milliseconds: `main`'s history, and what it was
-    /// before a rollback. Queries that opened it have as long.
+    /// How long a state that nothing names stays after `main` went on from it, in milliseconds. Queries
+    /// that opened it while it was the present one have as long. Below zero nothing stays for its age.
     pub history_ms: i64,
     /// States of `main`'s history kept whatever their age, the present one included.
     pub history_min: usize,
@@ -24,10 +26,24 @@ pub struct SnapshotAge {
     pub parent: Option<i64>,
     /// Milliseconds since the epoch.
     pub timestamp_ms: i64,
+    /// When `main` went on from it, as its log says; `None` if it is the present state, never was it, or
+    /// the log has forgotten.
+    pub left_ms: Option<i64>,
     /// A run has made it and not published it.
     pub staged: bool,
     /// It holds rows that went from the table, for longer than is allowed.
     pub overdue: bool,
+}
+
+impl SnapshotAge {
+    /// When it ceased to be the present state, where a child of this age took its place. Clocks may differ.
+    fn replaced_ms(&self, child_ms: i64) -> i64 {
+        self.left_ms.unwrap_or(child_ms).max(self.timestamp_ms)
+    }
+}
+
+fn within(since_ms: i64, most_ms: i64, now_ms: i64) -> bool {
+    most_ms >= 0 && now_ms - since_ms <= most_ms
 }
 
 /// How long what a run has staged stays, whatever names it: the run may be about to publish it. In
@@ -107,11 +123,8 @@ pub fn expiry(
             }
         }
     };
-    let under_way =
-        |found: &&SnapshotAge| found.staged && now_ms - found.timestamp_ms <= STAGED_MS_MAX;
     let (staying, going): (Vec<&Named>, Vec<&Named>) = named.iter().partition(|name| stays(name));
-    let mut needed: HashSet<i64> =
-        snapshots.iter().filter(under_way).map(|found| found.id).collect();
+    let mut needed = kept_without_a_name(snapshots, retention, now_ms);
     let mut expiry = Expiry::default();
     for name in staying {
         if moves(name) {
@@ -121,14 +134,7 @@ pub fn expiry(
         if overdue(name.snapshot) {
             expiry.holding.push(name.name.clone());
         }
-        let (least, ms) = history(name.kind, retention);
-        let states = lineage(name.snapshot).enumerate();
-        // Ages only grow along a lineage.
-        let kept = states.take_while(|(index, found)| {
-            let recent = *index < least || now_ms - found.timestamp_ms <= ms;
-            recent && (*index == 0 || !found.overdue)
-        });
-        needed.extend(kept.map(|(_, found)| found.id));
+        needed.extend(kept_history(name.kind, lineage(name.snapshot), retention, now_ms));
     }
     expiry.names = going.into_iter().map(|name| name.name.clone()).collect();
     expiry.snapshots =
@@ -138,6 +144,47 @@ pub fn expiry(
     expiry.moved.sort_unstable();
     expiry.holding.sort_unstable();
     expiry
+}
+
+/// What a run is about to publish, and what was `main`'s state until lately, whatever moved `main`.
+fn kept_without_a_name(
+    snapshots: &[SnapshotAge],
+    retention: &Retention,
+    now_ms: i64,
+) -> HashSet<i64> {
+    let under_way =
+        |found: &SnapshotAge| found.staged && now_ms - found.timestamp_ms <= STAGED_MS_MAX;
+    let left = |found: &SnapshotAge| {
+        let left = found.left_ms.map(|_| found.replaced_ms(found.timestamp_ms));
+        !found.overdue && left.is_some_and(|left| within(left, retention.history_ms, now_ms))
+    };
+    let kept = snapshots.iter().filter(|found| under_way(found) || left(found));
+    kept.map(|found| found.id).collect()
+}
+
+/// What stays of the history of a name, whose states come latest first.
+fn kept_history<'a>(
+    kind: NamedKind,
+    lineage: impl Iterator<Item = &'a SnapshotAge>,
+    retention: &Retention,
+    now_ms: i64,
+) -> Vec<i64> {
+    let (least, ms) = history(kind, retention);
+    let of_main = matches!(kind, NamedKind::Main | NamedKind::BeforeRollback(_));
+    let states: Vec<&SnapshotAge> = lineage
+        .enumerate()
+        .take_while(|(index, found)| *index == 0 || !found.overdue)
+        .map(|(_, found)| found)
+        .collect();
+    let recent = |index: usize| {
+        let found = states[index];
+        let child = index.checked_sub(1).filter(|_| of_main).map(|child| states[child]);
+        let since = child.map_or(found.timestamp_ms, |child| found.replaced_ms(child.timestamp_ms));
+        index < least || within(since, ms, now_ms)
+    };
+    // Whoever reads a history goes from state to state: none in between may be missing.
+    let kept = (0..states.len()).rev().find(|index| recent(*index)).map_or(0, |last| last + 1);
+    states[..kept].iter().map(|found| found.id).collect()
 }
 
 /// How many states of a name's history stay, and those of which age.
@@ -192,6 +239,7 @@ mod tests {
                 id,
                 parent: (id > 1).then_some(id - 1),
                 timestamp_ms: id * DAY,
+                left_ms: None,
                 staged: false,
                 overdue: false,
             })
@@ -236,12 +284,58 @@ mod tests {
     }
 
     #[test]
+    fn a_state_has_its_time_from_when_another_took_its_place() {
+        let mut snapshots = days(2);
+        snapshots[1].timestamp_ms = 40 * DAY;
+        let main = [named("main", 2, NamedKind::Main)];
+        let gone = |snapshots: &[SnapshotAge], now_ms| {
+            expiry(snapshots, &main, &RETENTION, now_ms).snapshots
+        };
+        assert_eq!(
+            gone(&snapshots, 43 * DAY),
+            [0_i64; 0],
+            "the present one for 39 days until then"
+        );
+        assert_eq!(gone(&snapshots, 43 * DAY + 1), [1]);
+        // What took its place was made on day 40, and published on day 42.
+        snapshots[0].left_ms = Some(42 * DAY);
+        assert_eq!(gone(&snapshots, 45 * DAY), [0_i64; 0]);
+        assert_eq!(gone(&snapshots, 45 * DAY + 1), [1]);
+        // A clock that is behind takes nothing from it.
+        snapshots[0].left_ms = Some(0);
+        assert_eq!(gone(&snapshots, 4 * DAY), [0_i64; 0]);
+        let none = Retention { history_ms: -1, ..RETENTION };
+        assert_eq!(expiry(&snapshots, &main, &none, 0).snapshots, [1], "below zero, no age counts");
+    }
+
+    #[test]
+    fn what_main_went_back_from_has_its_time_though_nothing_names_it() {
+        let mut snapshots = days(4);
+        // Another engine has set `main` back from 4 to 2 on day 6, and left no name.
+        (snapshots[2].left_ms, snapshots[3].left_ms) = (Some(4 * DAY), Some(6 * DAY));
+        let main = [named("main", 2, NamedKind::Main)];
+        assert_eq!(gone(&snapshots, &main, 7), (vec![], vec![1]));
+        assert_eq!(gone(&snapshots, &main, 9), (vec![], vec![1, 3]));
+        assert_eq!(gone(&snapshots, &main, 10), (vec![], vec![1, 3, 4]));
+        // A state in between that was the present one again lately keeps those between it and `main`.
+        let mut snapshots = days(3);
+        (snapshots[0].left_ms, snapshots[1].left_ms) = (Some(9 * DAY), Some(3 * DAY));
+        let main = [named("main", 3, NamedKind::Main)];
+        assert_eq!(gone(&snapshots, &main, 10), (vec![], vec![]));
+        snapshots[1].overdue = true;
+        assert_eq!(gone(&snapshots, &main, 10), (vec![], vec![2]));
+        snapshots[0].overdue = true;
+        assert_eq!(gone(&snapshots, &main, 10), (vec![], vec![1, 2]));
+    }
+
+    #[test]
     fn a_version_that_was_gone_back_to_stays() {
         let mut snapshots = days(6);
         snapshots.push(SnapshotAge {
             id: 7,
             parent: Some(2),
             timestamp_ms: 7 * DAY,
+            left_ms: None,
             staged: false,
             overdue: false,
         });
@@ -252,9 +346,9 @@ mod tests {
             version(3, 6),
             named("before-rollback-1", 6, NamedKind::BeforeRollback(7 * DAY)),
         ];
-        assert_eq!(gone(&snapshots, &names, 9), (vec![], vec![1, 3, 5]), "v1 is the current one");
-        // On the day of the rollback queries may still read what was `main`'s history until then.
-        assert_eq!(gone(&snapshots, &names, 7), (vec![], vec![1, 3]));
+        // Queries may still read what was `main`'s history until the rollback: 5 was replaced on day 6.
+        assert_eq!(gone(&snapshots, &names, 9), (vec![], vec![1, 3]), "v1 is the current one");
+        assert_eq!(gone(&snapshots, &names, 7), (vec![], vec![1]));
         let later = gone(&snapshots, &names, 11);
         assert_eq!(later, (vec!["before-rollback-1".into()], vec![1, 3, 5]));
     }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
@@ -16,7 +17,9 @@ use serde::Serialize;
 
 use crate::checkpoint::ObjectState;
 use crate::spec::{Filter, FormatOptions, Mode, OnUnrepresentable};
-use crate::{CursorValue, LakeType, OrgId, Predicate, Result, RunProgress, TableSchema};
+use crate::{
+    CursorValue, Doubt, LakeType, OrgId, Predicate, Result, RunProgress, SubPlan, TableSchema,
+};
 
 /// What a source can do, as data: the pipeline branches on these and never on the source's kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -58,6 +61,18 @@ pub struct CursorRange {
     pub lower: Option<CursorValue>,
 }
 
+/// How many connections a read may have to its source, and how long it waits for the first of them. A
+/// source without any, such as files, goes by the splits alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// The most that the org has to the source at one time, over all its reads in this process; `None`:
+    /// as many as the source has for all.
+    pub of_org: Option<u32>,
+    /// How long the first one is waited for; `None`: for any time. Whoever may hold some already, as a
+    /// query of several tables does, has to give up some time.
+    pub patience: Option<Duration>,
+}
+
 /// One read of one source table for one org.
 #[derive(Clone, Debug)]
 pub struct ReadRequest {
@@ -72,6 +87,8 @@ pub struct ReadRequest {
     /// The columns to read, in this order; `None` for all.
     pub columns: Option<Vec<String>>,
     pub cursor: Option<CursorRange>,
+    /// What [`ReadPlan::snapshot`] said at the read that the cursor's bound comes from.
+    pub snapshot_read: Option<String>,
     /// The columns that identify a row, if the spec says so: rows are named by them in errors and in
     /// the run's report.
     pub key: Vec<String>,
@@ -88,6 +105,7 @@ pub struct ReadRequest {
     pub splits_max: NonZeroUsize,
     /// The size a batch aims at, in bytes of Arrow data.
     pub batch_bytes: usize,
+    pub connections: ConnectionLimits,
     /// Where the source counts what it delivers ([`RunProgress::add_read`]) and says what it does.
     pub progress: Arc<RunProgress>,
 }
@@ -107,10 +125,16 @@ pub struct ReadPlan {
     /// could still commit rows with an earlier cursor value; the request's own bound, or a value
     /// below all, where the cursor must not move. `None`: no such bound.
     pub cursor_ceiling: Option<CursorValue>,
+    /// All rows below this are in the state that is read, and none can come: the next checkpoint's cursor
+    /// moves there, whatever values were seen. `None`: it moves with these alone.
+    pub cursor_floor: Option<CursorValue>,
     /// Whether the source vouches that no two rows have the same values in the request's key.
     pub key_is_unique: bool,
     /// The next checkpoint's objects, if all splits are read.
     pub objects: BTreeMap<String, ObjectState>,
+    /// Why rows may be missed, now or by a read that begins where this one ends, or be there twice. What
+    /// they mean for a table of some mode: [`crate::Assurance::of`].
+    pub doubts: Vec<Doubt>,
     /// Things the reader of the run's report should know.
     pub warnings: Vec<String>,
 }
@@ -124,6 +148,10 @@ pub struct DigestRequest {
     pub settled_below: Option<CursorValue>,
     /// Rows are settled, too, that nobody has written since this state ([`ReadPlan::snapshot`]).
     pub settled_at: Option<String>,
+    /// How long one statement may take at the source; `None` for any time.
+    pub statement_timeout: Option<Duration>,
+    /// Processes of the source that work on one statement.
+    pub parallel: NonZeroUsize,
 }
 
 /// Digests of the settled rows whose key's word is in one range.
@@ -169,6 +197,17 @@ pub trait Digests: Send {
     /// Whether it can be told which rows the table must have.
     fn has_common_point(&self) -> bool;
 
+    /// Whether the source is known to be as the table's runs have read it, so that no row is gone from it.
+    fn is_as_read(&self) -> bool {
+        false
+    }
+
+    /// A name for the rows that the request means, pending ones too: another one as soon as any of them is
+    /// another, whatever did it. `None` where the source has no such name.
+    async fn state(&mut self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// See [`Split::cursor_is_coarse`].
     fn cursor_is_coarse(&self) -> bool;
 
@@ -186,7 +225,27 @@ pub trait Digests: Send {
     async fn foreign(&mut self, keys: &[u64]) -> Result<Vec<u64>>;
 }
 
-/// A part of a plan that can be read on its own, once.
+/// A part of a query to be answered where its tables are.
+#[derive(Clone, Debug)]
+pub struct AnswerRequest {
+    pub part: SubPlan,
+    /// The columns the answer has to have, by position: their names are for messages.
+    pub schema: TableSchema,
+    /// Whose read it is, how large its batches and how many its connections are. Tables and columns are
+    /// the part's.
+    pub read: ReadRequest,
+}
+
+/// An answer that is ready to be read: one state of all its tables.
+pub struct Answer {
+    /// Its batches have the columns of [`AnswerRequest::schema`], in its layout.
+    pub split: Box<dyn Split>,
+    pub rows_estimated: Option<u64>,
+    /// What the source was asked, for people.
+    pub statement: String,
+}
+
+/// A part of a plan that can be read on its own.
 pub trait Split: Send {
     /// The split in words, for logs: `ctid [0, 5000)`.
     fn describe(&self) -> String;
@@ -195,6 +254,13 @@ pub trait Split: Send {
     /// so that key and cursor do not tell its states apart.
     fn cursor_is_coarse(&self) -> bool {
         false
+    }
+
+    /// The split once more, for when its read breaks off: of the same state, and with the same rows. What
+    /// the read that broke off has counted is taken back when this one begins. `None` if it can be read
+    /// once only.
+    fn again(&self) -> Option<Box<dyn Split>> {
+        None
     }
 
     /// Starts reading. The stream ends after the last row or with the first error; dropping it
@@ -230,9 +296,27 @@ pub trait Source: Send + Sync {
     /// Fixes a state of the source and says what reading it will bring.
     async fn plan(&self, request: ReadRequest) -> Result<ReadPlan>;
 
+    /// What [`ReadPlan::doubts`] of such a read may say, as far as it can be told without planning it:
+    /// nothing of what is open at the moment, but what the role may not see at all.
+    ///
+    /// # Errors
+    /// `source.not_found` for a table or column that is not there.
+    async fn doubts(&self, _request: &ReadRequest) -> Result<Vec<Doubt>> {
+        Ok(Vec::new())
+    }
+
     /// Fixes a state of the source to be asked for digests. `None` where the source cannot compute
     /// them exactly as [`crate::digest`] does: then its rows have to be read.
     async fn digest(&self, _request: DigestRequest) -> Result<Option<Box<dyn Digests>>> {
+        Ok(None)
+    }
+
+    /// Prepares the answer to a part of a query. `None` where the source does not answer exactly as the
+    /// query engine would: then its tables are read.
+    ///
+    /// # Errors
+    /// `source.unavailable` if reading the tables would fail, too, or they have changed meanwhile.
+    async fn answer(&self, _request: AnswerRequest) -> Result<Option<Answer>> {
         Ok(None)
     }
 }

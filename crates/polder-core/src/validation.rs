@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{RangeDigest, RowDigest};
@@ -16,7 +17,18 @@ pub const SAMPLES_MAX: usize = 5;
 
 /// What is known of a table version, or what one check says of it; each is worse than the one before.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -76,6 +88,10 @@ pub enum CheckName {
     OrgFilter,
     Values,
     Freshness,
+    /// A check of the table spec.
+    Sql,
+    /// What a run read back before publishing.
+    Audit,
 }
 
 impl CheckName {
@@ -93,6 +109,8 @@ impl CheckName {
             Self::OrgFilter => "org_filter",
             Self::Values => "values",
             Self::Freshness => "freshness",
+            Self::Sql => "sql",
+            Self::Audit => "audit",
         }
     }
 }
@@ -110,6 +128,9 @@ pub struct Check {
     /// The column it is about, where it is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column: Option<String>,
+    /// The name that the table spec gives it, of `sql`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     pub verdict: Verdict,
     pub expected: String,
     pub observed: String,
@@ -130,6 +151,7 @@ impl Check {
         Self {
             check,
             column: None,
+            name: None,
             verdict,
             expected: expected.into(),
             observed: observed.into(),
@@ -142,6 +164,12 @@ impl Check {
     #[must_use]
     pub fn of_column(mut self, column: impl Into<String>) -> Self {
         self.column = Some(column.into());
+        self
+    }
+
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
         self
     }
 

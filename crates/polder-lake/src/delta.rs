@@ -115,7 +115,7 @@ impl Stage {
         let (mut places, own) = match &self.base {
             Some(base) => {
                 let places = scan::places(base, self.lake.store()).await?;
-                (places, own_deletes(base, self.lake.store()).await?)
+                (places, own_deletes(base, &self.store()).await?)
             }
             None => (HashMap::new(), HashMap::new()),
         };
@@ -148,7 +148,7 @@ impl Stage {
             Error::new(ErrorCode::LakeConflict, "a file to delete rows of is gone")
                 .detail(self.ident.to_string())
         })?;
-        let store = self.lake.store();
+        let store = &self.store();
         let mut all = positions.to_vec();
         if !positions.is_empty() {
             for earlier in &replaces {
@@ -166,7 +166,7 @@ impl Stage {
 
     /// The same of delete files.
     pub async fn drop_deletes(&self, deletes: &[StagedDeletes]) {
-        let written = deletes.iter().map(|deletes| deletes.file().file_path().to_owned());
+        let written = deletes.iter().map(|deletes| deletes.location().to_owned());
         self.discard(written.collect()).await;
     }
 

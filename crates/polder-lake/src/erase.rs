@@ -45,15 +45,17 @@ impl Lake {
     pub async fn fence(&self, org: &Authorized<OrgId>, event: &str) -> Result<String> {
         let what = "fencing and erasing it";
         self.check_hold(org, None, what).await?;
-        let by = self.catalog().fence(&org.get().namespace(), event).await?;
-        // Of a fence and a hold that are set at the same time, each sees the other or one does.
-        if let Err(held) = self.check_hold(org, None, what).await {
-            if by == event {
+        let by = self.catalog().fence(&org.get().namespace(), event).await;
+        // Of a fence and a hold that are set at the same time, each sees the other or one does. Also of a
+        // fence whose setting failed afterwards: it may be there.
+        if let Err(error) = self.check_hold(org, None, what).await {
+            let held = error.code() == ErrorCode::LakeHeld;
+            if held && self.fenced_by(org).await?.as_deref() == Some(event) {
                 self.lift_fence(org).await?;
             }
-            return Err(held);
+            return Err(error);
         }
-        Ok(by)
+        by
     }
 
     /// The event that has fenced an org; `None` for an org that is open.
@@ -290,6 +292,7 @@ fn request(table: &LakeTable) -> StageRequest {
         run_id: Uuid::new_v4(),
         schema: table.schema().clone(),
         partition: by_org(),
+        sort: None,
         kind: StageKind::Files,
         // Nothing is written.
         target_file_bytes: 1,

@@ -10,12 +10,25 @@ pub(crate) fn iceberg(what: &str, error: iceberg::Error) -> Error {
     use iceberg::ErrorKind;
     let code = match error.kind() {
         _ if error.retryable() => ErrorCode::LakeUnavailable,
+        _ if code_below(&error) == Some(ErrorCode::LakeCorrupt) => ErrorCode::LakeCorrupt,
         ErrorKind::CatalogCommitConflicts => ErrorCode::LakeConflict,
         ErrorKind::DataInvalid => ErrorCode::LakeCorrupt,
         ErrorKind::TableNotFound | ErrorKind::NamespaceNotFound => ErrorCode::LakeNotFound,
         _ => ErrorCode::LakeFailed,
     };
     Error::new(code, format!("cannot {what}")).caused_by(error)
+}
+
+/// The code of an error of ours that the crate has got from the store, whatever it has put around it.
+fn code_below(error: &iceberg::Error) -> Option<ErrorCode> {
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        if let Some(own) = cause.downcast_ref::<Error>() {
+            return Some(own.code());
+        }
+        next = cause.source();
+    }
+    None
 }
 
 pub(crate) fn storage(what: &str, error: object_store::Error) -> Error {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use iceberg::{NamespaceIdent, TableIdent};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
 use uuid::Uuid;
 
@@ -30,6 +30,19 @@ const NAME_CHARS_MAX: usize = 200;
 pub struct Lake {
     store: Store,
     catalog: Arc<Fenced>,
+}
+
+/// What is kept of the audit log, as it was read.
+#[derive(Clone, Debug)]
+pub struct AuditHead {
+    bytes: Vec<u8>,
+    version: UpdateVersion,
+}
+
+impl AuditHead {
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl Lake {
@@ -127,25 +140,52 @@ impl Lake {
     ///
     /// # Errors
     /// `lake.unavailable`, `lake.failed`.
-    pub async fn audit_head(&self) -> Result<Option<Vec<u8>>> {
+    pub async fn audit_head(&self) -> Result<Option<AuditHead>> {
         let path = self.audit_path()?;
         let objects = self.store.objects();
         let failed = |error| error::storage("read the audit log's checkpoint", error);
         match objects.get(&path).await {
-            Ok(found) => Ok(Some(found.bytes().await.map_err(failed)?.to_vec())),
+            Ok(found) => {
+                let (e_tag, version) = (found.meta.e_tag.clone(), found.meta.version.clone());
+                let bytes = found.bytes().await.map_err(failed)?.to_vec();
+                Ok(Some(AuditHead { bytes, version: UpdateVersion { e_tag, version } }))
+            }
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(failed(error)),
         }
     }
 
-    /// Keeps a few bytes beside the tables' files, in place of those kept before: how far the audit
-    /// log went, out of reach of whoever can write to the control store alone.
+    /// Keeps a few bytes beside the tables' files, in place of those that were read `before`: how far the
+    /// audit log went, out of reach of whoever can write to the control store alone. False if others were
+    /// kept meanwhile, which stay.
     ///
     /// # Errors
     /// As [`Self::audit_head`].
-    pub async fn keep_audit_head(&self, bytes: Vec<u8>) -> Result<()> {
-        let put = self.store.objects().put(&self.audit_path()?, bytes.into()).await;
-        put.map(drop).map_err(|error| error::storage("write the audit log's checkpoint", error))
+    pub async fn keep_audit_head(
+        &self,
+        before: Option<&AuditHead>,
+        bytes: Vec<u8>,
+    ) -> Result<bool> {
+        let (path, objects) = (self.audit_path()?, self.store.objects());
+        let failed = |error| error::storage("write the audit log's checkpoint", error);
+        let mode = before.map_or(PutMode::Create, |before| PutMode::Update(before.version.clone()));
+        let options = PutOptions { mode, ..PutOptions::default() };
+        match objects.put_opts(&path, bytes.clone().into(), options).await {
+            Ok(_) => return Ok(true),
+            Err(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            ) => return Ok(false),
+            Err(object_store::Error::NotImplemented { .. }) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        // A store without conditional put, such as a disk: it is looked at once more.
+        let now = self.audit_head().await?;
+        if now.as_ref().map(AuditHead::bytes) != before.map(AuditHead::bytes) {
+            return Ok(false);
+        }
+        objects.put(&path, bytes.into()).await.map_err(failed)?;
+        Ok(true)
     }
 
     fn audit_path(&self) -> Result<Path> {

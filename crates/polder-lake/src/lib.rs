@@ -16,6 +16,7 @@ mod commit;
 mod delta;
 mod erase;
 mod error;
+pub mod failpoint;
 mod field_ids;
 mod hold;
 mod lake;
@@ -36,10 +37,10 @@ mod write;
 pub use catalog::service;
 pub use catalog::{Catalog, CommitFailure, GlueCatalog, RestCatalog, SqlCatalog, TableState};
 pub use check::{FileFault, TagFault};
-pub use commit::{Expired, ExpiryRequest, FilesCommitted, RolledBack};
+pub use commit::{Expired, ExpiryRequest, FilesCommitted, Gate, RolledBack};
 pub use erase::OrgEntries;
 pub use field_ids::{check_readable, field_id, read_as};
-pub use lake::Lake;
+pub use lake::{AuditHead, Lake};
 pub use maintain::{
     LiveFile, MetadataRequest, MetadataTidied, OrphanRequest, Orphans, RowsBefore, TableFiles,
     TableSize,
@@ -49,7 +50,7 @@ pub use placed::{Placed, PlacedStream};
 pub use polder_core::{CmpOp, Literal, Predicate};
 pub use scan::{BatchStream, ScanFile, ScanPlan, ScanRequest};
 pub use settings::{CatalogSettings, GlueSettings, LakeSettings, RestSettings, S3Settings};
-pub use stage::{Committed, RowDelta, RunSummary, Stage, StageKind, StageRequest};
+pub use stage::{Committed, RowDelta, RunSummary, Stage, StageKind, StageRequest, Writers};
 pub use storage::{Below, Store, TemporaryKeys};
-pub use table::{LakeTable, Pin, RefInfo, RefKind, Rollback, SnapshotInfo, Version};
+pub use table::{LakeTable, Pin, RefInfo, RefKind, Rollback, SnapshotInfo, Summary, Version};
 pub use write::{StagedDeletes, StagedFile, TableWriter};

@@ -140,6 +140,7 @@ fn request(table: &ManagementTable, kind: StageKind) -> StageRequest {
         run_id: Uuid::now_v7(),
         schema: table.schema(),
         partition: table.partition(),
+        sort: None,
         kind,
         target_file_bytes: TARGET_FILE_BYTES,
         memory_bytes: MEMORY_BYTES,

@@ -64,7 +64,8 @@ impl LakeTable {
     /// Finds the files that may hold wanted rows, by partition and column statistics.
     ///
     /// # Errors
-    /// `lake.not_found` for an unknown snapshot; `query.invalid` for an unknown column.
+    /// `lake.not_found` for an unknown snapshot; `query.invalid` for an unknown column; `lake.corrupt`
+    /// for metadata that names a file outside the org's storage.
     pub async fn plan(&self, scan: ScanRequest) -> Result<ScanPlan> {
         let mut files: Vec<ScanFile> = self.tasks(&scan).await?.iter().map(scan_file).collect();
         // The crate plans concurrently; the order of the answer should not depend on it.
@@ -87,6 +88,14 @@ impl LakeTable {
     /// As [`Self::read`]; `lake.not_found` if the table has one of the files no more.
     pub async fn read_files(&self, files: &HashSet<String>) -> Result<BatchStream> {
         let scan = ScanRequest { snapshot: None, filter: Predicate::True, columns: None };
+        self.read_of(files, scan).await
+    }
+
+    /// Reads the wanted rows of some files.
+    ///
+    /// # Errors
+    /// As [`Self::read_files`].
+    pub async fn read_of(&self, files: &HashSet<String>, scan: ScanRequest) -> Result<BatchStream> {
         let mut tasks = self.tasks(&scan).await?;
         tasks.retain(|task| files.contains(&task.data_file_path));
         let found: HashSet<_> = tasks.iter().map(|task| &task.data_file_path).collect();
@@ -136,7 +145,11 @@ impl LakeTable {
         };
         let scan = builder.build().map_err(failed)?;
         let tasks = scan.plan_files().await.map_err(failed)?;
-        tasks.try_collect().await.map_err(failed)
+        let tasks: Vec<FileScanTask> = tasks.try_collect().await.map_err(failed)?;
+        // Engines read these without asking this table's store. Their deletes are read through it.
+        let store = self.store();
+        tasks.iter().try_for_each(|task| store.path(&task.data_file_path).map(drop))?;
+        Ok(tasks)
     }
 
     /// The columns of the filter whose statistics say what the filter means, by the filter's names.
@@ -214,9 +227,10 @@ pub(crate) async fn places(
 ) -> Result<HashMap<String, FilePartition>> {
     let failed = |cause| error::iceberg("read a manifest", cause);
     let Some(snapshot) = state.metadata.current_snapshot() else { return Ok(HashMap::new()) };
+    let store = store.of_table(state.metadata.location());
     let file_io = store.file_io();
     let mut places = HashMap::new();
-    for manifest in read_list(store, snapshot).await? {
+    for manifest in read_list(&store, snapshot).await? {
         if manifest.content != ManifestContentType::Data {
             continue;
         }

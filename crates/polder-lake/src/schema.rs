@@ -3,6 +3,8 @@
 //! Field ids are what data files are read by, so the one rule that matters is here: a column that
 //! continues keeps its id, a new one gets an id that no column of the table ever had.
 
+mod order;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -16,6 +18,8 @@ use iceberg::spec::{
 use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
 use polder_core::spec::{PartitionField, Transform};
 use polder_core::{Error, ErrorCode, Field, LakeType, Result, TableSchema};
+
+pub(crate) use order::{sort_fields, sort_order};
 
 use crate::error;
 

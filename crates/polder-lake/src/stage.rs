@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use iceberg::spec::{
-    PartitionSpecRef, Schema, SchemaRef as IcebergSchemaRef, SortOrder, TableMetadata,
-    UnboundPartitionSpec,
+    PartitionSpecRef, Schema, SchemaRef as IcebergSchemaRef, SortOrder, SortOrderRef,
+    TableMetadata, UnboundPartitionSpec,
 };
 use iceberg::{TableIdent, TableUpdate};
-use polder_core::spec::PartitionField;
+use polder_core::spec::{PartitionField, SortField};
 use polder_core::{Error, ErrorCode, Predicate, Result, TableSchema};
 use uuid::Uuid;
 
@@ -21,6 +21,7 @@ use crate::catalog::{self, TableState};
 use crate::commit::read_list;
 use crate::lake::Lake;
 use crate::schema::{self, Base};
+use crate::storage::Store;
 use crate::table::{Properties, follows};
 use crate::write::{Budget, Layout, StagedDeletes, StagedFile, TableWriter};
 
@@ -32,6 +33,9 @@ pub struct StageRequest {
     /// The table's columns after the commit. Batches have exactly [`TableSchema::to_arrow`]'s layout.
     pub schema: TableSchema,
     pub partition: Vec<PartitionField>,
+    /// The table's default sort order after the commit; `None` leaves the one it has. It says how files
+    /// shall be, not how these are: see [`Stage::sorted_writer`].
+    pub sort: Option<Vec<SortField>>,
     pub kind: StageKind,
     /// The size data files aim at, in bytes.
     pub target_file_bytes: u64,
@@ -93,9 +97,27 @@ pub struct Stage {
     /// The table as it was when the stage began.
     pub(crate) base: Option<TableState>,
     pub(crate) target: Target,
+    writers: Writers,
+}
+
+/// Makes a stage's writers, also where the stage itself cannot go.
+#[derive(Clone, Debug)]
+pub struct Writers {
     layout: Arc<Layout>,
     budget: Arc<Budget>,
-    writers: AtomicUsize,
+    made: Arc<AtomicUsize>,
+}
+
+impl Writers {
+    /// [`Stage::writer`].
+    pub fn writer(&self) -> TableWriter {
+        self.numbered(None)
+    }
+
+    fn numbered(&self, order: Option<i32>) -> TableWriter {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        TableWriter::new(Arc::clone(&self.layout), Arc::clone(&self.budget), number, order)
+    }
 }
 
 /// The table's shape after the commit.
@@ -104,7 +126,8 @@ pub(crate) struct Target {
     pub(crate) location: String,
     pub(crate) schema: IcebergSchemaRef,
     pub(crate) spec: PartitionSpecRef,
-    /// What makes the table have this schema and spec. Empty if it has them already.
+    pub(crate) order: SortOrderRef,
+    /// What makes the table have this schema, spec and order. Empty if it has them already.
     pub(crate) updates: Vec<TableUpdate>,
 }
 
@@ -129,23 +152,31 @@ impl Stage {
         };
         let layout = Layout::new(&request, &target, lake.store().clone())?;
         let budget = Arc::new(Budget::new(request.memory_bytes));
-        let writers = AtomicUsize::new(0);
-        Ok(Self {
-            lake: lake.clone(),
-            ident,
-            request,
-            base,
-            target,
-            layout: Arc::new(layout),
-            budget,
-            writers,
-        })
+        let writers = Writers { layout: Arc::new(layout), budget, made: Arc::default() };
+        Ok(Self { lake: lake.clone(), ident, request, base, target, writers })
     }
 
     /// A writer with files of its own; one per split. All writers of a stage share its memory bound.
     pub fn writer(&self) -> TableWriter {
-        let number = self.writers.fetch_add(1, Ordering::Relaxed);
-        TableWriter::new(Arc::clone(&self.layout), Arc::clone(&self.budget), number)
+        self.writers.writer()
+    }
+
+    /// What makes them.
+    pub fn writers(&self) -> Writers {
+        self.writers.clone()
+    }
+
+    /// A writer whose files are marked as sorted by the table's order after the commit: rows have to
+    /// come in that order, anew after each [`TableWriter::cut`]. Nobody checks that they do.
+    ///
+    /// # Errors
+    /// `internal` for a table without an order.
+    pub fn sorted_writer(&self) -> Result<TableWriter> {
+        let order = &self.target.order;
+        match i32::try_from(order.order_id) {
+            Ok(id) if !order.is_unsorted() => Ok(self.writers.numbered(Some(id))),
+            _ => Err(Error::new(ErrorCode::Internal, "the table has no order to sort rows by")),
+        }
     }
 
     /// Removes staged files, and waits until what dropped writers have left is removed too. Only for a
@@ -194,7 +225,7 @@ impl Stage {
         let Some(snapshot) = metadata.current_snapshot().filter(|_| !broken.is_empty()) else {
             return Ok(());
         };
-        let listed = read_list(self.lake.store(), snapshot).await?;
+        let listed = read_list(&self.store(), snapshot).await?;
         let Some(name) = listed.iter().find_map(|found| broken.get(&found.partition_spec_id))
         else {
             return Ok(());
@@ -208,9 +239,18 @@ impl Stage {
 
     /// Whether the table would have the shape that the files were written in, if they were staged now.
     pub(crate) fn has_shape_of(&self, present: &TableState) -> bool {
+        // Files of a rewrite may be marked with the order's id.
+        let marks = self.request.kind == StageKind::Files;
         target_of(present, &self.request).is_ok_and(|target| {
-            target.schema == self.target.schema && target.spec == self.target.spec
+            target.schema == self.target.schema
+                && target.spec == self.target.spec
+                && (!marks || target.order == self.target.order)
         })
+    }
+
+    /// The store, as far as the table's metadata may lead.
+    pub(crate) fn store(&self) -> Store {
+        self.lake.store().of_table(&self.target.location)
     }
 
     pub(crate) async fn remove(&self, files: &[StagedFile]) {
@@ -228,7 +268,7 @@ impl Stage {
 
     /// Removes files that no metadata names.
     pub(crate) async fn discard(&self, locations: Vec<String>) {
-        if let Err(error) = self.lake.store().delete(locations).await {
+        if let Err(error) = self.store().delete(locations).await {
             tracing::warn!(table = %self.ident, "staged files stay until orphan removal: {error}");
         }
     }
@@ -242,6 +282,8 @@ fn new_target((uuid, location): (Uuid, String), request: &StageRequest) -> Resul
         TableUpdate::SetLocation { location: location.clone() },
     ];
     updates.extend(reshape(schema.clone(), spec));
+    let order = request.sort.as_deref().map(|sort| schema::sort_order(sort, &schema));
+    updates.extend(ordered(order.transpose()?.unwrap_or_else(SortOrder::unsorted_order)));
     let target = previewed(None, location, updates)?;
     // Every file is read by these ids: the catalog must not have numbered the columns anew.
     if target.schema.as_struct() != schema.as_struct() {
@@ -261,7 +303,7 @@ fn target_of(base: &TableState, request: &StageRequest) -> Result<Target> {
         StageKind::Replace => {
             let schema = schema::replace(&request.schema, Some(&old))?;
             let spec = schema::partition_spec(&request.partition, &schema)?;
-            reshape(schema, spec).to_vec()
+            with_order(metadata, &schema, request, reshape(schema.clone(), spec).to_vec())?
         }
         StageKind::Append | StageKind::Merge | StageKind::Files => {
             let schema = schema::evolve(&request.schema, &old)?;
@@ -269,44 +311,69 @@ fn target_of(base: &TableState, request: &StageRequest) -> Result<Target> {
                 let message = "the table's columns are others now";
                 return Err(Error::new(ErrorCode::LakeConflict, message));
             }
-            evolved(metadata, schema, request)?
+            evolved(metadata, &schema, request)?
         }
     };
     previewed(Some(base), metadata.location().to_owned(), updates)
 }
 
-/// What gives the table this schema, and the request's partitions to new files.
+/// What gives the table this schema, and the request's partitions and order to new files.
 fn evolved(
     metadata: &TableMetadata,
-    schema: Schema,
+    schema: &Schema,
     request: &StageRequest,
 ) -> Result<Vec<TableUpdate>> {
     let mut updates = Vec::new();
     let lacks = |id: i32| schema.field_by_id(id).is_none();
-    if metadata.default_sort_order().fields.iter().any(|field| lacks(field.source_id)) {
-        updates.push(TableUpdate::AddSortOrder { sort_order: SortOrder::unsorted_order() });
-        updates.push(TableUpdate::SetDefaultSortOrder { sort_order_id: -1 });
-    }
     let spec = metadata.default_partition_spec();
     let other = spec.fields().iter().any(|field| lacks(field.source_id))
-        || schema::fields_of_spec(spec, &schema) != request.partition;
+        || schema::fields_of_spec(spec, schema) != request.partition;
     let partition =
-        other.then(|| schema::partition_spec(&request.partition, &schema)).transpose()?;
+        other.then(|| schema::partition_spec(&request.partition, schema)).transpose()?;
     // A new spec may name a new column.
-    updates.push(TableUpdate::AddSchema { schema });
+    updates.push(TableUpdate::AddSchema { schema: schema.clone() });
     updates.push(TableUpdate::SetCurrentSchema { schema_id: -1 });
     if let Some(spec) = partition {
         updates.push(TableUpdate::AddSpec { spec });
         updates.push(TableUpdate::SetDefaultSpec { spec_id: -1 });
     }
-    Ok(updates)
+    with_order(metadata, schema, request, updates)
 }
 
-fn reshape(schema: Schema, spec: UnboundPartitionSpec) -> [TableUpdate; 6] {
+/// The updates with what gives the table the request's order besides: an order that names a column
+/// that goes has to go before the column, and one may name a column that comes.
+fn with_order(
+    metadata: &TableMetadata,
+    schema: &Schema,
+    request: &StageRequest,
+    updates: Vec<TableUpdate>,
+) -> Result<Vec<TableUpdate>> {
+    let present = metadata.default_sort_order();
+    let lacks = |id: i32| schema.field_by_id(id).is_none();
+    let lost = present.fields.iter().any(|field| lacks(field.source_id));
+    let mut all = Vec::with_capacity(updates.len() + 4);
+    if lost {
+        all.extend(ordered(SortOrder::unsorted_order()));
+    }
+    all.extend(updates);
+    let Some(sort) = &request.sort else { return Ok(all) };
+    let order = schema::sort_order(sort, schema)?;
+    let has = if lost { order.is_unsorted() } else { order.fields == present.fields };
+    if !has {
+        all.extend(ordered(order));
+    }
+    Ok(all)
+}
+
+fn ordered(sort_order: SortOrder) -> [TableUpdate; 2] {
     [
-        // A sort order that another engine set may name a column that goes.
-        TableUpdate::AddSortOrder { sort_order: SortOrder::unsorted_order() },
+        TableUpdate::AddSortOrder { sort_order },
         TableUpdate::SetDefaultSortOrder { sort_order_id: -1 },
+    ]
+}
+
+fn reshape(schema: Schema, spec: UnboundPartitionSpec) -> [TableUpdate; 4] {
+    [
         TableUpdate::AddSchema { schema },
         TableUpdate::SetCurrentSchema { schema_id: -1 },
         TableUpdate::AddSpec { spec },
@@ -328,11 +395,13 @@ fn previewed(
     let unchanged = base.is_some_and(|base| {
         base.metadata.current_schema_id() == metadata.current_schema_id()
             && base.metadata.default_partition_spec_id() == metadata.default_partition_spec_id()
+            && base.metadata.default_sort_order_id() == metadata.default_sort_order_id()
     });
     Ok(Target {
         location,
         schema: metadata.current_schema().clone(),
         spec: metadata.default_partition_spec().clone(),
+        order: metadata.default_sort_order().clone(),
         updates: if unchanged { Vec::new() } else { updates },
     })
 }

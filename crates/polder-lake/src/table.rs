@@ -11,7 +11,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use iceberg::spec::{MAIN_BRANCH, Snapshot, SnapshotRef, SnapshotReference, TableMetadata};
 use iceberg::table::Table;
-use polder_core::spec::PartitionField;
+use polder_core::spec::{PartitionField, SortField};
 use polder_core::{Checkpoint, Error, ErrorCode, OrgId, Result, TableSchema};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -56,6 +56,9 @@ struct Inner {
     refs: Vec<RefInfo>,
     store: Store,
 }
+
+/// What a snapshot says of itself: counts, and what its writer added.
+pub type Summary = BTreeMap<String, String>;
 
 /// One state of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +115,8 @@ impl LakeTable {
         let columns = Properties(metadata.properties()).schema(metadata.current_schema())?;
         let refs = ref_infos(metadata)?;
         let failed = |cause| error::iceberg("open the table", cause);
+        // Whatever reads by the table's metadata goes through this one.
+        let store = store.of_table(metadata.location());
         let runtime = iceberg::Runtime::try_current().map_err(failed)?;
         let table = Table::builder()
             .file_io(store.file_io())
@@ -124,7 +129,6 @@ impl LakeTable {
             .map_err(failed)?;
         let metadata_location = state.metadata_location;
         let org = org.clone();
-        let store = store.clone();
         let inner = Inner { org, table, metadata_location, columns, refs, store };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -164,6 +168,13 @@ impl LakeTable {
     /// How new files are partitioned.
     pub fn partition(&self) -> Vec<PartitionField> {
         schema::partition_fields(self.metadata())
+    }
+
+    /// The order that rows of rewritten files have, empty for none; `None` for an order of another
+    /// engine that a table spec has no words for.
+    pub fn sort(&self) -> Option<Vec<SortField>> {
+        let metadata = self.metadata();
+        schema::sort_fields(metadata.default_sort_order(), metadata.current_schema())
     }
 
     /// How far the table's rows have read their source; `None` if that is not known: no run of ours
@@ -263,6 +274,21 @@ impl LakeTable {
         let mut snapshots: Vec<_> = self.metadata().snapshots().collect();
         snapshots.sort_by_key(|snapshot| snapshot.sequence_number());
         snapshots.into_iter().map(|snapshot| self.info(snapshot)).collect()
+    }
+
+    /// What the newest snapshot that says `value` under `key` says of itself, and what the one before it
+    /// does.
+    pub fn summaries_with(&self, key: &str, value: &str) -> Option<(Summary, Option<Summary>)> {
+        let said = |snapshot: &&SnapshotRef| summary(snapshot, key) == Some(value);
+        let found = self.metadata().snapshots().filter(said);
+        let newest = found.max_by_key(|snapshot| snapshot.sequence_number())?;
+        let all = |snapshot: &SnapshotRef| -> Summary {
+            let said = snapshot.summary().additional_properties.iter();
+            said.map(|(key, value)| (key.clone(), value.clone())).collect()
+        };
+        let before = newest.parent_snapshot_id();
+        let before = before.and_then(|id| self.metadata().snapshot_by_id(id));
+        Some((all(newest), before.map(all)))
     }
 
     /// When which snapshot became the current one, oldest first: milliseconds since the epoch, and

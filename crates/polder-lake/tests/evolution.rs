@@ -4,7 +4,7 @@ use arrow::array::RecordBatch;
 use arrow::json::{LineDelimitedWriter, ReaderBuilder};
 use futures::TryStreamExt;
 use polder_core::{ErrorCode, Field, LakeType, TableSchema};
-use polder_lake::{CmpOp, Literal, Predicate, ScanRequest, StageKind};
+use polder_lake::{CmpOp, LakeTable, Literal, Predicate, ScanRequest, StageKind};
 use uuid::Uuid;
 
 use crate::support::*;
@@ -209,4 +209,56 @@ async fn a_partition_follows_its_column_under_another_name() {
         assert_eq!(longs(&read(&now, equals(value)).await, "number"), [value]);
     }
     assert_eq!(read(&now, equals(41)).await.num_rows(), 0);
+}
+
+/// The table's order, as a table spec has it.
+fn order_of(table: &LakeTable) -> Vec<String> {
+    table.sort().expect("in words").iter().map(ToString::to_string).collect()
+}
+
+#[tokio::test]
+async fn an_order_follows_its_column_under_another_name_and_ends_with_it() {
+    let scratch = Scratch::new().await;
+    let lake = &scratch.lake;
+    let columns = |name: &str, data_type: LakeType| {
+        TableSchema::new(vec![column(1, name, data_type), column(2, "text", LakeType::String)])
+    };
+    let (old, new) = (columns("n", LakeType::Int), columns("number", LakeType::Long));
+    let go = async |kind: StageKind, schema: &TableSchema, sort: Option<&[&str]>, row: &str| {
+        let mut request = request(kind, schema);
+        let fields = |sort: &[&str]| sort.iter().map(|text| text.parse().expect("field")).collect();
+        request.sort = sort.map(fields);
+        run(lake, "t", request, &[json_batch(schema, &[row])]).await
+    };
+    let by_n = Some(&["n desc"][..]);
+    let row = r#"{"number":1,"text":"a"}"#;
+    go(StageKind::Replace, &old, by_n, r#"{"n":2,"text":"b"}"#).await.expect("create");
+    let now = table(lake, "t").await;
+    assert_eq!(order_of(&now), ["n desc"]);
+    assert_eq!(metadata(&now)["default-sort-order-id"], 1);
+    let files = now.files(&[], &now.sort().expect("order")).await.expect("files");
+    assert!(files.files().iter().all(|file| file.cost.unsorted), "runs do not sort");
+
+    // Without a word of it the order stays, under the column's new name.
+    go(StageKind::Append, &new, None, row).await.expect("renamed");
+    let now = table(lake, "t").await;
+    assert_eq!(order_of(&now), ["number desc"]);
+    assert_eq!(metadata(&now)["sort-orders"].as_array().expect("orders").len(), 2);
+    let both = Some(&["text", "number desc nulls first"][..]);
+    go(StageKind::Append, &new, both, row).await.expect("another");
+    assert_eq!(order_of(&table(lake, "t").await), ["text", "number desc nulls first"]);
+    go(StageKind::Replace, &new, None, row).await.expect("reloaded");
+    assert_eq!(order_of(&table(lake, "t").await), ["text", "number desc nulls first"]);
+    let error = go(StageKind::Append, &new, by_n, row).await.expect_err("an old name");
+    assert_eq!(error.code(), ErrorCode::SpecUnknownName);
+
+    // An order cannot outlive its column; `[]` ends one too.
+    let text = TableSchema::new(vec![column(2, "text", LakeType::String)]);
+    go(StageKind::Append, &text, None, r#"{"text":"c"}"#).await.expect("dropped");
+    assert!(order_of(&table(lake, "t").await).is_empty());
+    go(StageKind::Append, &text, Some(&["text"][..]), r#"{"text":"d"}"#).await.expect("sorted");
+    assert_eq!(order_of(&table(lake, "t").await), ["text"]);
+    go(StageKind::Append, &text, Some(&[][..]), r#"{"text":"e"}"#).await.expect("ended");
+    assert!(order_of(&table(lake, "t").await).is_empty());
+    assert_eq!(read(&table(lake, "t").await, Predicate::True).await.num_rows(), 4);
 }

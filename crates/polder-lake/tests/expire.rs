@@ -75,6 +75,26 @@ async fn the_history_stays_for_its_time() {
     assert_eq!(longs(&old, "id").len(), 10, "a reader of the old state has time");
 }
 
+/// However long a state was the present one, who opened it then has all of the time.
+#[tokio::test]
+async fn a_state_stays_for_its_time_from_when_it_was_replaced() {
+    let scratch = Scratch::new().await;
+    load(&scratch, StageKind::Replace, 0..10).await;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let opened = table(&scratch.lake, "t").await;
+    load(&scratch, StageKind::Append, 10..20).await;
+    load(&scratch, StageKind::Append, 20..30).await;
+    let shorter = Retention { versions: 0, history_ms: 2_500, ..NOW };
+    // `v1` names the first state; without it, that state is kept for its age alone.
+    let (other, ident) = another_client(&scratch).await;
+    let gone = TableUpdate::RemoveSnapshotRef { ref_name: "v1".to_owned() };
+    other.commit(&ident, &[], vec![gone]).await.expect("untagged");
+    assert_eq!(expire(&scratch, &shorter).await, Expired::default());
+    assert_eq!(ids(&opened).await, (0..10).collect::<Vec<_>>());
+    let none = Retention { history_ms: -1, ..shorter };
+    assert_eq!(expire(&scratch, &none).await.snapshots, 2);
+}
+
 #[tokio::test]
 async fn what_was_gone_back_to_stays_and_so_does_the_way_back() {
     let scratch = three_versions().await;
@@ -86,6 +106,24 @@ async fn what_was_gone_back_to_stays_and_so_does_the_way_back() {
     assert_eq!(versions(&scratch).await, [1, 2, 3]);
     lake.rollback(&org("401"), "t", &kept_as, Uuid::new_v4()).await.expect("and back");
     assert_eq!(ids(&table(lake, "t").await).await, (200..215).collect::<Vec<_>>());
+}
+
+/// A pin that is released does not take along what queries have opened before a rollback.
+#[tokio::test]
+async fn what_was_current_stays_for_its_time_whatever_other_name_it_had() {
+    let scratch = three_versions().await;
+    let (lake, org) = (&scratch.lake, org("401"));
+    let opened = table(lake, "t").await;
+    let current = opened.current_snapshot().expect("current").id;
+    let v3 = opened.resolve("v3").expect("v3");
+    let before = opened.snapshots().into_iter().find(|found| found.id == v3).expect("v3").parent;
+    lake.pin(&org, "t", "model", current).await.expect("pin");
+    lake.rollback(&org, "t", "v1", Uuid::new_v4()).await.expect("rollback");
+    lake.release_pin(&org, "t", "model").await.expect("released");
+    expire(&scratch, &LATER).await;
+    assert_eq!(ids(&opened).await, (200..215).collect::<Vec<_>>());
+    let history = read_at(&opened, before, Predicate::True).await;
+    assert_eq!(longs(&history, "id"), (100..115).collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -3,6 +3,9 @@
 use std::collections::HashSet;
 
 use futures::TryStreamExt;
+use iceberg::spec::{FormatVersion, Manifest, ManifestList, TableMetadata};
+use object_store::ObjectStoreExt;
+use polder_core::spec::SortField;
 use polder_core::{ErrorCode, Result};
 use polder_lake::{
     CmpOp, FilesCommitted, Lake, LakeTable, Literal, Predicate, ScanFile, ScanRequest, Stage,
@@ -112,6 +115,52 @@ async fn a_rewrite_keeps_rows_checkpoint_and_versions() {
     let summary = summary(&files);
     run_under_way.commit(files, &checkpoint(10), summary).await.expect("commit");
     assert_eq!(ids_now(&scratch).await, [0, 1, 2, 3, 5, 6, 7, 8, 9]);
+}
+
+/// The sequence number that the rows of a file have by its manifest entry; `None` for that of the commit
+/// that added it (spec, *Sequence Number Inheritance*).
+async fn age_of(lake: &Lake, path: &str) -> Option<i64> {
+    let now = table(lake, "t").await;
+    let current = now.current_snapshot().expect("current").id;
+    let bytes = async |location: &str| {
+        let path = lake.object_path(location).expect("path");
+        let found = lake.object_store().get(&path).await.expect("there");
+        found.bytes().await.expect("bytes")
+    };
+    let metadata: TableMetadata =
+        serde_json::from_slice(&bytes(now.metadata_location()).await).expect("metadata");
+    let list = metadata.snapshot_by_id(current).expect("current").manifest_list();
+    let list = ManifestList::parse_with_version(&bytes(list).await, FormatVersion::V2);
+    for manifest in list.expect("a list").consume_entries() {
+        let manifest = Manifest::parse_avro(&bytes(&manifest.manifest_path).await);
+        let manifest = manifest.expect("a manifest");
+        let mut living = manifest.entries().iter().filter(|entry| entry.is_alive());
+        if let Some(found) = living.find(|entry| entry.file_path() == path) {
+            return found.sequence_number();
+        }
+    }
+    panic!("the table has no {path}");
+}
+
+/// Deletes by equality that others commit while a rewrite is under way are of older rows than theirs: they
+/// would leave out nothing of files that were as new as the rewrite's own commit.
+#[tokio::test]
+async fn rewritten_rows_stay_as_old_as_the_state_that_was_read() {
+    let scratch = three_files().await;
+    let lake = &scratch.lake;
+    let before = table(lake, "t").await;
+    let read = metadata(&before)["last-sequence-number"].as_i64();
+    let (old, stage) = (paths(&planned(&before).await), stage(lake).await);
+    let new = rewritten(&before, &stage, &old).await;
+    let path = new[0].location().to_owned();
+    append(lake, 9..10).await;
+    stage.rewrite_files(old, new).await.expect("rewritten");
+    assert!(metadata(&table(lake, "t").await)["last-sequence-number"].as_i64() > read);
+    assert_eq!(age_of(lake, &path).await, read);
+    // An append's are as new as its commit.
+    let added = file_of(&table(lake, "t").await, 9).await.path;
+    assert_ne!(age_of(lake, &added).await, read);
+    assert_eq!(ids_now(&scratch).await, (0..10).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -236,4 +285,61 @@ async fn partitions_change_for_new_files_at_once_and_for_old_ones_by_a_rewrite()
     let left = now.files_partitioned_otherwise(&now.partition()).await.expect("planned");
     assert_eq!((left.len(), planned(&now).await.len()), (0, 3), "one more partition, for 0 to 8");
     assert_eq!(files_planned(&now, id_is(11)).await, 1);
+}
+
+/// The table's data files on disk, temporary ones too.
+fn on_disk(table: &LakeTable) -> usize {
+    let folder = table.location().strip_prefix("file://").expect("local");
+    std::fs::read_dir(format!("{folder}/data")).expect("folder").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_is_dropped_leaves_no_file_however_far_each_was() {
+    let scratch = three_files().await;
+    let before = table(&scratch.lake, "t").await;
+    for batches in 1..8 {
+        let mut request = request(StageKind::Append, &id_and_text());
+        // Each batch is a file.
+        request.target_file_bytes = 1;
+        let stage = scratch.lake.stage(&org("401"), "t", request).await.expect("stage");
+        let mut writer = stage.writer();
+        for batch in 0..batches {
+            writer.write(rows(batch..batch + 1)).await.expect("written");
+        }
+        drop(writer);
+        stage.abort(Vec::new()).await;
+        assert_eq!(on_disk(&before), 3, "after {batches} batches");
+    }
+}
+
+#[tokio::test]
+async fn files_are_marked_with_an_order_only_where_rows_came_in_it() {
+    let scratch = three_files().await;
+    let now = table(&scratch.lake, "t").await;
+    let sort: Vec<SortField> = vec!["id desc".parse().expect("field")];
+    let mut request = request(StageKind::Files, &id_and_text());
+    assert!(stage(&scratch.lake).await.sorted_writer().is_err(), "the table has no order");
+    request.sort = Some(sort.clone());
+    let stage = scratch.lake.stage_on(&now, request).expect("stage");
+    let old = file_of(&now, 0).await.path;
+    let mut writer = stage.sorted_writer().expect("an order");
+    for ids in [2..3, 1..2] {
+        writer.write(rows(ids)).await.expect("written");
+    }
+    writer.cut().await.expect("cut");
+    writer.write(rows(0..1)).await.expect("written");
+    let new = writer.finish().await.expect("finished");
+    assert_eq!(new.iter().map(StagedFile::rows).collect::<Vec<_>>(), [2, 1], "cut in two");
+    stage.rewrite_files(vec![old], new).await.expect("rewritten");
+    let now = table(&scratch.lake, "t").await;
+    assert_eq!((now.sort(), ids(&now).await), (Some(sort.clone()), (0..9).collect()));
+    let files = now.files(&[], &sort).await.expect("files");
+    let unsorted = files.files().iter().filter(|file| file.cost.unsorted).count();
+    assert_eq!((files.files().len(), unsorted), (4, 2));
+    // In another order, or in none, nothing is known of it.
+    let other: [SortField; 1] = ["id".parse().expect("field")];
+    let files = now.files(&[], &other).await.expect("files");
+    assert!(files.files().iter().all(|file| file.cost.unsorted));
+    let files = now.files(&[], &[]).await.expect("files");
+    assert!(files.files().iter().all(|file| !file.cost.unsorted));
 }

@@ -53,6 +53,11 @@ enum Action {
         file: u8,
         rows: u8,
     },
+    /// A run that deletes rows and adds others.
+    Merge {
+        file: u8,
+        rows: u8,
+    },
     Overwrite {
         file: u8,
         rows: u8,
@@ -77,6 +82,12 @@ enum Action {
     Tag {
         of: u8,
     },
+    Pin {
+        of: u8,
+    },
+    Unpin {
+        which: u8,
+    },
     /// A run that dies before its commit.
     Crash {
         rows: u8,
@@ -89,6 +100,11 @@ enum Action {
     Again,
     /// A run that began before another action, and ends after it.
     Overtaken {
+        by: Box<Action>,
+    },
+    /// The same of a rewrite.
+    OvertakenRewrite {
+        files: u8,
         by: Box<Action>,
     },
 }
@@ -112,6 +128,7 @@ fn simple() -> impl Strategy<Value = Action> {
         1 => n().prop_map(|which| Action::MoveColumn { which }),
         2 => (n(), few()).prop_map(|(how, rows)| Action::Repartition { how, rows }),
         3 => (n(), few()).prop_map(|(file, rows)| Action::RowDelta { file, rows }),
+        2 => (n(), few()).prop_map(|(file, rows)| Action::Merge { file, rows }),
         2 => (n(), few()).prop_map(|(file, rows)| Action::Overwrite { file, rows }),
         1 => n().prop_map(|file| Action::DeleteFile { file }),
         2 => n().prop_map(|files| Action::Rewrite { files }),
@@ -120,6 +137,8 @@ fn simple() -> impl Strategy<Value = Action> {
         2 => Just(Action::Optimize),
         1 => Just(Action::Metadata),
         1 => n().prop_map(|of| Action::Tag { of }),
+        1 => n().prop_map(|of| Action::Pin { of }),
+        1 => n().prop_map(|which| Action::Unpin { which }),
         1 => few().prop_map(|rows| Action::Crash { rows }),
         1 => any::<bool>().prop_map(|restore| Action::Orphans { restore }),
         1 => Just(Action::Again),
@@ -128,6 +147,8 @@ fn simple() -> impl Strategy<Value = Action> {
 
 fn step() -> impl Strategy<Value = Step> {
     let overtaken = simple().prop_map(|by| Action::Overtaken { by: Box::new(by) });
+    let rewrite = (any::<u8>(), simple())
+        .prop_map(|(files, by)| Action::OvertakenRewrite { files, by: Box::new(by) });
     let fault = prop_oneof![
         6 => Just(Fault::Nothing),
         1 => Just(Fault::AnswerLost),
@@ -138,7 +159,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Fault::Conflict),
         1 => Just(Fault::Refused),
     ];
-    let action = prop_oneof![8 => simple(), 1 => overtaken];
+    let action = prop_oneof![8 => simple(), 1 => overtaken, 1 => rewrite];
     (action, fault).prop_map(|(action, fault)| Step { action, fault })
 }
 
@@ -163,18 +184,14 @@ fn random_histories_go_as_the_model_says() {
     proptest!(config, |(steps in prop::collection::vec(step(), 1..STEPS_MAX))| carry_out(&steps));
 }
 
-/// Histories that once went wrong, and one of everything.
-#[test]
-fn histories_that_are_known_to_be_hard() {
-    let steps = |actions: Vec<Action>| {
-        let steps = actions.into_iter().map(|action| Step { action, fault: Fault::Nothing });
-        steps.collect::<Vec<_>>()
-    };
-    let everything = vec![
+/// One of everything.
+fn everything() -> Vec<Action> {
+    vec![
         Action::Append { rows: 6 },
         Action::AddColumn { kind: 1, rows: 4 },
         Action::Repartition { how: 1, rows: 9 },
         Action::RowDelta { file: 0, rows: 2 },
+        Action::Merge { file: 0, rows: 2 },
         Action::WidenColumn { which: 0, rows: 3 },
         Action::Rewrite { files: 255 },
         Action::RenameColumn { which: 0 },
@@ -197,7 +214,33 @@ fn histories_that_are_known_to_be_hard() {
         Action::Expire { versions: 0, history: 1 },
         Action::Orphans { restore: true },
         Action::Metadata,
-    ];
+    ]
+}
+
+/// Rows go while a rewrite of their file is under way, and a full refresh comes.
+fn overtaken_rewrites() -> Vec<Action> {
+    let rewrite = |by: Action| Action::OvertakenRewrite { files: 255, by: Box::new(by) };
+    vec![
+        Action::Append { rows: 6 },
+        rewrite(Action::RowDelta { file: 0, rows: 1 }),
+        rewrite(Action::Merge { file: 1, rows: 2 }),
+        rewrite(Action::Append { rows: 3 }),
+        Action::Pin { of: 1 },
+        rewrite(Action::Rollback { to: 0 }),
+        rewrite(Action::Replace { rows: 3, columns: 1 }),
+        Action::Expire { versions: 0, history: 1 },
+        Action::Unpin { which: 0 },
+        Action::Expire { versions: 0, history: 1 },
+    ]
+}
+
+/// Histories that once went wrong, and one of everything.
+#[test]
+fn histories_that_are_known_to_be_hard() {
+    let steps = |actions: Vec<Action>| {
+        let steps = actions.into_iter().map(|action| Step { action, fault: Fault::Nothing });
+        steps.collect::<Vec<_>>()
+    };
     // Many commits of a few rows, some of which go again.
     let mut trickle: Vec<Action> = (0..9).map(|_| Action::Append { rows: 2 }).collect();
     trickle.extend([
@@ -214,7 +257,7 @@ fn histories_that_are_known_to_be_hard() {
     let outgrown = Action::Overtaken { by: Box::new(Action::WidenColumn { which: 0, rows: 0 }) };
     // Two columns of one type in another order than the file has them.
     let swapped = vec![Action::AddColumn { kind: 2, rows: 1 }, Action::MoveColumn { which: 1 }];
-    for actions in [everything, trickle, vec![outgrown], swapped] {
+    for actions in [everything(), overtaken_rewrites(), trickle, vec![outgrown], swapped] {
         carry_out(&steps(actions));
     }
 }

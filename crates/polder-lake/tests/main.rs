@@ -1,6 +1,7 @@
 //! The lake from outside: on local disk with SQLite, and (in `service`) on S3 and PostgreSQL.
 
 mod between;
+mod bounds;
 mod commits;
 mod conformance;
 mod erase;
@@ -9,7 +10,9 @@ mod expire;
 mod faults;
 mod faulty;
 mod files;
+mod foreign;
 mod histories;
+mod lost;
 mod maintain;
 mod management;
 mod merge;

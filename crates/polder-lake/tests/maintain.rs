@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, TimestampMicrosecondArray};
+use arrow::array::{ArrayRef, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray};
 use iceberg::spec::{SnapshotReference, SnapshotRetention};
 use iceberg::{NamespaceIdent, TableIdent, TableUpdate};
 use polder_core::retention::Retention;
 use polder_core::{ErrorCode, LakeType, TableSchema};
 use polder_lake::{
-    Catalog, ExpiryRequest, MetadataRequest, OrphanRequest, Orphans, Predicate, RowsBefore,
-    ScanRequest, StageKind, Store,
+    Catalog, CmpOp, ExpiryRequest, Literal, MetadataRequest, OrphanRequest, Orphans, Predicate,
+    RowsBefore, ScanRequest, StageKind, Store,
 };
 use uuid::Uuid;
 
+use crate::faulty::check;
 use crate::support::*;
 
 const DAY_MS: i64 = 86_400_000;
@@ -213,13 +214,47 @@ async fn many_manifests_become_few_and_old_metadata_goes() {
     let summary = summary_of(&now);
     assert_eq!(summary["total-records"], "24");
     assert_eq!(summary["total-data-files"], "12");
-    let files = now.files(&[]).await.expect("files");
+    let files = now.files(&[], &[]).await.expect("files");
     assert_eq!(files.files().len(), 12);
     let again = tidy(&MetadataRequest { dry_run: false, ..wanted }).await;
     assert_eq!((again.files, again.manifests_before, again.manifests_after), (0, 1, 1));
     load(&scratch, StageKind::Append, 24..26).await;
     let kept = RowsBefore { column: "id".into(), micros: 0 }.older(&id_and_text());
     assert_eq!(kept.expect_err("no times").code(), ErrorCode::SpecInvalid);
+}
+
+/// Entries hold partitions and bounds in the types that their manifest says, and can be written into one
+/// of the same alone.
+#[tokio::test]
+async fn manifests_of_another_shape_are_not_mixed() {
+    let scratch = Scratch::new().await;
+    let narrow = schema(&[("id", LakeType::Int), ("text", LakeType::String)]);
+    for number in 0..8_i32 {
+        let ids: ArrayRef = Arc::new(Int32Array::from(vec![number]));
+        let text: ArrayRef = Arc::new(StringArray::from(vec!["narrow"]));
+        let kind = if number == 0 { StageKind::Replace } else { StageKind::Append };
+        let rows = [batch(&narrow, vec![ids, text])];
+        run(&scratch.lake, "t", request(kind, &narrow), &rows).await.expect("run");
+    }
+    for id in 8..16 {
+        load(&scratch, StageKind::Append, id..id + 1).await;
+    }
+    for id in 16..24 {
+        let mut other = request(StageKind::Append, &id_and_text());
+        other.partition = vec!["bucket(2, id)".parse().expect("partition")];
+        run(&scratch.lake, "t", other, &[rows(id..id + 1)]).await.expect("run");
+    }
+    let wanted = MetadataRequest { files: 100, older_than_ms: DAY_MS, dry_run: false };
+    let done = scratch.lake.tidy_metadata(&org("401"), "t", &wanted).await.expect("tidied");
+    assert_eq!((done.manifests_before, done.manifests_after), (24, 3), "one of each shape");
+    let now = table(&scratch.lake, "t").await;
+    check::check(&scratch.lake, &now).await;
+    assert_eq!(ids(&now).await, (0..24).collect::<Vec<_>>());
+    for id in [0, 7, 8, 15, 16, 23] {
+        let filter =
+            Predicate::Cmp { column: "id".to_owned(), op: CmpOp::Eq, value: Literal::Long(id) };
+        assert_eq!(longs(&read(&now, filter).await, "id"), [id]);
+    }
 }
 
 fn dated() -> TableSchema {
@@ -250,7 +285,7 @@ async fn states_that_hold_overdue_rows_go_with_their_files() {
 
     let old = RowsBefore { column: "at".into(), micros: 5 * DAY_MS * 1000 };
     let now = table(lake, "t").await;
-    let files = now.files(&[]).await.expect("files");
+    let files = now.files(&[], &[]).await.expect("files");
     let stage = lake.stage_on(&now, request(StageKind::Files, &dated())).expect("stage");
     let others = old.others(&dated()).expect("filter");
     let stream = files.read(&[0], others).expect("read");

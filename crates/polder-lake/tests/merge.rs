@@ -1,14 +1,17 @@
 //! Runs that add rows and delete rows in one commit, and what they bear of other writers.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::TryStreamExt;
-use polder_core::ErrorCode;
+use polder_core::{ErrorCode, Result};
 use polder_lake::{
-    CmpOp, Lake, Literal, Placed, Predicate, RowDelta, RunSummary, ScanFile, ScanRequest, Stage,
-    StageKind,
+    CmpOp, FilesCommitted, Gate, Lake, LakeTable, Literal, Placed, Predicate, RowDelta, RunSummary,
+    ScanFile, ScanRequest, Stage, StageKind,
 };
+use uuid::Uuid;
 
 use crate::support::*;
 
@@ -77,7 +80,7 @@ async fn rows_deletes_and_checkpoint_are_one_commit() {
     let delta = delta(&merge, 2, 3).await;
     assert_eq!(delta.deletes.len(), 2, "one for each file");
     let summary = rows_of(&delta);
-    let done = merge.commit_delta(delta, &checkpoint(7), summary).await.expect("merged");
+    let done = merge.commit_delta(delta, &checkpoint(7), summary, None).await.expect("merged");
     let now = table(lake, "t").await;
     assert_eq!(ids(&now).await, [0, 1, 2, 3, 4, 5]);
     assert_eq!(now.checkpoint().expect("good"), Some(checkpoint(7)));
@@ -100,7 +103,7 @@ async fn a_file_has_one_delete_file_however_often_rows_of_it_go() {
         let merge = begin(lake).await;
         let delta = delta(&merge, id, id).await;
         let summary = rows_of(&delta);
-        merge.commit_delta(delta, &checkpoint(id), summary).await.expect("merged");
+        merge.commit_delta(delta, &checkpoint(id), summary, None).await.expect("merged");
         let now = table(lake, "t").await;
         assert_eq!(ids(&now).await, [0, 1, 2, 3, 4, 5]);
         let totals = summary_of(&now);
@@ -114,7 +117,7 @@ async fn a_file_has_one_delete_file_however_often_rows_of_it_go() {
     let deletes = places(&merge, 4, 4).await;
     let deletes = merge.write_deletes(&deletes).await.expect("deletes");
     let delta = RowDelta { files: Vec::new(), deletes, among: range(4, 4) };
-    merge.commit_delta(delta, &checkpoint(9), RunSummary { rows: 0 }).await.expect("merged");
+    merge.commit_delta(delta, &checkpoint(9), RunSummary { rows: 0 }, None).await.expect("merged");
     let now = table(lake, "t").await;
     assert_eq!(ids(&now).await, [0, 1, 2, 3, 5]);
     assert_eq!(now.current_snapshot().expect("current").operation, "delete");
@@ -137,10 +140,10 @@ async fn a_read_of_files_that_share_deletes_ends() {
     let files = written(&merge, &kept).await;
     let delta = RowDelta { files, deletes, among: range(0, 17) };
     let summary = rows_of(&delta);
-    merge.commit_delta(delta, &checkpoint(17), summary).await.expect("merged");
+    merge.commit_delta(delta, &checkpoint(17), summary, None).await.expect("merged");
     let now = table(lake, "t").await;
     for read in 0..READS {
-        let found = tokio::time::timeout(Duration::from_secs(60), ids(&now)).await;
+        let found = tokio::time::timeout(Duration::from_mins(1), ids(&now)).await;
         assert_eq!(found.unwrap_or_else(|_| panic!("read {read} does not end")).len(), 18);
     }
 }
@@ -167,7 +170,7 @@ async fn rows_of_new_files_may_go_with_the_same_commit() {
         let deletes = stage.write_deletes_with(&goes, &files).await.expect("deletes");
         let delta = RowDelta { files, deletes, among: range(first, first + 2) };
         let summary = rows_of(&delta);
-        stage.commit_delta(delta, &checkpoint(1), summary).await.expect("committed");
+        stage.commit_delta(delta, &checkpoint(1), summary, None).await.expect("committed");
         let now = table(lake, "t").await;
         assert_eq!(ids(&now).await, expected);
         let rows = now.current_snapshot().expect("current").rows;
@@ -195,7 +198,7 @@ async fn what_other_writers_did_to_its_rows_is_a_conflict() {
     other.row_delta(deletes, Vec::new()).await.expect("deleted");
     let parquet = scratch.files(".parquet").len();
     let summary = rows_of(&mine);
-    let error = merge.commit_delta(mine, &checkpoint(1), summary).await.expect_err("deleted");
+    let error = merge.commit_delta(mine, &checkpoint(1), summary, None).await.expect_err("deleted");
     assert_eq!(error.code(), ErrorCode::LakeConflict);
     assert_eq!(scratch.files(".parquet").len(), parquet - 2, "its files went");
     assert_eq!(ids_now(&scratch).await, [0, 2, 3, 4, 5]);
@@ -207,7 +210,7 @@ async fn what_other_writers_did_to_its_rows_is_a_conflict() {
         let new = written(&other, &[rows(ids)]).await;
         other.row_delta(Vec::new(), new).await.expect("added");
         let summary = rows_of(&mine);
-        let done = merge.commit_delta(mine, &checkpoint(2), summary).await;
+        let done = merge.commit_delta(mine, &checkpoint(2), summary, None).await;
         assert_eq!(done.is_ok(), bears, "{done:?}");
     }
     // A run in between is another matter: its rows were not looked at.
@@ -215,6 +218,72 @@ async fn what_other_writers_did_to_its_rows_is_a_conflict() {
     let mine = delta(&merge, 5, 5).await;
     run(lake, "t", request(StageKind::Append, &id_and_text()), &[rows(40..41)]).await.expect("run");
     let summary = rows_of(&mine);
-    let error = merge.commit_delta(mine, &checkpoint(3), summary).await.expect_err("overtaken");
+    let error =
+        merge.commit_delta(mine, &checkpoint(3), summary, None).await.expect_err("overtaken");
     assert_eq!(error.code(), ErrorCode::LakeConflict);
+}
+
+/// What everybody else sees of a table once a run's snapshot is staged and audited.
+struct Meanwhile {
+    lake: Lake,
+    seen: Mutex<Option<LakeTable>>,
+}
+
+#[async_trait]
+impl Gate for Meanwhile {
+    async fn check(&self, _staged: &LakeTable, _snapshot: i64) -> Result<()> {
+        let now = table(&self.lake, "t").await;
+        *self.seen.lock().expect("seen") = Some(now);
+        Ok(())
+    }
+}
+
+/// Puts the rows of the state into one file, on top of whatever `main` is now.
+async fn rewrite(lake: &Lake, of: &LakeTable) -> Result<FilesCommitted> {
+    let scan = ScanRequest { snapshot: None, filter: Predicate::True, columns: None };
+    let old = of.plan(scan).await.expect("plan").files;
+    let rows = read(of, Predicate::True).await;
+    let stage = lake.stage_on(of, request(StageKind::Files, &id_and_text())).expect("stage");
+    let files = written(&stage, &[rows]).await;
+    stage.rewrite_files(old.into_iter().map(|file| file.path).collect(), files).await
+}
+
+/// The merge has its number before the rewrite reads the table, and comes into `main` after that.
+#[tokio::test]
+async fn a_rewrite_does_not_bring_back_rows_of_a_merge_that_was_staged_before_it() {
+    let scratch = two_files().await;
+    let lake = &scratch.lake;
+    let merge = begin(lake).await;
+    let deletes = merge.write_deletes(&places(&merge, 1, 2).await).await.expect("deletes");
+    let delta = RowDelta { files: Vec::new(), deletes, among: range(1, 2) };
+    let meanwhile = Meanwhile { lake: lake.clone(), seen: Mutex::default() };
+    let (rows, gate) = (RunSummary { rows: 0 }, Some(&meanwhile as &dyn Gate));
+    merge.commit_delta(delta, &checkpoint(9), rows, gate).await.expect("merged");
+    let seen = meanwhile.seen.into_inner().expect("seen").expect("looked");
+    assert_eq!(ids(&seen).await, [0, 1, 2, 3, 4, 5], "not published yet");
+    let error = rewrite(lake, &seen).await.expect_err("rows of its files were deleted");
+    assert_eq!(error.code(), ErrorCode::LakeConflict);
+    assert_eq!(ids_now(&scratch).await, [0, 3, 4, 5]);
+}
+
+/// Rows that a state has lost are lost again when the table is rolled forward to it, whatever was
+/// begun in between.
+#[tokio::test]
+async fn nor_rows_of_a_state_that_was_rolled_back_when_it_began() {
+    let scratch = two_files().await;
+    let lake = &scratch.lake;
+    let full = table(lake, "t").await.current_snapshot().expect("current").id;
+    let now = table(lake, "t").await;
+    let stage = lake.stage_on(&now, request(StageKind::Files, &id_and_text())).expect("stage");
+    let deletes = stage.write_deletes(&places(&stage, 1, 2).await).await.expect("deletes");
+    let less = stage.row_delta(deletes, Vec::new()).await.expect("deleted").snapshot_id;
+    let go = async |to: i64| {
+        lake.rollback(&org("401"), "t", &to.to_string(), Uuid::new_v4()).await.expect("rolled");
+    };
+    go(full).await;
+    let seen = table(lake, "t").await;
+    go(less).await;
+    let error = rewrite(lake, &seen).await.expect_err("rows of its files were deleted");
+    assert_eq!(error.code(), ErrorCode::LakeConflict);
+    assert_eq!(ids_now(&scratch).await, [0, 3, 4, 5]);
 }

@@ -6,6 +6,7 @@ mod stub;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use iceberg::spec::{Operation, Snapshot, Summary};
 use iceberg::{NamespaceIdent, TableIdent, TableRequirement, TableUpdate};
 use object_store::ObjectStoreExt;
 use polder_core::{Error, ErrorCode};
@@ -417,6 +418,32 @@ async fn snapshots_go_only_while_every_name_is_where_it_was() {
     let reference = |name: &str, id: i64| json!({ "type": "assert-ref-snapshot-id", "ref": name, "snapshot-id": id });
     assert_eq!(sent["requirements"], json!([reference("main", 2), reference("v1", 1)]));
     assert_eq!(sent["identifier"], json!({ "namespace": ["org_1"], "name": "t" }));
+}
+
+/// Servers that answer 400 to the number of an earlier state, where 409 is meant: made anew, the
+/// snapshot can be taken.
+#[tokio::test]
+async fn a_snapshot_for_an_earlier_state_is_a_conflict_however_the_server_says_it() {
+    let stub = server(|asked| match asked.method.as_str() {
+        "POST" => refusal(400, "ValidationException"),
+        _ => Reply::Json(200, table()),
+    });
+    let catalog = open(&settings(&stub)).await;
+    for (number, stale) in [(2, true), (3, false)] {
+        let additional_properties = HashMap::new();
+        let snapshot = Snapshot::builder()
+            .with_snapshot_id(9)
+            .with_parent_snapshot_id(Some(2))
+            .with_sequence_number(number)
+            .with_timestamp_ms(1_700_000_000_003)
+            .with_manifest_list("s3://b/t/metadata/9.avro".to_owned())
+            .with_summary(Summary { operation: Operation::Append, additional_properties })
+            .with_schema_id(0)
+            .build();
+        let updates = vec![TableUpdate::AddSnapshot { snapshot }];
+        let failure = catalog.commit(&ident(), &[], updates).await.expect_err("refused");
+        assert_eq!(matches!(failure, CommitFailure::Conflict(_)), stale, "{number}: {failure:?}");
+    }
 }
 
 #[tokio::test]

@@ -2,8 +2,8 @@
 
 mod erase;
 mod glue;
-
 mod rest;
+mod served;
 
 use std::sync::Arc;
 
@@ -191,7 +191,15 @@ async fn commits_through_postgresql_are_exact() {
     let database = Database::new().await;
     let connect = faulty::sql(database.url.clone());
     faults::hold_all(&connect).await;
-    stress::hold_all(&connect, Place::Memory, true).await;
+    faults::hold_new_and_late(&connect, &Place::Memory).await;
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_writers_through_postgresql_lose_and_double_nothing() {
+    let database = Database::new().await;
+    let connect = faulty::sql(database.url.clone());
+    stress::hold_all(&connect, &Place::Memory, true).await;
     database.drop().await;
 }
 

@@ -2,6 +2,7 @@
 //! that fail, and `main` moving meanwhile.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arrow::array::{ArrayRef, Int64Array};
@@ -10,7 +11,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::retention::Retention;
-use polder_core::{ErrorCode, Field, LakeType, Result};
+use polder_core::{Error, ErrorCode, Field, LakeType, Result};
 use polder_lake::{
     Catalog, CommitFailure, Lake, Predicate, RefKind, ScanRequest, SqlCatalog, StageKind,
     StageRequest, Store, TableState,
@@ -63,14 +64,19 @@ struct Watch {
     catalog: Arc<Watched>,
 }
 
+/// A lake whose commits are watched.
+async fn watched(scratch: &Scratch) -> (Lake, Arc<Watched>) {
+    let settings = Scratch::settings(&scratch.folder);
+    let store = Store::open(&settings).expect("store");
+    let inner = Scratch::catalog(&settings, store.clone()).await;
+    let catalog = Arc::new(Watched { inner, hook: Mutex::default() });
+    (Lake::new(store, Through::catalog(&catalog)), catalog)
+}
+
 impl Watch {
     async fn new() -> Self {
         let scratch = Scratch::new().await;
-        let settings = Scratch::settings(&scratch.folder);
-        let store = Store::open(&settings).expect("store");
-        let inner = Scratch::catalog(&settings, store.clone()).await;
-        let catalog = Arc::new(Watched { inner, hook: Mutex::default() });
-        let lake = Lake::new(store, Through::catalog(&catalog));
+        let (lake, catalog) = watched(&scratch).await;
         Self { scratch, lake, catalog }
     }
 
@@ -168,15 +174,18 @@ enum Damage {
     Longer,
     /// Of the same length, with a footer that says nothing.
     Footer,
+    /// Of the same length, with a footer that says other extremes of the texts.
+    Extremes,
     ManifestRemoved,
     ListRemoved,
 }
 
-const DAMAGES: [Damage; 6] = [
+const DAMAGES: [Damage; 7] = [
     Damage::Removed,
     Damage::CutShort,
     Damage::Longer,
     Damage::Footer,
+    Damage::Extremes,
     Damage::ManifestRemoved,
     Damage::ListRemoved,
 ];
@@ -194,6 +203,19 @@ fn damage(damage: Damage, path: &str) {
             let length = u32::from_le_bytes(end[..4].try_into().expect("four bytes")) as usize;
             let (data, footer) = rest.split_at(rest.len() - length);
             [data, &vec![0; footer.len()], end].concat()
+        }
+        Damage::Extremes => {
+            let (rest, end) = bytes.split_at(bytes.len() - 8);
+            let length = u32::from_le_bytes(end[..4].try_into().expect("four bytes")) as usize;
+            let (data, footer) = rest.split_at(rest.len() - length);
+            let mut footer = footer.to_vec();
+            let places: Vec<usize> =
+                (0..footer.len()).filter(|at| footer[*at..].starts_with(b"row 3")).collect();
+            assert!(!places.is_empty(), "the footer has the extremes");
+            for at in places {
+                footer[at..at + 5].copy_from_slice(b"row 9");
+            }
+            [data, &footer, end].concat()
         }
     };
     std::fs::write(path, changed).expect("write");
@@ -276,6 +298,75 @@ async fn of_two_runs_that_are_staged_at_the_same_time_one_publishes() {
     assert_eq!(table(&watch.scratch.lake, "t").await.snapshots().len(), 2);
 }
 
+/// Two processes that take the same run for theirs, both alive: what one publishes, the other does not
+/// take away, and what the other has staged goes.
+#[tokio::test]
+async fn what_another_attempt_of_the_run_publishes_is_left_to_it() {
+    let watch = Watch::with_table().await;
+    let (second, second_catalog) = watched(&watch.scratch).await;
+    let run_id = Uuid::new_v4();
+    let attempt = move |lake: Lake| async move {
+        run(&lake, "t", StageRequest { run_id, ..append() }, &[rows(3..4)]).await
+    };
+    let (staged, seen) = tokio::sync::oneshot::channel();
+    let (go_on, told) = tokio::sync::oneshot::channel();
+    watch.once_staged(|_| async move {
+        staged.send(()).expect("somebody waits");
+        told.await.expect("a word");
+    });
+    let (ended, outcome) = tokio::sync::oneshot::channel();
+    let first = watch.lake.clone();
+    let mut attempts = tokio::task::JoinSet::new();
+    attempts.spawn(async move { ended.send(attempt(first).await).expect("somebody waits") });
+    seen.await.expect("staged");
+    // The second one has staged too when the first one goes on, to the end.
+    let hook = move || async move {
+        go_on.send(()).expect("the first one waits");
+        let done = outcome.await.expect("an end").expect("published");
+        assert!(!done.already);
+    };
+    *second_catalog.hook.lock().expect("hook") = Some(Box::new(move || hook().boxed()));
+    let done = attempt(second).await.expect("it is published");
+    assert!(done.already, "by the first one");
+    assert_eq!(watch.ids().await, [0, 1, 2, 3]);
+    assert_eq!(watch.names().await, ["main", "v1"]);
+    assert_eq!(table(&watch.scratch.lake, "t").await.snapshots().len(), 2);
+    let lake = &watch.scratch.lake;
+    let reached = check::check(lake, &table(lake, "t").await).await.files;
+    let mut left = files(lake, table(lake, "t").await.location()).await;
+    left.retain(|file| !reached.contains(file) && !file.ends_with(".metadata.json"));
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// An attempt that is made after another was killed publishes, and the other's files go.
+#[tokio::test]
+async fn the_files_of_an_attempt_that_was_killed_go_once_the_run_is_published() {
+    let watch = Watch::with_table().await;
+    let request = StageRequest { run_id: Uuid::new_v4(), ..append() };
+    let (staged, seen) = tokio::sync::oneshot::channel();
+    watch.once_staged(|_| async move {
+        staged.send(()).expect("somebody waits");
+        std::future::pending::<()>().await;
+    });
+    let (lake, same) = (watch.lake.clone(), request.clone());
+    let mut killed = tokio::task::JoinSet::new();
+    killed.spawn(async move { run(&lake, "t", same, &[rows(3..4)]).await.map(drop) });
+    seen.await.expect("staged");
+    killed.shutdown().await;
+    let parquet = watch.scratch.files(".parquet").len();
+    let during = watch.scratch.folder.path().join("lake");
+    watch.once_staged(move |_| async move {
+        let files = files_below(&during);
+        let there = files.iter().filter(|path| path.ends_with(".parquet")).count();
+        assert_eq!(there, parquet + 1, "it may yet be alive");
+    });
+    let done = run(&watch.lake, "t", request, &[rows(3..4)]).await.expect("the next attempt");
+    assert!(!done.already);
+    assert_eq!(watch.ids().await, [0, 1, 2, 3]);
+    assert_eq!(watch.scratch.files(".parquet").len(), parquet, "the killed one's went");
+    assert_eq!(table(&watch.scratch.lake, "t").await.snapshots().len(), 2);
+}
+
 /// A run that is killed between staging and publishing, and what remains of it.
 #[tokio::test]
 async fn a_killed_run_leaves_main_alone_and_stays_for_a_day() {
@@ -344,9 +435,82 @@ async fn what_only_an_unpublished_snapshot_reached_goes_with_it() {
         assert_eq!(done.is_err(), withdrawn, "{done:?}");
         let lake = &watch.scratch.lake;
         lake.expire(&org("401"), "t", &NONE, Uuid::new_v4()).await.expect("expire");
-        let reached = check::check(lake, "t").await.files;
+        let reached = check::check(lake, &table(lake, "t").await).await.files;
         let mut left = files(lake, table(lake, "t").await.location()).await;
         left.retain(|file| !reached.contains(file) && !file.ends_with(".metadata.json"));
         assert!(left.is_empty(), "withdrawn: {withdrawn}, {left:?}");
     }
+}
+
+/// Refuses all commits of a run but the two of staging, between which others change the table.
+struct Contended {
+    inner: SqlCatalog,
+    others: Lake,
+    commits: AtomicUsize,
+}
+
+impl fmt::Debug for Contended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Contended").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Between for Contended {
+    fn inner(&self) -> &dyn Catalog {
+        &self.inner
+    }
+
+    async fn commit(
+        &self,
+        ident: &TableIdent,
+        requirements: &[TableRequirement],
+        updates: Vec<TableUpdate>,
+    ) -> Result<TableState, CommitFailure> {
+        match self.commits.fetch_add(1, Ordering::Relaxed) {
+            0 => {
+                let done = self.inner.commit(ident, requirements, updates).await;
+                let now = table(&self.others, "t").await;
+                let stage = self.others.stage_on(&now, request(StageKind::Files, &id_and_text()));
+                let stage = stage.expect("stage");
+                let files = written(&stage, &[rows(10..11)]).await;
+                stage.append_files(files).await.expect("another engine");
+                done
+            }
+            1 => {
+                run(&self.others, "t", append(), &[rows(11..12)]).await.expect("another run");
+                self.inner.commit(ident, requirements, updates).await
+            }
+            _ => {
+                let busy = Error::new(ErrorCode::LakeConflict, "somebody is always faster");
+                Err(CommitFailure::Conflict(busy))
+            }
+        }
+    }
+}
+
+/// A snapshot that cannot be withdrawn stays until it expires; what a later attempt of the run has
+/// written, and no state has, does not.
+#[tokio::test]
+async fn what_never_landed_goes_even_if_what_did_cannot_be_withdrawn() {
+    let scratch = Scratch::new().await;
+    let settings = Scratch::settings(&scratch.folder);
+    let store = Store::open(&settings).expect("store");
+    let inner = Scratch::catalog(&settings, store.clone()).await;
+    let others = scratch.lake.clone();
+    run(&others, "t", request(StageKind::Replace, &id_and_text()), &[rows(0..3)])
+        .await
+        .expect("create");
+    let catalog = Arc::new(Contended { inner, others, commits: AtomicUsize::new(0) });
+    let lake = Lake::new(store, Through::catalog(&catalog));
+    let error = run(&lake, "t", append(), &[rows(3..4)]).await.expect_err("contended");
+    assert_eq!(error.code(), ErrorCode::LakeConflict);
+    assert!(catalog.commits.load(Ordering::Relaxed) > 2, "it tried to withdraw");
+    let now = table(&scratch.lake, "t").await;
+    assert_eq!(ids(&now).await, [0, 1, 2, 10, 11]);
+    assert_eq!(now.snapshots().len(), 4, "one of them is not published");
+    let reached = check::check(&scratch.lake, &now).await.files;
+    let mut left = files(&scratch.lake, now.location()).await;
+    left.retain(|file| !reached.contains(file));
+    assert!(left.is_empty(), "{left:?}");
 }

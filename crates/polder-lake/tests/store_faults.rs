@@ -229,6 +229,32 @@ async fn an_expiry_that_was_cut_off_is_ended_by_the_next() {
     side_by_side(cases).await;
 }
 
+/// On local disk, where writing bypasses the store that fails.
+#[tokio::test]
+async fn a_disk_that_takes_no_file_leaves_the_table_as_it_was() {
+    let scratch = Scratch::new().await;
+    let lake = &scratch.lake;
+    let request = |kind| request(kind, &id_and_text());
+    run(lake, "t", request(StageKind::Replace), &[rows(0..3)]).await.expect("create");
+    let files = scratch.files("");
+    let location = table(lake, "t").await.location().to_owned();
+    let folder = std::path::Path::new(location.strip_prefix("file://").expect("local"));
+    let (data, aside) = (folder.join("data"), folder.join("data-aside"));
+    for kind in [StageKind::Append, StageKind::Replace, StageKind::Files] {
+        std::fs::rename(&data, &aside).expect("aside");
+        std::fs::write(&data, b"no folder").expect("in its place");
+        let stage = lake.stage(&org("401"), "t", request(kind)).await.expect("stage");
+        staged(&stage, vec![rows(3..6)]).await.expect_err("no file can be made");
+        stage.abort(Vec::new()).await;
+        std::fs::remove_file(&data).expect("remove");
+        std::fs::rename(&aside, &data).expect("back");
+        assert_eq!(scratch.files(""), files, "{kind:?}");
+        assert_eq!(ids(&table(lake, "t").await).await, [0, 1, 2], "{kind:?}");
+    }
+    run(lake, "t", request(StageKind::Append), &[rows(3..6)]).await.expect("append");
+    assert_eq!(ids(&table(lake, "t").await).await, [0, 1, 2, 3, 4, 5]);
+}
+
 /// Text that compresses by half, 2.5 MB a batch.
 fn large(batches: i64) -> Vec<RecordBatch> {
     let text = |_| (0..4).map(|_| Uuid::new_v4().simple().to_string()).collect::<String>();

@@ -108,6 +108,7 @@ pub(crate) fn request(kind: StageKind, schema: &TableSchema) -> StageRequest {
         run_id: Uuid::new_v4(),
         schema: schema.clone(),
         partition: Vec::new(),
+        sort: None,
         kind,
         target_file_bytes: TARGET_FILE_BYTES,
         memory_bytes: MEMORY_BYTES,
@@ -133,7 +134,17 @@ pub(crate) async fn run(
     request: StageRequest,
     batches: &[RecordBatch],
 ) -> Result<Committed> {
-    let stage = lake.stage(&org("401"), table, request).await?;
+    run_of(lake, (&org("401"), table), request, batches).await
+}
+
+/// One whole run into an org's table.
+pub(crate) async fn run_of(
+    lake: &Lake,
+    (org, table): (&Authorized<OrgId>, &str),
+    request: StageRequest,
+    batches: &[RecordBatch],
+) -> Result<Committed> {
+    let stage = lake.stage(org, table, request).await?;
     let files = written(&stage, batches).await;
     let summary = summary(&files);
     let rows = summary.rows as i64;
@@ -141,7 +152,11 @@ pub(crate) async fn run(
 }
 
 pub(crate) async fn table(lake: &Lake, name: &str) -> LakeTable {
-    lake.table(&org("401"), name).await.expect("load").expect("table")
+    table_of(lake, &org("401"), name).await
+}
+
+pub(crate) async fn table_of(lake: &Lake, org: &Authorized<OrgId>, name: &str) -> LakeTable {
+    lake.table(org, name).await.expect("load").expect("table")
 }
 
 pub(crate) async fn read(table: &LakeTable, filter: Predicate) -> RecordBatch {

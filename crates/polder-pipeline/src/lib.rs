@@ -9,13 +9,13 @@ mod maintain;
 mod validate;
 
 pub use erase::{erase_step, record_erasure};
-pub use ingest::{IngestLimits, IngestReport, IngestRequest, Outcome, ingest};
+pub use ingest::{IngestLimits, IngestReport, IngestRequest, Outcome, expected_guarantee, ingest};
 pub use maintain::{
     Done, ExpiryReport, MaintainLimits, MaintainReport, MaintainRequest, Maintenance,
-    RetentionReport, RetentionRequest, RewriteReport, RewriteRequest, Wanted, maintain, retain,
-    rewrite, sweep,
+    MaintenancePlace, MaintenanceRecord, RetentionReport, RetentionRequest, RewriteReport,
+    RewriteRequest, Wanted, maintain, maintenance_history, retain, rewrite, sweep,
 };
 pub use validate::{
-    LastVerdict, ValidateRequest, ValidationReport, last_verdicts, last_verdicts_of,
-    results as validation_results, validate,
+    LastVerdict, Quarantine, ValidateRequest, ValidationReport, Verdicts, validate,
+    validate_and_keep, verdicts,
 };

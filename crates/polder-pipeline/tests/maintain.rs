@@ -1,16 +1,19 @@
 //! Maintenance by the policies of table specs.
 
+mod elsewhere;
 mod support;
 
 use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::TimestampMicrosecondType;
 use futures::TryStreamExt;
 use polder_core::spec::TableSpec;
 use polder_core::{ErrorCode, Principal};
 use polder_lake::{LakeTable, Predicate, ScanRequest, StageKind};
 use polder_pipeline::{
-    Done, MaintainRequest, Maintenance, RetentionReport, RewriteReport, maintain,
+    Done, MaintainRequest, Maintenance, MaintenancePlace, RetentionReport, RewriteReport, maintain,
+    maintenance_history,
 };
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -236,4 +239,96 @@ async fn every_action_leaves_a_row_with_before_and_after() {
             row("versions", "nothing_to_do", 1, 1),
         ]
     );
+    let own = Principal::Operator.authorize(&"401".parse().expect("id")).expect("org");
+    let page = async |table: &str, before: Option<&MaintenancePlace>| {
+        let found = maintenance_history(&scratch.lake, &own, table, before, 3);
+        Box::pin(found).await.expect("page")
+    };
+    let newest = page("t", None).await;
+    let rest = page("t", Some(&newest[2].place)).await;
+    assert_eq!((newest.len(), rest.len()), (3, 2));
+    let all: Vec<_> = newest.iter().chain(&rest).map(|record| &record.place).collect();
+    assert!(all.windows(2).all(|two| two[0] > two[1]), "{all:?}");
+    assert_eq!((newest[0].outcome.as_str(), newest[0].after), ("failed", None));
+    let optimized = newest.iter().chain(&rest).find(|record| record.place.action == "optimize");
+    let files =
+        optimized.map(|one| (one.before.and_then(|s| s.files), one.after.and_then(|s| s.files)));
+    assert_eq!(files, Some((Some(3), Some(1))));
+    assert!(page("other", None).await.is_empty(), "another table's");
+    let foreign = Principal::Operator.authorize(&"402".parse().expect("id")).expect("org");
+    let none = maintenance_history(&scratch.lake, &foreign, "t", None, 3);
+    let none = Box::pin(none).await.expect("page");
+    assert!(none.is_empty(), "another org's");
+}
+
+/// A row's id and time.
+type Dated = (i64, Option<i64>);
+
+/// The rows of each file, as they lie in it.
+async fn by_file(scratch: &Scratch) -> Vec<Vec<Dated>> {
+    let table = scratch.table().await;
+    let mut found = Vec::new();
+    for file in table.files(&[], &[]).await.expect("files").files() {
+        let rows = table.read_files(&[file.path.clone()].into()).await.expect("read");
+        let batches: Vec<RecordBatch> = rows.try_collect().await.expect("rows");
+        let dated = |batch: &RecordBatch| -> Vec<Dated> {
+            let times = batch.column(1).as_primitive::<TimestampMicrosecondType>();
+            ids_of(batch).into_iter().zip(times.iter()).collect()
+        };
+        found.push(batches.iter().flat_map(dated).collect());
+    }
+    found
+}
+
+async fn unsorted(scratch: &Scratch, spec: &TableSpec) -> usize {
+    let table = scratch.table().await;
+    let sort = spec.sort.as_deref().expect("an order");
+    let files = table.files(&spec.partition, sort).await.expect("files");
+    files.files().iter().filter(|file| file.cost.unsorted).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_sorted_in_each_file_and_files_in_order_are_left_alone() {
+    let scratch = Scratch::new().await;
+    let latest = spec(&json!({ "sort": ["at desc nulls last", "id"] }));
+    for run in 0..5_i64 {
+        let row = |n: i64| (run + 5 * n, (n % 7 != 0).then_some((n * 31 + run) % 90));
+        let given: Vec<_> = (0..40).map(row).collect();
+        let kind = if run == 0 { StageKind::Replace } else { StageKind::Append };
+        scratch.load(kind, &[], rows(&given)).await.expect("run");
+    }
+    assert_eq!(unsorted(&scratch, &latest).await, 5, "runs do not sort");
+    let report = scratch.maintain(&latest, Maintenance::Optimize).await;
+    assert_eq!((rewritten(&report.done).files_written, rewritten(&report.done).rows), (1, 200));
+    assert_eq!(scratch.table().await.sort(), latest.sort);
+    assert_eq!(unsorted(&scratch, &latest).await, 0);
+    assert_eq!(scratch.ids().await, (0..200).collect::<Vec<_>>());
+    let order = |(id, at): &Dated| (at.is_none(), std::cmp::Reverse(*at), *id);
+    let files = by_file(&scratch).await;
+    let [file] = &files[..] else { panic!("one file") };
+    assert!(file.is_sorted_by_key(order), "{file:?}");
+
+    // Another order is no reason to rewrite a file, unless one asks for that; and then it is once.
+    let by_id = spec(&json!({ "sort": ["id desc"] }));
+    assert!(!scratch.maintain(&by_id, Maintenance::Optimize).await.done.changed());
+    let asked = spec(&json!({ "sort": ["id desc"], "maintenance": { "sort_files": true } }));
+    assert!(scratch.maintain(&asked, Maintenance::Optimize).await.done.changed());
+    let files = by_file(&scratch).await;
+    let [file] = &files[..] else { panic!("one file") };
+    assert!(file.is_sorted_by_key(|(id, _)| std::cmp::Reverse(*id)), "{file:?}");
+    assert_eq!((file.len(), unsorted(&scratch, &asked).await), (200, 0));
+    assert!(!scratch.maintain(&asked, Maintenance::Optimize).await.done.changed(), "it is marked");
+
+    // Partitions have the order each, and what comes later waits for the next call.
+    let monthly = json!({ "sort": ["at desc nulls last", "id"], "partition": ["month(at)"] });
+    let monthly = spec(&monthly);
+    scratch.maintain(&monthly, Maintenance::Optimize).await;
+    let files = by_file(&scratch).await;
+    assert!(files.len() > 3 && files.iter().all(|file| file.is_sorted_by_key(order)), "{files:?}");
+    assert_eq!((unsorted(&scratch, &monthly).await, scratch.ids().await.len()), (0, 200));
+    scratch.load(StageKind::Append, &monthly.partition, rows(&[(200, None)])).await.expect("run");
+    assert_eq!(unsorted(&scratch, &monthly).await, 1);
+    let wrong = spec(&json!({ "sort": ["nope"], "maintenance": { "sort_files": true } }));
+    let refused = maintain(&scratch.lake, &request(&wrong, Maintenance::Optimize)).await;
+    assert_eq!(refused.expect_err("no such column").code(), ErrorCode::SpecUnknownName);
 }

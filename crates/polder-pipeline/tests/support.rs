@@ -1,6 +1,7 @@
 //! A lake of its own, and one-line runs over tables in memory.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -22,7 +23,7 @@ pub(crate) struct Scratch {
     pub(crate) source: MemorySource,
     pub(crate) spec: TableSpec,
     pub(crate) memory_bytes: usize,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Scratch {
@@ -38,7 +39,7 @@ impl Scratch {
         let lake = Lake::open(settings).await.expect("lake");
         let source = MemorySource::new();
         let spec = table_spec(spec);
-        Self { lake, source, spec, memory_bytes: 64 << 20, _folder: folder }
+        Self { lake, source, spec, memory_bytes: 64 << 20, folder }
     }
 
     pub(crate) fn put(&self, table: MemoryTable) {
@@ -54,8 +55,10 @@ impl Scratch {
             limits: IngestLimits {
                 splits: NonZeroUsize::new(3).expect("three"),
                 memory_bytes: self.memory_bytes,
+                connections: None,
             },
             progress: Arc::default(),
+            engine: None,
             dry_run: false,
             cancel: CancellationToken::new(),
         }
@@ -79,6 +82,20 @@ impl Scratch {
         self.ingest(&self.request()).await.expect_err("a run that has to fail")
     }
 
+    /// How many data files there are, whoever names them.
+    pub(crate) fn data_files(&self) -> usize {
+        fn below(folder: &Path) -> usize {
+            let entries = std::fs::read_dir(folder).expect("folder");
+            let paths = entries.map(|entry| entry.expect("entry").path());
+            let count = paths.map(|path| {
+                let is_data = path.extension().is_some_and(|ending| ending == "parquet");
+                if path.is_dir() { below(&path) } else { usize::from(is_data) }
+            });
+            count.sum()
+        }
+        below(self.folder.path())
+    }
+
     pub(crate) async fn table(&self) -> LakeTable {
         self.lake.table(&org(), "t").await.expect("load").expect("table")
     }
@@ -93,7 +110,7 @@ impl Scratch {
     }
 }
 
-fn org() -> Authorized<OrgId> {
+pub(crate) fn org() -> Authorized<OrgId> {
     let org: OrgId = "1".parse().expect("org");
     Principal::Operator.authorize(&org).expect("authorised")
 }

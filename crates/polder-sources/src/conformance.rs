@@ -47,6 +47,7 @@ impl Fixture {
             predicate: polder_core::Predicate::True,
             columns: None,
             cursor: None,
+            snapshot_read: None,
             key: Vec::new(),
             objects_read: BTreeMap::new(),
             known_schema: None,
@@ -55,6 +56,7 @@ impl Fixture {
             format: polder_core::spec::FormatOptions::default(),
             splits_max: NonZeroUsize::MIN,
             batch_bytes: 1 << 20,
+            connections: polder_core::ConnectionLimits::default(),
             progress: Arc::new(RunProgress::default()),
         }
     }

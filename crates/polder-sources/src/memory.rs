@@ -16,8 +16,8 @@ use async_trait::async_trait;
 use futures::stream;
 use polder_core::spec::Mode;
 use polder_core::{
-    Batch, BatchStream, Capabilities, CursorRange, CursorValue, Error, ErrorCode, ReadPlan,
-    ReadRequest, Result, RunProgress, Source, SourceTable, Split, TableSchema,
+    Batch, BatchStream, Capabilities, CursorRange, CursorValue, Doubt, Error, ErrorCode, ReadPlan,
+    ReadRequest, Result, RunProgress, Source, SourceTable, Split, TableSchema, Tally,
 };
 
 use crate::names::{self, nearest};
@@ -32,7 +32,11 @@ pub struct MemoryTable {
     pub key: Vec<String>,
     /// Splits fail with `source.unavailable` after this many batches of a plan were delivered.
     pub fail_after: Option<usize>,
+    /// Splits that failed can be read again, and do not fail then.
+    pub again: bool,
     pub cursor_ceiling: Option<CursorValue>,
+    /// What a plan says of itself.
+    pub doubts: Vec<Doubt>,
 }
 
 /// Named tables in memory.
@@ -135,7 +139,9 @@ impl Source for MemorySource {
                 part,
                 batches: batches[range].to_vec(),
                 failing: failing.clone(),
+                again: table.again,
                 progress: request.progress.clone(),
+                tally: Arc::default(),
             }) as Box<dyn Split>
         });
         Ok(ReadPlan {
@@ -144,9 +150,11 @@ impl Source for MemorySource {
             snapshot: Some("memory".to_owned()),
             rows_estimated: Some(rows),
             cursor_ceiling: table.cursor_ceiling.clone(),
+            cursor_floor: None,
             key_is_unique: !table.key.is_empty()
                 && table.key.iter().all(|column| request.key.contains(column)),
             objects: BTreeMap::new(),
+            doubts: table.doubts.clone(),
             warnings: Vec::new(),
         })
     }
@@ -220,7 +228,9 @@ struct MemorySplit {
     part: usize,
     batches: Vec<RecordBatch>,
     failing: Arc<Failing>,
+    again: bool,
     progress: Arc<RunProgress>,
+    tally: Arc<Tally>,
 }
 
 impl Split for MemorySplit {
@@ -228,15 +238,31 @@ impl Split for MemorySplit {
         format!("part {}", self.part)
     }
 
+    fn again(&self) -> Option<Box<dyn Split>> {
+        let Self { part, batches, progress, tally, .. } = self;
+        self.again.then(|| {
+            Box::new(Self {
+                part: *part,
+                batches: batches.clone(),
+                failing: Arc::new(Failing(Mutex::new(None))),
+                again: true,
+                progress: progress.clone(),
+                tally: tally.clone(),
+            }) as _
+        })
+    }
+
     fn read(self: Box<Self>) -> BatchStream {
-        let Self { batches, failing, progress, .. } = *self;
+        let Self { batches, failing, progress, tally, .. } = *self;
+        tally.take_back(&progress);
         Box::pin(stream::try_unfold(batches.into_iter(), move |mut batches| {
             let (failing, progress) = (failing.clone(), progress.clone());
+            let tally = tally.clone();
             async move {
                 let Some(records) = batches.next() else { return Ok(None) };
                 failing.next()?;
-                progress
-                    .add_read(records.num_rows() as u64, records.get_array_memory_size() as u64);
+                let bytes = records.get_array_memory_size() as u64;
+                tally.add_read(&progress, records.num_rows() as u64, bytes);
                 Ok(Some((Batch { records }, batches)))
             }
         }))

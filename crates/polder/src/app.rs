@@ -5,17 +5,23 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use polder_control::audit::{self, Event};
 use polder_control::certificate::SigningKey;
-use polder_control::desired::{self, Author, Left, Settled};
-use polder_control::{Config, ProcessSecrets, Store};
+use polder_control::desired::{self, Author, Desired, Left, Pending};
+use polder_control::{Config, OrgPipeline, ProcessSecrets, Store};
 use polder_core::erasure::Span;
-use polder_core::spec::{GlueConfig, RestCatalogConfig, S3Config};
-use polder_core::{Error, ErrorCode, Principal, Result, SecretRef, SecretResolver, Source};
+use polder_core::spec::{EngineKind, GlueConfig, RestCatalogConfig, S3Config, TableSpec};
+use polder_core::{
+    Error, ErrorCode, Optimizer, Principal, Result, SecretRef, SecretResolver, Source,
+};
 use polder_lake::{CatalogSettings, GlueSettings, Lake, LakeSettings, RestSettings, S3Settings};
-use polder_query::OpenSource;
+use polder_query::{OpenSource, TrinoEngine, TrinoSettings};
+use polder_sources::{Connections, Means};
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::airflow::Airflow;
 use crate::eraser::{Eraser, Key};
+use crate::room::Room;
 
 /// The signing key, where none is configured: beside the store.
 const KEY_FILE: &str = "signing-key.pem";
@@ -25,8 +31,17 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// The configuration and the means to open what it names.
 pub(crate) struct App {
     pub(crate) config: Config,
-    /// Tables that the files dropped and `polder apply` has not: they do not run.
+    /// What runs take, one pipeline per org, for commands that go over all of them; empty until it was asked
+    /// for. Servers ask the store for one org at a time.
+    pub(crate) pipelines: Vec<OrgPipeline>,
+    /// What the files drop, or have go, and `polder apply` has not.
     pub(crate) left: Vec<Left>,
+    /// What tables keep less and can still be taken back: `pipelines` keep it.
+    pub(crate) pending: Vec<Pending>,
+    /// What the runs of this process hold.
+    pub(crate) room: Arc<Room>,
+    /// What it has open to its sources.
+    pub(crate) connections: Arc<Connections>,
     secrets: ProcessSecrets,
 }
 
@@ -35,32 +50,54 @@ impl App {
     pub(crate) fn load(file: Option<&Path>) -> Result<Self> {
         let config = Config::load(file)?;
         let secrets = ProcessSecrets::new(config.base.clone());
-        Ok(Self { config, left: Vec::new(), secrets })
+        let limits = &config.process.limits;
+        let room = Arc::new(Room::new(limits.clone(), limits.runs_of_org()));
+        let connections = Connections::new();
+        let (pipelines, left, pending) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { config, pipelines, left, pending, room, connections, secrets })
     }
 
     /// The same with the pipelines of the desired state, into which the files are applied as far as
     /// that takes nothing away.
-    pub(crate) async fn settled(mut self) -> Result<Self> {
-        let store = self.store().await?;
-        let author = author(Some("files beside polder.toml".to_owned()));
-        let config = &self.config;
-        let settled = desired::settle(&store, &config.process, &config.declared, &author).await?;
-        self.take(settled);
+    pub(crate) async fn settled(self) -> Result<Self> {
+        let now = self.apply_files().await?;
+        self.look(&now)
+    }
+
+    /// As [`Self::settled`] for a server, which holds neither the pipelines nor what the files say.
+    pub(crate) async fn served(mut self) -> Result<Self> {
+        let now = self.apply_files().await?;
+        let declared = std::mem::take(&mut self.config.declared);
+        self.left = desired::left(&self.config.process, &now, &declared)?;
         Ok(self)
     }
 
     /// The same with the pipelines of the desired state, as [`Self::settled`] would have them;
     /// nothing is stored.
-    pub(crate) async fn looked(mut self) -> Result<Self> {
+    pub(crate) async fn looked(self) -> Result<Self> {
         let now = desired::load(&self.store().await?, &Principal::Operator).await?;
-        let settled = desired::look(&self.config.process, &now, &self.config.declared)?;
-        self.take(settled);
+        self.look(&now)
+    }
+
+    /// The same with the pipelines that the files alone would have.
+    pub(crate) fn by_files(mut self) -> Result<Self> {
+        self.pipelines = self.config.pipelines()?;
         Ok(self)
     }
 
-    fn take(&mut self, settled: Settled) {
-        self.config.pipelines = settled.pipelines;
-        self.left = settled.left;
+    async fn apply_files(&self) -> Result<Desired> {
+        let store = self.store().await?;
+        let author = author(Some("files beside polder.toml".to_owned()));
+        let config = &self.config;
+        desired::settle(&store, &config.process, &config.declared, &author).await
+    }
+
+    fn look(mut self, now: &Desired) -> Result<Self> {
+        let Config { process, declared, .. } = &self.config;
+        self.left = desired::left(process, now, declared)?;
+        self.pending = desired::pending(process, now);
+        self.pipelines = desired::look(process, now, declared)?;
+        Ok(self)
     }
 
     pub(crate) async fn lake(&self) -> Result<Lake> {
@@ -117,6 +154,28 @@ impl App {
         Store::open(url.expose_secret()).await
     }
 
+    /// Writes the audit log's entry of what a command did, or of why it did not.
+    ///
+    /// # Errors
+    /// What the command failed with; `control.store` where it did not and the entry cannot be written.
+    pub(crate) async fn noted<T>(&self, event: Event, done: Result<T>) -> Result<T> {
+        let outcome = done.as_ref().map_or_else(|error| error.code().as_str(), |_| "done");
+        let event = Event { who: author(None).who, outcome: outcome.to_owned(), ..event };
+        let written = match self.store().await {
+            Ok(store) => audit::record(&store, &event).await,
+            Err(error) => Err(error),
+        };
+        let done = done?;
+        written?;
+        Ok(done)
+    }
+
+    /// Whether the store is a file, which serves one process.
+    pub(crate) fn store_is_a_file(&self) -> Result<bool> {
+        let url = self.database(&self.config.process.store.url)?;
+        Ok(url.expose_secret().starts_with("sqlite:"))
+    }
+
     /// What takes orgs out of lake and store.
     pub(crate) async fn eraser(&self) -> Result<Eraser> {
         let governance = &self.config.process.governance;
@@ -135,6 +194,7 @@ impl App {
             store: self.store().await?,
             key: self.signing_key()?,
             backups: governance.backups.clone(),
+            airflow: Airflow::open(self)?,
         })
     }
 
@@ -157,18 +217,62 @@ impl App {
             Error::new(ErrorCode::SpecUnknownName, format!("there is no source {name:?}"))
                 .hint(format!("polder.toml has: {}", names.join(", ")))
         })?;
-        let storage = &self.config.process.storage;
-        polder_sources::open(name, spec, storage, &self.secrets, &self.config.base)
+        let means = Means {
+            storage: &self.config.process.storage,
+            secrets: &self.secrets,
+            base: &self.config.base,
+            connections: &self.connections,
+        };
+        polder_sources::open(name, spec, means)
             .map_err(|error| error.within(&format!("source {name}")))
+    }
+
+    /// The Trino of `[trino]`, which is not called yet.
+    pub(crate) fn trino(&self) -> Result<Option<Arc<TrinoEngine>>> {
+        let Some(trino) = &self.config.process.trino else { return Ok(None) };
+        let settings = TrinoSettings {
+            url: trino.url.clone(),
+            user: trino.user.clone(),
+            password: self.optional_secret(trino.password.as_ref())?,
+            catalog: trino.catalog.clone(),
+        };
+        Ok(Some(Arc::new(TrinoEngine::new(settings)?)))
+    }
+
+    /// The same for whoever asks it by name.
+    pub(crate) fn named_trino(&self) -> Result<Arc<TrinoEngine>> {
+        self.trino()?.ok_or_else(no_trino)
+    }
+
+    /// Who carries out `optimize` of the table; this process where there is none.
+    pub(crate) fn optimizer(
+        &self,
+        table: &TableSpec,
+        trino: Option<&Arc<TrinoEngine>>,
+    ) -> Result<Option<Arc<dyn Optimizer>>> {
+        match self.config.process.engine(table.engine) {
+            EngineKind::Embedded => Ok(None),
+            EngineKind::Trino => {
+                let trino: Arc<dyn Optimizer> = trino.cloned().ok_or_else(no_trino)?;
+                Ok(Some(trino))
+            }
+        }
     }
 
     /// Opens sources by name, later, for queries that name them.
     pub(crate) fn source_opener(&self) -> OpenSource {
         let (process, base) = (self.config.process.clone(), self.config.base.clone());
         let secrets = ProcessSecrets::new(base.clone());
+        let connections = Arc::clone(&self.connections);
         Arc::new(move |name| {
             let Some(spec) = process.sources.get(name) else { return Ok(None) };
-            let opened = polder_sources::open(name, spec, &process.storage, &secrets, &base);
+            let means = Means {
+                storage: &process.storage,
+                secrets: &secrets,
+                base: &base,
+                connections: &connections,
+            };
+            let opened = polder_sources::open(name, spec, means);
             opened.map(Some).map_err(|error| error.within(&format!("source {name}")))
         })
     }
@@ -237,6 +341,14 @@ impl App {
         reference.map(|reference| self.secrets.resolve(reference)).transpose()
     }
 
+    /// An address of somebody else's, which may be a reference as it may hold a secret.
+    pub(crate) fn address(&self, text: &str) -> Result<SecretString> {
+        if text.starts_with("env:") || text.starts_with("file:") {
+            return self.secrets.resolve(&text.parse()?);
+        }
+        Ok(SecretString::from(text))
+    }
+
     /// A catalog's or store's address, which may be a reference as it may hold a password.
     fn database(&self, text: &str) -> Result<SecretString> {
         if text.starts_with("env:") || text.starts_with("file:") {
@@ -244,6 +356,12 @@ impl App {
         }
         Ok(SecretString::from(self.config.database_url(text)))
     }
+}
+
+/// What asks for a Trino that the configuration does not have.
+pub(crate) fn no_trino() -> Error {
+    Error::new(ErrorCode::SpecInvalid, "polder.toml has no [trino]")
+        .hint("name the coordinator there: [trino] url = \"https://…\"")
 }
 
 /// Whoever runs this process, as changes remember it.

@@ -14,13 +14,16 @@ use chrono::Utc;
 use polder_control::certificate::{self, SigningKey};
 use polder_control::{Churn, ChurnState, Notice, Store, churn};
 use polder_core::certificate::{Asked, Certificate, Deleted, KIND};
+use polder_core::erasure::SWEEPS_MAX;
 use polder_core::{
-    Authorized, Erasure, ErasureStep, Error, ErrorCode, OrgId, Principal, Remains, Result,
+    AirflowDags, Authorized, Erasure, ErasureStep, Error, ErrorCode, OrgId, Principal, Remains,
+    Result,
 };
 use polder_lake::Lake;
 use polder_pipeline::{erase_step, record_erasure};
 use tokio::sync::Notify;
 
+use crate::airflow::Airflow;
 use crate::output::{self, rfc3339};
 
 /// How often the end of the org's runs is looked for.
@@ -40,6 +43,8 @@ pub(crate) struct Eraser {
     pub(crate) drain: Duration,
     /// Copies that certificates name.
     pub(crate) backups: Vec<String>,
+    /// Where the org may have DAGs.
+    pub(crate) airflow: Option<Airflow>,
 }
 
 /// The key that signs certificates.
@@ -130,6 +135,10 @@ impl Eraser {
             }
             churn::save(&self.store, event_id, &erasure).await?;
         }
+        // Last: what is in the lake goes also while Airflow is away.
+        if let Some(airflow) = &self.airflow {
+            Box::pin(self.leave_airflow(airflow, &org, event_id, &mut erasure)).await?;
+        }
         // A run that began as the fence was set may have left its record since.
         erasure.store_rows += churn::forget(&self.store, &org).await?;
         let signed = key.sign(self.certificate(&found, erasure)?)?;
@@ -137,6 +146,39 @@ impl Eraser {
         record_erasure(&self.lake, &document).await?;
         churn::turn(&self.store, event_id, (ChurnState::Erasing, ChurnState::Erased)).await?;
         churn::find(&self.store, event_id).await?.ok_or_else(unknown)
+    }
+
+    /// Removes the org's DAGs, until Airflow lists none.
+    async fn leave_airflow(
+        &self,
+        airflow: &Airflow,
+        org: &Authorized<OrgId>,
+        event_id: &str,
+        erasure: &mut Erasure,
+    ) -> Result<()> {
+        let session = airflow.sign_in().await?;
+        for _ in 0..SWEEPS_MAX {
+            let found = session.dags(org).await?;
+            let url = airflow.url().to_owned();
+            let gone = erasure.airflow.get_or_insert_with(|| AirflowDags { url, dags: Vec::new() });
+            gone.dags.extend(found.iter().cloned());
+            gone.dags.sort_unstable();
+            gone.dags.dedup();
+            if let Some(verification) = erasure.verification.as_mut().filter(|_| found.is_empty()) {
+                verification.airflow_dags = Some(0);
+            }
+            // What is found is written down before it goes.
+            churn::save(&self.store, event_id, erasure).await?;
+            if found.is_empty() {
+                return Ok(());
+            }
+            for dag in &found {
+                session.remove(dag).await?;
+            }
+        }
+        let message = format!("DAGs of org {} keep appearing in Airflow", org.get());
+        Err(Error::new(ErrorCode::ControlOrchestrator, message)
+            .hint("give it a manifest without the org: `polder manifest` writes one"))
     }
 
     /// Waits for the org's runs to notice the fence and stop.
@@ -175,6 +217,7 @@ impl Eraser {
                 catalog_entries: erasure.catalog_entries,
                 store_rows: erasure.store_rows,
                 management_rows: erasure.management_rows,
+                airflow: erasure.airflow,
             },
             remains,
         })
@@ -203,6 +246,23 @@ impl Eraser {
         remains.push(says(
             "records of legal holds in the control store, if there were any".to_owned(),
             "proof that they were kept",
+        ));
+        if let Some(airflow) = &erasure.airflow {
+            remains.push(says(
+                format!(
+                    "the audit log of Airflow at {}, and log files of its workers",
+                    airflow.url
+                ),
+                "Airflow's API removes neither; they name DAGs and tables, and hold no rows",
+            ));
+            remains.push(says(
+                "the manifest and the files that Airflow makes DAGs from".to_owned(),
+                "they are the operator's; `polder manifest` leaves the org out from its fence on",
+            ));
+        }
+        remains.push(says(
+            "what `polder export` wrote to folders that its callers named".to_owned(),
+            "Polder does not know where it is, or was copied to",
         ));
         remains.push(says(
             "the org's rows in the sources".to_owned(),

@@ -125,6 +125,13 @@ pub(crate) fn time(ms: i64) -> String {
     time.map_or_else(String::new, |time| time.format("%Y-%m-%d %H:%M:%SZ").to_string())
 }
 
+/// A length of time as the configuration writes it.
+pub(crate) fn span(seconds: i64) -> String {
+    let units = [(86_400, "d"), (3600, "h"), (60, "m")];
+    let whole = units.iter().find(|(unit, _)| seconds > 0 && seconds % unit == 0);
+    whole.map_or_else(|| format!("{seconds}s"), |(unit, name)| format!("{}{name}", seconds / unit))
+}
+
 /// Milliseconds since the epoch → `2026-11-25T13:00:00.123Z`, for programs.
 pub(crate) fn rfc3339(ms: i64) -> String {
     let time = chrono::DateTime::from_timestamp_millis(ms);

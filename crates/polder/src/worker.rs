@@ -1,30 +1,37 @@
 //! Carries out jobs: the one place where the control plane's decisions meet the data plane.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use polder_control::queue::JobKind;
 use polder_control::runs::{self, RunState};
-use polder_control::{OrgPipeline, Store};
-use polder_core::spec::{Limits, TableSpec};
-use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result, RunProgress, Source};
+use polder_control::{OrgPipeline, Spent, Store};
+use polder_core::spec::{OrgLimits, TableSpec};
+use polder_core::{
+    Authorized, Engine, Error, ErrorCode, OrgId, Principal, Result, RunProgress, Source,
+};
 use polder_lake::Lake;
-use polder_pipeline::{IngestLimits, IngestReport, IngestRequest, ingest};
+use polder_lake::failpoint::{self, Point};
+use polder_pipeline::{IngestReport, IngestRequest, ingest};
+use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 use uuid::Uuid;
 
 use crate::output;
+use crate::room::Room;
+use crate::telemetry::{self, RunLog};
 
 /// How often a run looks whether its org was fenced by another process.
 const FENCE_WATCH: Duration = Duration::from_secs(1);
 
 /// Something to do for one org.
 pub(crate) enum Job {
-    /// Bring one lake table up to date.
-    Ingest { org: Authorized<OrgId>, table: TableSpec, how: How },
+    /// Bring one lake table up to date, within the org's limits.
+    Ingest { org: Authorized<OrgId>, limits: OrgLimits, table: TableSpec, how: How },
 }
 
 /// How a table is brought up to date.
@@ -47,7 +54,12 @@ impl Job {
         how: How,
     ) -> Result<Vec<Self>> {
         let org = principal.authorize(&pipeline.org)?;
-        let job = |table: &TableSpec| Self::Ingest { org: org.clone(), table: table.clone(), how };
+        let job = |table: &TableSpec| Self::Ingest {
+            org: org.clone(),
+            limits: pipeline.limits.clone(),
+            table: table.clone(),
+            how,
+        };
         Ok(pipeline.tables.iter().map(job).collect())
     }
 }
@@ -71,14 +83,16 @@ pub(crate) struct Worker {
     pub(crate) lake: Lake,
     pub(crate) store: Store,
     pub(crate) sources: Arc<BTreeMap<String, Arc<dyn Source>>>,
-    pub(crate) limits: Limits,
+    /// Answers the checks that are asked before publishing.
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) room: Arc<Room>,
     pub(crate) cancel: CancellationToken,
 }
 
 impl Worker {
     /// Runs all jobs and hands each one's end to `ended`, in the order they end.
     pub(crate) async fn run(&self, jobs: Vec<Watched>, mut ended: impl FnMut(Ended)) {
-        let places = Arc::new(Semaphore::new(self.limits.runs.max(1)));
+        let places = Arc::new(Semaphore::new(self.room.limits.runs.max(1)));
         let mut tasks = JoinSet::new();
         for watched in jobs {
             let (worker, places) = (self.clone(), Arc::clone(&places));
@@ -97,71 +111,81 @@ impl Worker {
     }
 
     async fn carry_out(&self, watched: Watched) -> Ended {
-        let Watched { job: Job::Ingest { org, table, how }, progress } = watched;
+        let Job::Ingest { org, table, .. } = &watched.job;
         let (id, name) = (org.get().clone(), table.name.clone());
-        let outcome = Box::pin(self.ingest(org, table, how, progress)).await;
+        let outcome = Box::pin(self.ingest(watched)).await;
         Ended { org: id, table: name, outcome }
     }
 
-    async fn ingest(
-        &self,
-        org: Authorized<OrgId>,
-        table: TableSpec,
-        how: How,
-        progress: Arc<RunProgress>,
-    ) -> Result<IngestReport> {
+    async fn ingest(&self, watched: Watched) -> Result<IngestReport> {
         if self.cancel.is_cancelled() {
             return Err(Error::new(ErrorCode::Cancelled, "the run was cancelled before it began"));
         }
+        let Job::Ingest { org, table, how, .. } = &watched.job;
+        let (org, dry_run) = (org.clone(), how.dry_run);
         self.lake.check_open(&org).await?;
-        let run_id = if how.dry_run {
+        let run_id = if dry_run {
             Uuid::new_v4()
         } else {
             runs::enqueue(&self.store, &org, &table.name).await?
         };
-        let job = Job::Ingest { org: org.clone(), table, how };
-        let outcome = self.ingest_as(run_id, Watched { job, progress }).await;
-        if how.dry_run {
-            return outcome;
+        let name = table.name.clone();
+        let work = self.ingest_as(run_id, watched);
+        if dry_run {
+            return work.await;
         }
+        let span = telemetry::run_span(org.get(), &name, run_id, JobKind::Ingest, None);
+        let log = RunLog::begin(&span, &self.store, (org.get(), run_id), 0);
+        let outcome = log.kept(Box::pin(told(work).instrument(span))).await;
         let (state, report) = ended(&outcome);
+        let spent = outcome.as_ref().map(spent).unwrap_or_default();
         // The table is the truth; a record that cannot be written must not fail the run.
-        if let Err(error) = runs::finish(&self.store, &org, run_id, state, &report).await {
+        let recorded = runs::finish(&self.store, &org, run_id, spent, (state, &*report)).await;
+        if let Err(error) = recorded {
             tracing::warn!(%run_id, "the end of the run was not recorded: {error}");
         }
+        failpoint::reach(Point::Reported).await?;
         outcome
     }
 
     /// Carries out a run that has its record already.
     pub(crate) async fn ingest_as(&self, run_id: Uuid, watched: Watched) -> Result<IngestReport> {
-        let Watched { job: Job::Ingest { org, table, how }, progress } = watched;
+        let Watched { job: Job::Ingest { org, limits, table, how }, progress } = watched;
         let source = self.sources.get(&table.source).ok_or_else(|| {
             Error::new(ErrorCode::Internal, format!("source {:?} was not opened", table.source))
         })?;
-        let request = IngestRequest {
-            org,
-            run_id,
-            table,
-            full_refresh: how.full_refresh,
-            dry_run: how.dry_run,
-            limits: self.ingest_limits(),
-            progress,
-            cancel: self.cancel.child_token(),
+        let cancel = self.cancel.child_token();
+        let work = async {
+            let place = self.room.enter(org.get(), &limits, &progress, &cancel).await?;
+            let request = IngestRequest {
+                org: org.clone(),
+                run_id,
+                table,
+                full_refresh: how.full_refresh,
+                dry_run: how.dry_run,
+                limits: place.limits(),
+                engine: Some(Arc::clone(&self.engine)),
+                progress: Arc::clone(&progress),
+                cancel: cancel.clone(),
+            };
+            ingest(&self.lake, source.as_ref(), &request).await
         };
         let outcome = tokio::select! {
-            outcome = ingest(&self.lake, source.as_ref(), &request) => outcome,
-            () = self.cancel_if_fenced(&request) => unreachable!("it watches until the run ends"),
+            outcome = work => outcome,
+            () = self.cancel_if_fenced(&org, &cancel) => {
+                unreachable!("it watches until the run ends")
+            }
         };
-        self.explained(outcome, &request.org).await
+        self.explained(outcome, &org).await
     }
 
     /// Cancels the run once its org is fenced. Never ends.
-    async fn cancel_if_fenced(&self, request: &IngestRequest) {
+    async fn cancel_if_fenced(&self, org: &Authorized<OrgId>, cancel: &CancellationToken) {
         loop {
             tokio::time::sleep(FENCE_WATCH).await;
-            let open = self.lake.check_open(&request.org).await;
+            let open = self.lake.check_open(org).await;
             if open.is_err_and(|error| error.code() == ErrorCode::LakeFenced) {
-                request.cancel.cancel();
+                cancel.cancel();
                 std::future::pending::<()>().await;
             }
         }
@@ -182,25 +206,40 @@ impl Worker {
             _ => Err(error),
         }
     }
+}
 
-    fn ingest_limits(&self) -> IngestLimits {
-        let runs = self.limits.runs.max(1);
-        IngestLimits {
-            splits: NonZeroUsize::new(self.limits.splits).unwrap_or(NonZeroUsize::MIN),
-            memory_bytes: (self.limits.memory_mb << 20) / runs,
-        }
+/// Says how a run ended, in its own span.
+async fn told(work: impl Future<Output = Result<IngestReport>>) -> Result<IngestReport> {
+    let outcome = work.await;
+    let spent = outcome.as_ref().map(spent).unwrap_or_default();
+    match &outcome {
+        Ok(_) => tracing::info!("the run succeeded"),
+        // Whoever started it is shown the error.
+        Err(error) => tracing::info!(code = %error.code(), "the run ended: {error}"),
     }
+    telemetry::note_end(&Span::current(), state(&outcome).as_str(), &outcome, spent);
+    outcome
+}
+
+/// What counts for the org's limits of a day.
+pub(crate) fn spent(report: &IngestReport) -> Spent {
+    Spent { rows: report.rows_read, bytes: report.file_bytes }
 }
 
 /// How a run ended, in the store's words: its state, and the report's or the error's JSON.
-pub(crate) fn ended(outcome: &Result<IngestReport>) -> (RunState, String) {
-    match outcome {
+pub(crate) fn ended<T: Serialize>(outcome: &Result<T>) -> (RunState, String) {
+    let text = match outcome {
         // A report is made of texts and numbers.
-        Ok(report) => (RunState::Succeeded, serde_json::to_string(report).unwrap_or_default()),
-        Err(error) => {
-            let cancelled = error.code() == ErrorCode::Cancelled;
-            let state = if cancelled { RunState::Cancelled } else { RunState::Failed };
-            (state, output::error_json(error).to_string())
-        }
+        Ok(report) => serde_json::to_string(report).unwrap_or_default(),
+        Err(error) => output::error_json(error).to_string(),
+    };
+    (state(outcome), text)
+}
+
+fn state<T>(outcome: &Result<T>) -> RunState {
+    match outcome {
+        Ok(_) => RunState::Succeeded,
+        Err(error) if error.code() == ErrorCode::Cancelled => RunState::Cancelled,
+        Err(_) => RunState::Failed,
     }
 }

@@ -105,6 +105,22 @@ fn a_hold_refuses_and_a_grace_period_can_be_undone() {
     assert_eq!(holds["holds"][0]["hold"]["reason"], "case 7");
     project.ok(&["hold", "release", "--org", "a", "--table", "note", "--reason", "settled"]);
     project.fails(&["hold", "release", "--org", "a", "--table", "note", "--reason", "x"], 2);
+    let log = json(&project.ok(&["audit", "list", "--json"]));
+    let said: Vec<(&str, &str)> = log
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| (entry["action"].as_str().unwrap(), entry["outcome"].as_str().unwrap()))
+        .collect();
+    for expect in [
+        ("hold.set", "done"),
+        ("churn.take", "lake.held"),
+        ("maintain", "lake.held"),
+        ("hold.release", "done"),
+        ("hold.release", "spec.unknown_name"),
+    ] {
+        assert!(said.contains(&expect), "{expect:?} {said:?}");
+    }
 
     let waiting = json(&project.ok(&["churn", "--org", "a", "--yes", "--json"]));
     assert_eq!(waiting["state"], "waiting");
@@ -116,6 +132,23 @@ fn a_hold_refuses_and_a_grace_period_can_be_undone() {
     project.run();
     let certificate = project.ok(&["churn", "--org", "a", "--yes", "--now"]);
     assert_eq!(json(&certificate)["certificate"]["org"], "a");
+}
+
+#[test]
+fn an_org_that_leaves_is_in_no_manifest_from_its_fence_on() {
+    let project = project("[governance]\ngrace = \"7d\"\n");
+    let orgs = || -> Vec<String> {
+        let orgs = json(&project.ok(&["manifest"]))["orgs"].as_array().unwrap().clone();
+        orgs.iter().map(|org| org["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let before = orgs();
+    project.run();
+    project.ok(&["churn", "--org", "a", "--yes"]);
+    let without: Vec<String> = before.iter().filter(|org| *org != "a").cloned().collect();
+    assert_eq!(before.len(), without.len() + 1);
+    assert_eq!(orgs(), without);
+    project.ok(&["churn", "--org", "a", "--undo"]);
+    assert_eq!(orgs(), before);
 }
 
 #[test]

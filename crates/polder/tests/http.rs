@@ -1,8 +1,9 @@
 //! Just enough HTTP to call a server that a test started.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStderr, Command};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use serde_json::Value;
 
@@ -13,13 +14,21 @@ pub(crate) struct Served {
     child: Child,
     address: String,
     // Held open: a server that writes to a closed pipe would stop.
-    _lines: BufReader<ChildStderr>,
+    _lines: Option<BufReader<ChildStderr>>,
+}
+
+/// Where the API is, by a line of the server's.
+fn address(line: &str) -> Option<String> {
+    let (address, _) = line.strip_prefix("API: http://")?.split_once("/v1")?;
+    Some(address.to_owned())
 }
 
 pub(crate) struct Answer {
     pub(crate) status: u16,
     head: String,
     pub(crate) body: Value,
+    /// The body as it came.
+    pub(crate) text: String,
 }
 
 impl Answer {
@@ -39,20 +48,44 @@ impl Served {
             let mut line = String::new();
             assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended: {seen}");
             seen.push_str(&line);
-            if let Some(rest) = line.strip_prefix("API: http://") {
-                break rest.split_once("/v1").unwrap().0.to_owned();
+            if let Some(found) = address(&line) {
+                break found;
             }
         };
-        Self { child, address, _lines: lines }
+        Self { child, address, _lines: Some(lines) }
+    }
+
+    /// The same with its lines in a file of the project: however many there are.
+    pub(crate) fn start_into(project: &Project, file: &str, lines: &str) -> Self {
+        let path = project.path().join(file);
+        let mut command = project.command(&["serve", "--listen", "127.0.0.1:0"]);
+        command.env("POLDER_LOG", lines).stdout(Stdio::null());
+        let mut child = command.stderr(File::create(&path).unwrap()).spawn().unwrap();
+        for _ in 0..600 {
+            let text = std::fs::read_to_string(&path).unwrap();
+            if let Some(address) = text.lines().find_map(address) {
+                return Self { child, address, _lines: None };
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        panic!("it does not start: {}", std::fs::read_to_string(&path).unwrap());
     }
 
     pub(crate) fn call(&self, key: &str, method: &str, path: &str, body: &str) -> Answer {
+        self.send((method, path), &format!("Authorization: Bearer {key}"), body)
+    }
+
+    /// A request with one header of its own.
+    pub(crate) fn send(&self, (method, path): (&str, &str), header: &str, body: &str) -> Answer {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let length = body.len();
+        let kind = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
         write!(
             stream,
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\
-             Authorization: Bearer {key}\r\nContent-Length: {length}\r\n\r\n{body}",
+             {header}\r\n{kind}Content-Length: {length}\r\n\r\n{body}",
             self.address
         )
         .unwrap();
@@ -60,8 +93,18 @@ impl Served {
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let (head, text) = (head.to_owned(), body.to_owned());
         let body = serde_json::from_str(body).unwrap_or(Value::Null);
-        Answer { status, head: head.to_owned(), body }
+        Answer { status, head, body, text }
+    }
+
+    /// What is answered to a request as it stands.
+    pub(crate) fn raw(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
     }
 
     /// Polls an operation until it has ended; its status.

@@ -90,9 +90,48 @@ fn who_may_be_nobody_is_said_and_checked() {
     assert_eq!(served.call("plk_0_0", "GET", "/v1/orgs", "").status, 401, "a bad key is none");
     let errors = open.fails(&["serve", "--listen", "0.0.0.0:0"], 2);
     assert!(errors.contains("nobody has to authenticate"), "{errors}");
-    let oidc = Project::new("[server]\nauth = \"oidc\"\n", "");
-    let errors = oidc.fails(&["serve"], 2);
-    assert!(errors.contains("oidc is not there yet") && errors.contains("keys create"), "{errors}");
+}
+
+#[test]
+fn an_issuer_is_named_before_anything_is_served() {
+    let section =
+        |issuer: &str| format!("[server.oidc]\nissuer = \"{issuer}\"\naudience = \"polder\"\n");
+    let with = |auth: &str, section: &str| {
+        Project::new(&format!("[server]\nauth = \"{auth}\"\n{section}"), "")
+    };
+    let cases = [
+        ("oidc", String::new(), "there is no [server.oidc]"),
+        ("keys", section("https://id.example"), "auth is not oidc"),
+        ("oidc", section("http://id.example"), "issuer is no https:// address"),
+        ("oidc", section("https://id.example/?a=b"), "has a query"),
+    ];
+    for (auth, section, expect) in cases {
+        let errors = with(auth, &section).fails(&["serve"], 2);
+        assert!(errors.contains(expect), "{errors}");
+    }
+}
+
+/// A page of somebody else, in a browser on this machine.
+#[test]
+fn a_server_that_asks_for_no_key_answers_to_this_machine_alone() {
+    let open = Project::new("[server]\nauth = \"none\"\nlisten = \"127.0.0.1:0\"\n", "");
+    let served = Served::start(&open);
+    let status = |path: &str, headers: &str| {
+        let answer =
+            served.raw(&format!("GET {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n"));
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    for path in ["/v1/orgs", "/iceberg/v1/config?warehouse=any", "/metrics"] {
+        assert_eq!(status(path, "Host: localhost:7070\r\n"), "200", "{path}");
+        let own = "Host: 127.0.0.1\r\nOrigin: http://[::1]:3000\r\n";
+        assert_eq!(status(path, own), "200", "{path}");
+        assert_eq!(status(path, "Host: evil.example:7070\r\n"), "403", "{path}");
+        let page = "Host: 127.0.0.1:7070\r\nOrigin: https://evil.example\r\n";
+        assert_eq!(status(path, page), "403", "{path}");
+    }
+    let form = "POST /v1/orgs/1/runs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+                Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}";
+    assert!(served.raw(form).starts_with("HTTP/1.1 415"));
 }
 
 const FILES: &str = "[sources.files]\ntype = \"files\"\nurl = \"./exports\"\n";
@@ -129,10 +168,20 @@ fn files_are_planned_and_applied_as_they_were_shown() {
     assert_eq!((&dropped["action"], &dropped["rows"]), (&"drop".into(), &2.into()), "{left}");
     let errors = project.fails(&["apply"], 1);
     assert!(errors.contains("--yes"), "{errors}");
-    project.ok(&["apply", "--yes", "--why", "not asked for any more"]);
+    let errors = project.fails(&["apply", "--yes"], 1);
+    assert!(errors.contains("--plan"), "it was not seen: {errors}");
+    let hash = left["hash"].as_str().unwrap();
+    project.ok(&["apply", "--plan", hash, "--yes", "--why", "not asked for any more"]);
     assert_eq!(plan()["tables"], serde_json::json!([]));
     assert_eq!(project.number("SELECT count(*) FROM org_1.a"), 2, "its rows stay");
     let verified: Value =
         serde_json::from_str(&project.ok(&["audit", "verify", "--json"])).unwrap();
-    assert_eq!((&verified["whole"], &verified["entries"]), (&true.into(), &2.into()));
+    assert_eq!(verified["whole"], true, "{verified}");
+    // Also what a run applies by itself.
+    let log: Value = serde_json::from_str(&project.ok(&["audit", "list", "--json"])).unwrap();
+    let applied = log.as_array().unwrap().iter().filter(|entry| entry["action"] == "plan.apply");
+    let last = applied.clone().next_back().unwrap();
+    assert!(applied.count() >= 2, "{log}");
+    assert!(last["detail"].as_str().unwrap().ends_with(": not asked for any more"), "{last}");
+    assert!(last["who"].as_str().unwrap().starts_with("cli:"), "{last}");
 }

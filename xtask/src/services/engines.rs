@@ -1,5 +1,6 @@
 //! The engines that the reader tests start themselves: those of `interop/engines.txt` in the Python
-//! environment; Trino, and what Spark needs for Iceberg, from Maven Central into the target folder.
+//! environment; Trino, and what Spark needs for Iceberg, from Maven Central into the target folder; an
+//! `OpenID` provider from npm.
 
 use std::fs;
 use std::path::Path;
@@ -27,6 +28,7 @@ pub(crate) fn install() -> Result {
     installed(&jars, &SPARK_JARS.join("\n"), || {
         SPARK_JARS.iter().try_for_each(|artifact| fetch("Iceberg for Spark", artifact, &jars))
     })?;
+    install_oidc_provider()?;
     let trino = places::trino();
     let wanted = format!("{TRINO} {}", TRINO_PLUGINS.join(" "));
     installed(&trino, &wanted, || install_trino(&trino))
@@ -52,6 +54,23 @@ fn fetch(what: &str, artifact: &str, folder: &Path) -> Result {
     maven.args(["-B", "-q", "dependency:copy"]).arg(format!("-Dartifact={artifact}"));
     maven.arg(format!("-DoutputDirectory={}", folder.display()));
     run(&format!("fetching {what} ({artifact})"), &mut maven)
+}
+
+/// `<target>/oidc-provider`: exactly what `interop/oidc/package-lock.json` says, without running any
+/// package's scripts.
+fn install_oidc_provider() -> Result {
+    let (from, to) = (places::root().join("interop/oidc"), places::oidc_provider());
+    let failed = |error| format!("cannot prepare {}: {error}", to.display());
+    let wanted = fs::read_to_string(from.join("package-lock.json")).map_err(failed)?;
+    installed(&to, &wanted, || {
+        for list in ["package.json", "package-lock.json"] {
+            fs::copy(from.join(list), to.join(list)).map_err(failed)?;
+        }
+        let mut npm = command("npm");
+        npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"])
+            .current_dir(&to);
+        run("fetching the OpenID provider", &mut npm)
+    })
 }
 
 fn install_trino(home: &Path) -> Result {

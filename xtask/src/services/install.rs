@@ -116,6 +116,12 @@ pub(crate) fn install_airflow() -> Result {
     environment("Airflow (about 350 MB)", &places::airflow(), &list)
 }
 
+/// `<target>/peers`, an environment of what the benchmarks compare with.
+pub(crate) fn install_peers() -> Result {
+    let list = places::root().join("xtask/bench/requirements.txt");
+    environment("the benchmarks' peers (about 500 MB)", &places::peers(), &list)
+}
+
 /// A Python environment with exactly what a list says, rebuilt when that changes.
 fn environment(what: &str, folder: &Path, list: &Path) -> Result {
     let failed = |error| format!("cannot read {}: {error}", list.display());

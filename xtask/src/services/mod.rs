@@ -28,7 +28,7 @@ use crate::{Result, places};
 
 pub(crate) use engines::install as install_engines;
 pub(crate) use guard::Guard;
-pub(crate) use install::{install, install_airflow, install_wrk, postgres_bin};
+pub(crate) use install::{install, install_airflow, install_peers, install_wrk, postgres_bin};
 pub(crate) use postgres::psql;
 pub(crate) use rest::install as install_reference;
 pub(crate) use s3::{ACCESS_KEY, SECRET_KEY};
@@ -257,11 +257,25 @@ impl Instance {
         Ok(env)
     }
 
+    /// The address of the server that speaks MongoDB's protocol, for an instance that may have no other.
+    pub(crate) fn mongo_url(&self) -> Result<String> {
+        let state = State::load(&self.dir);
+        let running = state.running(Server::Mongo).ok_or("MongoDB's server does not run")?;
+        Ok(mongo::url(running.port))
+    }
+
     /// The PostgreSQL address of a database, for an instance that may have no other server.
     pub(crate) fn postgres_url(&self, database: &str) -> Result<String> {
         let state = State::load(&self.dir);
         let running = state.running(Server::Postgres).ok_or("PostgreSQL does not run")?;
         Ok(postgres::url(running.port, database))
+    }
+
+    /// The same of S3.
+    pub(crate) fn s3_url(&self) -> Result<String> {
+        let state = State::load(&self.dir);
+        let running = state.running(Server::S3).ok_or("S3 does not run")?;
+        Ok(s3::endpoint(running.port))
     }
 
     fn exports(&self) -> Result<String> {

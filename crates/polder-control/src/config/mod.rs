@@ -15,7 +15,9 @@ use polder_core::{Error, ErrorCode, OrgId, Result};
 use serde::de::DeserializeOwned;
 
 pub use resolve::OrgPipeline;
-pub(crate) use resolve::check_stored_table;
+pub(crate) use resolve::{check_stored_table, check_stored_template, read_stored};
+
+use crate::desired::{self, Desired};
 
 use diagnose::Text;
 
@@ -24,7 +26,7 @@ pub const PROCESS_FILE: &str = "polder.toml";
 /// The folder of pipeline files, beside the process configuration.
 pub const PIPELINE_FOLDER: &str = "pipelines";
 
-/// A configuration that was read, checked against itself and resolved to pipelines.
+/// A configuration that was read and checked against itself.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The folder of `polder.toml`, absolute: relative paths start here.
@@ -32,8 +34,6 @@ pub struct Config {
     pub process: ProcessConfig,
     /// What the files say, as one: the door to the desired state that lies in `pipelines/`.
     pub declared: Declared,
-    /// One pipeline per org, in the order of the files; of the desired state once that is known.
-    pub pipelines: Vec<OrgPipeline>,
 }
 
 /// What pipeline files say.
@@ -58,14 +58,19 @@ impl Config {
         let process: ProcessConfig = parse_toml(&text)?;
         check_keys(&text, &process)?;
         check_rest_catalog(&text, &process)?;
+        process.governance.undo_ms().map_err(|error| {
+            let place = text.find(&["governance"], "undo");
+            let located = text.error(error.code(), place, error.to_string());
+            located.hint(error.hint_text().unwrap_or_default())
+        })?;
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let base = std::path::absolute(folder.unwrap_or(Path::new("."))).map_err(|error| {
             Error::new(ErrorCode::SpecInvalid, "the configuration's folder cannot be found")
                 .caused_by(error)
         })?;
         let folder = folder.unwrap_or(Path::new("")).join(PIPELINE_FOLDER);
-        let (declared, pipelines) = read_pipelines(&process, &folder)?;
-        Ok(Self { base, process, declared, pipelines })
+        let declared = read_pipelines(&process, &folder)?;
+        Ok(Self { base, process, declared })
     }
 
     /// Reads the pipelines of another folder in place of those beside `polder.toml`.
@@ -78,13 +83,21 @@ impl Config {
             return Err(Error::new(ErrorCode::SpecInvalid, message)
                 .hint("name the folder that holds the pipeline files: -f pipelines/"));
         }
-        (self.declared, self.pipelines) = read_pipelines(&self.process, folder)?;
+        self.declared = read_pipelines(&self.process, folder)?;
         Ok(())
     }
 
-    /// The pipeline of one org.
-    pub fn pipeline(&self, org: &OrgId) -> Option<&OrgPipeline> {
-        self.pipelines.iter().find(|pipeline| pipeline.org == *org)
+    /// What runs would take if nothing but the files had a word: one pipeline per org, in order.
+    ///
+    /// # Errors
+    /// None for files that [`Self::load`] has read.
+    pub fn pipelines(&self) -> Result<Vec<OrgPipeline>> {
+        desired::look(&self.process, &Desired::default(), &self.declared)
+    }
+
+    /// Whether the files have the org, and not as one that is switched off.
+    pub fn declares(&self, org: &OrgId) -> bool {
+        self.declared.orgs.get(org.as_str()).is_some_and(|org| org.enabled)
     }
 
     /// An address as it is used: a local path made absolute from the configuration's folder,
@@ -105,20 +118,20 @@ impl Config {
     }
 }
 
-fn read_pipelines(process: &ProcessConfig, folder: &Path) -> Result<(Declared, Vec<OrgPipeline>)> {
+fn read_pipelines(process: &ProcessConfig, folder: &Path) -> Result<Declared> {
     let mut files = Vec::new();
     for path in pipeline_files(folder)? {
         let text = Text::read(&path)?;
         let file: PipelineFile = parse_yaml(&text)?;
         files.push((text, file));
     }
-    let pipelines = resolve::pipelines(process, &files)?;
+    resolve::check(process, &files)?;
     let mut declared = Declared::default();
     for (_, file) in files {
         declared.templates.extend(file.templates);
         declared.orgs.extend(file.orgs.into_iter().map(|org| (org.id.clone(), org)));
     }
-    Ok((declared, pipelines))
+    Ok(declared)
 }
 
 /// One key without the other would quietly be no key at all.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use polder_core::spec::{Mode, PartitionField};
+use polder_core::spec::{EngineKind, Mode, PartitionField, SourceSpec, TableSpec};
 
 use super::*;
 
@@ -61,6 +61,11 @@ fn load(process: &str, pipeline: &str) -> Result<Config> {
     })
 }
 
+/// The first table of the first org.
+fn first(config: &Config) -> TableSpec {
+    config.pipelines().expect("pipelines").remove(0).tables.remove(0)
+}
+
 fn complaint(process: &str, pipeline: &str) -> String {
     let error = load(process, pipeline).expect_err("bad configuration");
     let mut text = format!("{}: {}", error.code(), error);
@@ -73,7 +78,8 @@ fn complaint(process: &str, pipeline: &str) -> String {
 #[test]
 fn the_contract_s_shapes_are_read() {
     let config = load(PROCESS, PIPELINE).expect("good");
-    let [pipeline] = config.pipelines.as_slice() else { panic!("one org") };
+    let pipelines = config.pipelines().expect("pipelines");
+    let [pipeline] = pipelines.as_slice() else { panic!("one org") };
     assert_eq!(pipeline.org.as_str(), "401");
     let names: Vec<_> = pipeline.tables.iter().map(|table| table.name.as_str()).collect();
     assert_eq!(names, ["opportunity", "email", "forecast_upload"]);
@@ -94,7 +100,7 @@ fn overrides_replace_and_disable() {
         "template: crm, overrides: { email: { enabled: false }, opportunity: { key: [a, b] } } }",
     );
     let config = load(PROCESS, &pipeline).expect("good");
-    let tables = &config.pipelines[0].tables;
+    let tables = config.pipelines().expect("pipelines").remove(0).tables;
     assert_eq!(tables.len(), 2);
     assert_eq!(tables[0].key, ["a", "b"]);
 }
@@ -105,13 +111,20 @@ fn policies_are_read_with_their_defaults_and_bounds() {
         PIPELINE.replace("key: [id]\n        partition", &format!("{policy}\n        partition"))
     };
     let good = with("retention: { column: created_at, keep: 6 months }");
-    let table = load(PROCESS, &good).expect("good").pipelines.remove(0).tables.remove(0);
+    let table = first(&load(PROCESS, &good).expect("good"));
     let retention = table.retention.expect("retention");
     assert_eq!(
         (retention.keep.to_string(), retention.within.to_string()),
         ("6 months".into(), "1 month".into())
     );
     assert_eq!((table.maintenance.target_file_mb, table.maintenance.keep_versions), (128, 2));
+    assert_eq!((table.sort, table.maintenance.sort_files), (None, false));
+    let sorted = with("sort: [created_at, id desc]\n        maintenance: { sort_files: true }");
+    let table =
+        load(PROCESS, &sorted).expect("good").pipelines().expect("good").remove(0).tables.remove(0);
+    let printed: Vec<_> = table.sort.expect("sort").iter().map(ToString::to_string).collect();
+    assert_eq!(printed, ["created_at", "id desc"]);
+    assert!(table.maintenance.sort_files);
     let cases = [
         ("retention: { column: created_at, keep: soon }", "90 days"),
         ("maintenance: { target_file_mb: 4 }", "16 to 512"),
@@ -121,6 +134,9 @@ fn policies_are_read_with_their_defaults_and_bounds() {
             "columns: [updated_at, created_at]\n        retention: { column: at, keep: 1 year }",
             "leaves out",
         ),
+        ("sort: [month(created_at)]", "desc nulls last"),
+        ("sort: [id, id desc]", "the most significant first"),
+        ("columns: [updated_at, created_at]\n        sort: [id]", "leaves out"),
     ];
     for (policy, hint) in cases {
         let text = complaint(PROCESS, &with(policy));
@@ -129,8 +145,46 @@ fn policies_are_read_with_their_defaults_and_bounds() {
 }
 
 #[test]
+fn a_table_s_engine_has_to_be_there() {
+    let with =
+        |policy: &str| PIPELINE.replace("key: [id]", &format!("key: [id]\n        {policy}"));
+    let text = complaint(PROCESS, &with("engine: trino"));
+    assert!(text.contains("has no [trino]") && text.contains("pipelines/crm.yaml:"), "{text}");
+    let trino = |more: &str| format!("{PROCESS}[trino]\nurl = \"http://trino:8080\"\n{more}");
+    let engine = |process: &str, policy: &str| {
+        let config = load(process, &with(policy)).expect("good");
+        config.process.engine(first(&config).engine)
+    };
+    let (own, by_default) = (trino(""), trino("default = true\n"));
+    assert_eq!(engine(&own, "engine: trino"), EngineKind::Trino);
+    assert_eq!(engine(&own, "engine: embedded"), EngineKind::Embedded);
+    assert_eq!(engine(&own, "enabled: true"), EngineKind::Embedded);
+    assert_eq!(engine(&by_default, "enabled: true"), EngineKind::Trino);
+    assert_eq!(engine(&by_default, "engine: embedded"), EngineKind::Embedded);
+    let patched = "template: crm, overrides: { opportunity: { engine: trino } } }";
+    let pipeline = PIPELINE.replace("template: crm }", patched);
+    assert!(complaint(PROCESS, &pipeline).contains("has no [trino]"));
+    assert_eq!(first(&load(&own, &pipeline).expect("good")).engine, Some(EngineKind::Trino));
+}
+
+#[test]
+fn an_org_and_a_table_of_it_stand_once() {
+    let org = "  - { id: \"401\", name: Acme, template: crm }\n";
+    // The one that is switched off counts too: of the two, the files would have meant one.
+    let off = org.replace("template: crm", "enabled: false");
+    for twice in [format!("{org}{org}"), format!("{off}{org}"), format!("{off}{off}")] {
+        let text = complaint(PROCESS, &PIPELINE.replace(org, &twice));
+        assert!(text.contains("org \"401\" stands twice"), "{text}");
+    }
+    let own = "template: crm, tables: [{ name: email, source: revdb, from: public.email }] }";
+    let text = complaint(PROCESS, &PIPELINE.replace("template: crm }", own));
+    assert!(text.contains("table \"email\" stands twice"), "{text}");
+}
+
+#[test]
 fn an_empty_pipeline_file_is_no_pipeline() {
-    assert!(load(PROCESS, "# nothing yet\n").expect("good").pipelines.is_empty());
+    let config = load(PROCESS, "# nothing yet\n").expect("good");
+    assert!(config.pipelines().expect("pipelines").is_empty());
 }
 
 #[test]
@@ -173,11 +227,11 @@ fn names_that_mean_nothing_are_found() {
 fn a_merge_needs_a_key_and_a_cursor() {
     let merge = PIPELINE.replacen("mode: append", "mode: merge", 1);
     let config = load(PROCESS, &merge).expect("good");
-    let table = &config.pipelines[0].tables[0];
+    let table = first(&config);
     assert_eq!((table.mode, table.deleted_at.as_deref()), (Mode::Merge, None));
     let marked = merge.replace("key: [id]", "key: [id]\n        deleted_at: gone");
     let config = load(PROCESS, &marked).expect("good");
-    assert_eq!(config.pipelines[0].tables[0].deleted_at.as_deref(), Some("gone"));
+    assert_eq!(first(&config).deleted_at.as_deref(), Some("gone"));
     let cases = [
         (merge.replace("        key: [id]\n", ""), "merges but has no key", "9:15", "key: [id]"),
         (
@@ -216,6 +270,50 @@ fn a_merge_needs_a_key_and_a_cursor() {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
+}
+
+#[test]
+fn limits_under_which_nothing_runs_are_refused() {
+    let with = |limits: &str| {
+        PIPELINE.replace("template: crm }", &format!("template: crm, limits: {{ {limits} }} }}"))
+    };
+    let good = load(PROCESS, &with("memory_mb: 64, connections: 2")).expect("good");
+    let pipelines = good.pipelines().expect("good");
+    let limits = &pipelines[0].limits;
+    assert_eq!((limits.memory_mb, limits.connections), (Some(64), Some(2)));
+    let cases = [
+        ("memory_mb: 15", "memory_mb is 16 or more"),
+        ("connections: 0", "1 or more"),
+        ("conections: 2", "did you mean `connections`?"),
+    ];
+    for (bad, hint) in cases {
+        let text = complaint(PROCESS, &with(bad));
+        assert!(text.starts_with("spec.invalid") && text.contains(hint), "{bad}: {text}");
+        assert!(text.contains("pipelines/crm.yaml:16:"), "{bad}: {text}");
+    }
+    let of_template = |limits: &str, own: &str| {
+        format!(
+            "templates:\n  crm:\n    limits: {{ {limits} }}\n    tables: []\n\
+             orgs:\n  - {{ id: \"1\", template: crm, limits: {{ {own} }} }}\n"
+        )
+    };
+    let text = complaint(PROCESS, &of_template("runs: 0", "runs: 1"));
+    assert!(text.starts_with("spec.invalid") && text.contains("template crm"), "{text}");
+    assert!(text.contains("pipelines/crm.yaml:3:"), "{text}");
+    let good = load(PROCESS, &of_template("runs: 3, connections: 4", "runs: 1")).expect("good");
+    let pipelines = good.pipelines().expect("good");
+    let limits = &pipelines[0].limits;
+    assert_eq!((limits.runs, limits.connections, limits.memory_mb), (Some(1), Some(4), None));
+    let at_most =
+        |text: &str| PROCESS.replace("\"env:REVDB_URL\"", &format!("\"env:REVDB_URL\"\n{text}"));
+    let config = load(&at_most("max_connections = 8"), PIPELINE).expect("good");
+    let SourceSpec::Postgres(source) = &config.process.sources["revdb"] else { panic!("postgres") };
+    assert_eq!(source.max_connections.map(std::num::NonZeroU32::get), Some(8));
+    let text = complaint(&at_most("max_connections = 0"), PIPELINE);
+    assert!(text.contains("polder.toml") && text.contains("nonzero"), "{text}");
+    // Files have no connections that could be counted.
+    let files = format!("{PROCESS}max_connections = 8\n");
+    assert!(complaint(&files, PIPELINE).contains("unknown field `max_connections`"));
 }
 
 #[test]
@@ -259,4 +357,25 @@ fn a_pasted_secret_is_refused_and_not_repeated() {
     assert!(text.contains("a secret has to be a reference"), "{text}");
     assert!(text.contains("env:NAME"), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[test]
+fn groups_are_of_the_template_and_orgs_switch_those() {
+    let with = |group: &str, org: &str| {
+        let groups = format!("  crm:\n    groups: {{ sales: {group} }}\n    tables:");
+        let pipeline = PIPELINE.replacen("  crm:\n    tables:", &groups, 1);
+        pipeline.replacen("template: crm }", &format!("template: crm, groups: {org} }}"), 1)
+    };
+    let off = "{ tables: [opportunity], enabled: false }";
+    let config = load(PROCESS, &with(off, "{}")).expect("good");
+    assert_eq!(first(&config).name, "email");
+    let config = load(PROCESS, &with(off, "{ sales: true }")).expect("good");
+    assert_eq!(first(&config).name, "opportunity");
+    let said = complaint(PROCESS, &with(off, "{ sale: true }"));
+    assert!(said.starts_with("spec.unknown_name: org 401 switches group \"sale\""), "{said}");
+    assert!(said.contains("pipelines/crm.yaml:") && said.contains("sales"), "{said}");
+    let said = complaint(PROCESS, &with("{ tables: [opportunit] }", "{}"));
+    assert!(said.contains("pipelines/crm.yaml:4:") && said.contains("opportunity"), "{said}");
+    let said = complaint(PROCESS, &with("{ tables: [email, email] }", "{}"));
+    assert!(said.contains("is in two groups, or twice in one"), "{said}");
 }

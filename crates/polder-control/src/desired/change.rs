@@ -1,12 +1,16 @@
 //! One org's adjusted layer changes: the API's door.
 
 use polder_core::spec::ProcessConfig;
-use polder_core::{Authorized, OrgId, Result};
+use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
 
+use super::plan::{PlannedTable, compare_tables};
 use super::stored::{
-    ORG, TEMPLATE, Written, document, next_revision, stored, templates_of, unreadable, write,
+    ORG, TEMPLATE, TEMPLATES, Written, document, next_revision, stored, templates_of, unreadable,
+    write,
 };
-use super::{EffectiveOrg, OrgDocument, OrgLayer, Templates, effective};
+use super::undo::{self, Said, Undos};
+use super::{EffectiveOrg, LakeFacts, OrgDocument, OrgLayer, Templates, effective};
+use crate::churn;
 use crate::store::{Store, commit};
 
 /// Who changes something, and why.
@@ -22,6 +26,24 @@ pub struct Change<'a> {
     pub author: &'a Author,
     /// Only say what would be.
     pub dry_run: bool,
+    /// Also what takes tables out of pipelines, or has rows go.
+    pub yes: bool,
+}
+
+impl Change<'_> {
+    /// # Errors
+    /// `control.conflict` for what is destructive and was not confirmed.
+    fn check(&self, planned: &[PlannedTable]) -> Result<()> {
+        let destructive = planned.iter().find(|table| table.destructive);
+        let Some(table) = destructive.filter(|_| !self.yes) else { return Ok(()) };
+        let what = match table.goes.as_slice() {
+            [] => "it would leave the pipeline, and its rows would get no newer".to_owned(),
+            goes => goes.join("; "),
+        };
+        let message = format!("table {:?} of org {}: {what}", table.table, table.org);
+        Err(Error::new(ErrorCode::ControlConflict, message)
+            .hint("if that is meant: the same request with ?yes=true"))
+    }
 }
 
 /// An org as a change finds it.
@@ -29,6 +51,8 @@ pub struct Current<'a> {
     /// Its layers and what they make together; `None` for an org that is not there.
     pub org: Option<(&'a OrgDocument, &'a EffectiveOrg)>,
     pub templates: &'a Templates,
+    /// What can be taken back.
+    pub undos: &'a Undos,
 }
 
 impl Current<'_> {
@@ -42,7 +66,8 @@ impl Current<'_> {
 /// layer; it is called in the transaction that stores it, so that what it found holds.
 ///
 /// # Errors
-/// What `decide` refuses; `spec.*` when the org could not be read any more.
+/// What `decide` refuses; `control.conflict` for what is destructive and was not confirmed; `spec.*` when
+/// the org could not be read any more; `lake.fenced` for an org that has left or is leaving.
 pub async fn change(
     store: &Store,
     org: &Authorized<OrgId>,
@@ -52,6 +77,7 @@ pub async fn change(
     let id = org.get();
     let mut transaction = store.begin().await?;
     let revision = next_revision(&mut transaction).await?;
+    churn::check_none(&mut transaction, org).await?;
     let row = sqlx::query(
         "SELECT revision, declared, adjusted FROM polder_desired WHERE kind = $1 AND id = $2",
     )
@@ -60,20 +86,22 @@ pub async fn change(
     .fetch_optional(&mut *transaction)
     .await
     .map_err(unreadable)?;
-    let rows = sqlx::query("SELECT id, declared FROM polder_desired WHERE kind = $1")
+    let rows = sqlx::query(TEMPLATES)
         .bind(TEMPLATE)
         .fetch_all(&mut *transaction)
         .await
         .map_err(unreadable)?;
     let templates = templates_of(&rows)?;
     let stored_org = row.as_ref().map(document).transpose()?;
-    let present =
-        stored_org.as_ref().filter(|org| org.declared.is_some() || org.adjusted.is_some());
+    let present = stored_org.as_ref().filter(|org| org.is_present());
     let before = match present {
         Some(org) => Some(effective(change.process, &templates, id, org)?),
         None => None,
     };
-    let current = Current { org: present.zip(before.as_ref()), templates: &templates };
+    let now_ms = store.now_ms();
+    let undos = undo::of_org(&mut transaction, org, now_ms).await?;
+    let there = present.zip(before.as_ref());
+    let current = Current { org: there, templates: &templates, undos: &undos };
     let layer = decide(current)?;
     let declared = present.and_then(|org| org.declared.clone());
     let next = OrgDocument { revision, declared, adjusted: Some(layer) };
@@ -81,14 +109,22 @@ pub async fn change(
     if change.dry_run {
         return Ok(effective);
     }
+    let mut planned = Vec::new();
+    let (orgs, known) = ((before.as_ref(), Some(&effective)), (&LakeFacts::new(), &undos));
+    compare_tables(id, orgs, known, &mut planned);
+    change.check(&planned)?;
     let written = Written {
         kind: ORG,
         id: id.as_str(),
         declared: next.declared.as_ref().map(stored).transpose()?,
         adjusted: next.adjusted.as_ref().map(stored).transpose()?,
     };
-    let Author { who, why } = change.author;
-    write(&mut transaction, revision, written, who, why.as_deref()).await?;
+    write(&mut transaction, revision, written, change.author).await?;
+    let tables: Vec<_> =
+        planned.iter().map(|one| (id.as_str(), one.table.as_str(), &one.remember)).collect();
+    let undo_ms = change.process.governance.undo_ms()?;
+    let said = Said { who: &change.author.who, now_ms, undo_ms };
+    undo::remember(&mut transaction, said, &tables).await?;
     commit(transaction).await?;
     Ok(effective)
 }

@@ -18,9 +18,12 @@ pub struct MaintenanceSpec {
     /// The size data files aim at, in megabytes: 16 to 512.
     #[schemars(range(min = 16, max = 512))]
     pub target_file_mb: u64,
+    /// Whether files that are not in the table's order (`sort`) are rewritten for that alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub sort_files: bool,
     /// The latest versions that stay; the current one stays beside them.
     pub keep_versions: usize,
-    /// Days that earlier states without a name stay: queries that opened one have as long.
+    /// Days that a state without a name stays once another took its place: queries that opened it have as long.
     pub keep_snapshots_days: u32,
     /// The latest states that stay, whatever their age.
     #[schemars(range(min = 1))]
@@ -34,6 +37,7 @@ impl Default for MaintenanceSpec {
     fn default() -> Self {
         Self {
             target_file_mb: 128,
+            sort_files: false,
             keep_versions: 2,
             keep_snapshots_days: 7,
             keep_snapshots: 1,

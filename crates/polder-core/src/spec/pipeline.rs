@@ -8,8 +8,12 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Value, json};
 
-use super::{MaintenanceSpec, PartitionField, RetentionSpec};
+use super::{
+    EngineKind, MaintenanceSpec, OrgLimits, PartitionField, RetentionSpec, ScheduleSpec, SortField,
+    SqlCheck, ValidationSpec,
+};
 use crate::{Error, LakeType};
 
 /// One pipeline file.
@@ -22,10 +26,54 @@ pub struct PipelineFile {
 }
 
 /// A set of tables that orgs take together.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TemplateSpec {
+    /// When tables run that say nothing of it themselves, nor their org.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleSpec>,
+    /// How much of the machine each org may take that takes the template: what the org says itself holds
+    /// instead, limit by limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<OrgLimits>,
+    /// Tables that orgs switch on and off together, by the group's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub groups: BTreeMap<String, GroupSpec>,
     pub tables: Vec<TableSpec>,
+}
+
+/// Tables of a template that orgs switch on and off together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GroupSpec {
+    /// What the tables have in common, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Tables of the template. Each is in one group at most.
+    pub tables: Vec<String>,
+    /// Whether orgs run them that say nothing of the group.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+}
+
+impl TemplateSpec {
+    /// Whether an org that switches groups so has a group on; `None` for a group that is not there.
+    pub fn has_group(&self, name: &str, switched: &BTreeMap<String, bool>) -> Option<bool> {
+        let group = self.groups.get(name)?;
+        Some(switched.get(name).copied().unwrap_or(group.enabled))
+    }
+
+    /// The tables as an org has them that switches groups so: those of a group that is off are switched off.
+    pub fn tables_for(&self, switched: &BTreeMap<String, bool>) -> Vec<TableSpec> {
+        let mut tables = self.tables.clone();
+        for (name, group) in &self.groups {
+            if self.has_group(name, switched) == Some(false) {
+                let own = tables.iter_mut().filter(|table| group.tables.contains(&table.name));
+                own.for_each(|table| table.enabled = false);
+            }
+        }
+        tables
+    }
 }
 
 /// An org and what it takes.
@@ -40,12 +88,21 @@ pub struct OrgSpec {
     /// The template whose tables the org gets.
     #[serde(default)]
     pub template: Option<String>,
+    /// Groups of its template that the org switches on (true) or off.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub groups: BTreeMap<String, bool>,
     /// What this org has differently, by the template's table name.
     #[serde(default)]
     pub overrides: BTreeMap<String, TablePatch>,
     /// Tables of this org alone.
     #[serde(default)]
     pub tables: Vec<TableSpec>,
+    /// When the org's tables run that say nothing of it themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleSpec>,
+    /// How much of the machine the org may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<OrgLimits>,
     /// False stops all of the org's runs.
     #[serde(default = "yes")]
     pub enabled: bool,
@@ -68,7 +125,8 @@ pub struct TableSpec {
     pub filter: Option<Filter>,
     #[serde(default)]
     pub mode: Mode,
-    /// The column by which new and changed rows are found (`mode: append`, `mode: merge`).
+    /// The column by which new and changed rows are found (`mode: append`, `mode: merge`); `xmin`: the
+    /// transaction that wrote a row, for PostgreSQL tables without such a column.
     #[serde(default)]
     pub cursor: Option<String>,
     /// The columns that identify a row. PostgreSQL: the primary key unless said otherwise.
@@ -94,6 +152,10 @@ pub struct TableSpec {
     /// The lake table's partitions, whatever the source has.
     #[serde(default)]
     pub partition: Vec<PartitionField>,
+    /// The order of rows in files that `polder maintain optimize` writes, most significant column
+    /// first: `[created_at, id desc nulls last]`. The table's own order when absent; `[]` ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sort: Option<Vec<SortField>>,
     /// The columns to read; all when absent.
     #[serde(default)]
     pub columns: Option<Vec<String>>,
@@ -118,9 +180,38 @@ pub struct TableSpec {
     /// How the table is kept between runs.
     #[serde(default)]
     pub maintenance: MaintenanceSpec,
+    /// Who carries out `optimize`; as `[trino] default` says when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineKind>,
+    /// When `polder serve` runs the table; as its org or template says when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleSpec>,
+    /// How the table is held to its source, and what follows when it is wrong.
+    #[serde(default)]
+    pub validation: ValidationSpec,
+    /// Questions about the org's tables that have to have the right answers.
+    #[serde(default)]
+    pub checks: Vec<SqlCheck>,
     /// False leaves the table out of runs.
     #[serde(default = "yes")]
     pub enabled: bool,
+}
+
+impl TableSpec {
+    /// The parts that decide which rows and columns are read: a run after a change of one reloads the
+    /// table, whose checkpoint remembers them.
+    pub fn reads(&self) -> Value {
+        let mut reads = json!({
+            "source": self.source, "from": self.from, "filter": self.filter, "cursor": self.cursor,
+            "columns": self.columns, "types": self.types, "format": self.format,
+            "on_unrepresentable": self.on_unrepresentable,
+        });
+        if self.mode == Mode::Merge {
+            // A table that holds one row for each key is another one than a table of all states.
+            reads["merge"] = json!({ "key": self.key, "deleted_at": self.deleted_at });
+        }
+        reads
+    }
 }
 
 /// What an org has differently from its template's table: fields that are present replace.
@@ -139,6 +230,7 @@ pub struct TablePatch {
     pub references: Option<BTreeMap<String, String>>,
     pub event_time: Option<String>,
     pub partition: Option<Vec<PartitionField>>,
+    pub sort: Option<Vec<SortField>>,
     pub columns: Option<Vec<String>>,
     pub types: Option<BTreeMap<String, DeclaredType>>,
     pub on_unrepresentable: Option<OnUnrepresentable>,
@@ -147,6 +239,10 @@ pub struct TablePatch {
     pub format: Option<FormatOptions>,
     pub retention: Option<RetentionSpec>,
     pub maintenance: Option<MaintenanceSpec>,
+    pub engine: Option<EngineKind>,
+    pub schedule: Option<ScheduleSpec>,
+    pub validation: Option<ValidationSpec>,
+    pub checks: Option<Vec<SqlCheck>>,
     pub enabled: Option<bool>,
 }
 
@@ -169,6 +265,7 @@ impl TablePatch {
             references: patch.references.unwrap_or(table.references),
             event_time: patch.event_time.or(table.event_time),
             partition: patch.partition.unwrap_or(table.partition),
+            sort: patch.sort.or(table.sort),
             columns: patch.columns.or(table.columns),
             types: patch.types.unwrap_or(table.types),
             on_unrepresentable: patch.on_unrepresentable.unwrap_or(table.on_unrepresentable),
@@ -177,6 +274,10 @@ impl TablePatch {
             format: patch.format.unwrap_or(table.format),
             retention: patch.retention.or(table.retention),
             maintenance: patch.maintenance.unwrap_or(table.maintenance),
+            engine: patch.engine.or(table.engine),
+            schedule: patch.schedule.or(table.schedule),
+            validation: patch.validation.unwrap_or(table.validation),
+            checks: patch.checks.unwrap_or(table.checks),
             enabled: patch.enabled.unwrap_or(table.enabled),
         }
     }

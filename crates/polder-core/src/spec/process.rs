@@ -1,11 +1,15 @@
 //! `polder.toml`: where the lake, the store and the sources are.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::SecretRef;
+use super::EngineKind;
+use crate::erasure::Span;
+use crate::validation::Verdict;
+use crate::{Result, SecretRef};
 
 /// The process configuration, `polder.toml`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -28,9 +32,102 @@ pub struct ProcessConfig {
     pub serve: ServeConfig,
     #[serde(default)]
     pub governance: GovernanceConfig,
+    /// The Airflow that DAGs of orgs which leave are taken out of; none when absent.
+    #[serde(default)]
+    pub airflow: Option<AirflowConfig>,
+    /// Who is told of verdicts, by the names that table specs use.
+    #[serde(default)]
+    pub alerts: BTreeMap<String, AlertSpec>,
+    /// A Trino that works beside this process; none when absent.
+    #[serde(default)]
+    pub trino: Option<TrinoConfig>,
+    /// Where traces of requests and runs are sent; nowhere when absent.
+    #[serde(default)]
+    pub telemetry: Option<TelemetryConfig>,
 }
 
-/// How orgs leave.
+impl ProcessConfig {
+    /// Who carries out `optimize` of a table whose spec says `said`.
+    pub fn engine(&self, said: Option<EngineKind>) -> EngineKind {
+        let by_default = self.trino.as_ref().is_some_and(|trino| trino.default);
+        said.unwrap_or(if by_default { EngineKind::Trino } else { EngineKind::Embedded })
+    }
+}
+
+/// A Trino that has the lake among its catalogs.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrinoConfig {
+    /// The coordinator's address, `https://host:8443`; by `http://` no password is sent.
+    pub url: String,
+    /// The user whom Trino is told.
+    #[serde(default = "own_name")]
+    pub user: String,
+    /// A reference to the user's password.
+    #[serde(default)]
+    pub password: Option<SecretRef>,
+    /// The lake's name among Trino's catalogs.
+    #[serde(default = "lake")]
+    pub catalog: String,
+    /// Whether it optimizes tables that name no engine, too.
+    #[serde(default)]
+    pub default: bool,
+}
+
+fn lake() -> String {
+    "lake".to_owned()
+}
+
+/// A collector of traces, which is called by OTLP over HTTP, in protobuf.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TelemetryConfig {
+    /// `https://…/v1/traces`, as it is called; an `env:`/`file:` reference when it holds a secret.
+    pub url: String,
+    /// Headers of each call: a reference to the value of each.
+    #[serde(default)]
+    pub headers: BTreeMap<String, SecretRef>,
+    /// The process's `service.name` in traces.
+    #[serde(default = "own_name")]
+    pub service_name: String,
+    /// The share of traces that are sent, also of those that callers record: from 0 to 1.
+    #[serde(default = "all")]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub sample_ratio: f64,
+    /// An address of this machine or of a private network may be called, by `http://` too.
+    #[serde(default)]
+    pub private: bool,
+}
+
+fn own_name() -> String {
+    "polder".to_owned()
+}
+
+const fn all() -> f64 {
+    1.0
+}
+
+/// A webhook that is told of verdicts (Standard Webhooks).
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AlertSpec {
+    /// `https://…`; an `env:`/`file:` reference when it holds a secret.
+    pub url: String,
+    /// A reference to the secret that signs what is sent (`whsec_…`).
+    pub secret: SecretRef,
+    /// The verdicts that are told.
+    #[serde(default = "failed")]
+    pub on: Vec<Verdict>,
+    /// Addresses of this machine and of private networks may be called, by `http://` too.
+    #[serde(default)]
+    pub private: bool,
+}
+
+fn failed() -> Vec<Verdict> {
+    vec![Verdict::Failed]
+}
+
+/// How orgs leave, and for how long what tables keep less can be taken back.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GovernanceConfig {
@@ -45,18 +142,134 @@ pub struct GovernanceConfig {
     pub grace: Option<String>,
     /// How long runs that work for an org that leaves may take to notice and stop; `30s` when absent.
     pub drain: Option<String>,
+    /// How long nothing is removed that a table is to keep no longer, and its earlier settings can be brought
+    /// back: `24h`, `7d`; `0s` for not at all. `24h` when absent.
+    pub undo: Option<String>,
     /// Copies that Polder does not reach (backups, replicas), as every certificate is to name them.
     pub backups: Vec<String>,
 }
 
+impl GovernanceConfig {
+    /// How long what tables keep less can be taken back, in milliseconds.
+    ///
+    /// # Errors
+    /// `spec.invalid` for what is no length of time.
+    pub fn undo_ms(&self) -> Result<i64> {
+        let text = self.undo.as_deref().unwrap_or(UNDO);
+        let span: Result<Span> = text.parse();
+        let Span(span) = span.map_err(|error| error.within("[governance] undo"))?;
+        Ok(i64::try_from(span.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// As long as somebody who looks every day needs.
+const UNDO: &str = "24h";
+
+/// An Airflow with DAGs of orgs, made by Polder's provider: what an erasure takes out of it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AirflowConfig {
+    /// `https://…` of its API server, up to where `/api/v2` begins.
+    pub url: String,
+    /// Who signs in; not with `token`. It has to see, change and delete all DAGs with the tag `polder`.
+    pub username: Option<String>,
+    /// A reference to the password of `username`.
+    pub password: Option<SecretRef>,
+    /// A reference to a token that Airflow takes, for those who have none of it by a password.
+    pub token: Option<SecretRef>,
+    /// An address of this machine or of a private network may be called, by `http://` too.
+    #[serde(default)]
+    pub private: bool,
+}
+
 /// Where `polder serve` listens, and how callers show who they are.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
     /// IP address and port; `[serve] listen` when absent.
     pub listen: Option<String>,
     /// How callers show who they are. When absent: by keys as soon as there is a key or a client.
     pub auth: Option<Auth>,
+    /// Whose tokens are taken; for `auth = "oidc"`.
+    pub oidc: Option<OidcConfig>,
+    /// How many requests one caller may send to `/v1` and `/mcp`, together.
+    pub rate_limit: RateLimit,
+    /// How many requests one caller may send to `/iceberg`: engines send many at once, and the default is
+    /// above what they do.
+    #[serde(deserialize_with = "catalog_rate_limit")]
+    pub catalog_rate_limit: RateLimit,
+    /// Where `polder worker` answers `/metrics`: IP address and port. Nowhere when absent.
+    pub worker_metrics: Option<String>,
+    /// Where `polder serve` speaks PostgreSQL's protocol: IP address and port. Nowhere when absent.
+    pub postgres: Option<String>,
+    /// The certificate of that door. One that others can reach has to have it.
+    pub postgres_tls: Option<TlsConfig>,
+}
+
+/// A certificate and its key.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// A PEM file of the certificate and those that vouch for it, beside `polder.toml`.
+    pub certificate: String,
+    /// A reference to the private key in PEM.
+    pub key: SecretRef,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            auth: None,
+            oidc: None,
+            rate_limit: RateLimit::default(),
+            catalog_rate_limit: RateLimit::of_catalog(),
+            worker_metrics: None,
+            postgres: None,
+            postgres_tls: None,
+        }
+    }
+}
+
+/// How many requests one caller may send; more are told when to come back.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimit {
+    /// Requests a second in the long run.
+    #[schemars(range(min = 1))]
+    pub per_second: u32,
+    /// Requests at once.
+    #[schemars(range(min = 1))]
+    pub burst: u32,
+}
+
+impl RateLimit {
+    /// Of `/iceberg`, where nothing is said.
+    pub const fn of_catalog() -> Self {
+        Self { per_second: 20_000, burst: 40_000 }
+    }
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self { per_second: 50, burst: 200 }
+    }
+}
+
+/// What is not said is as it is where nothing is.
+fn catalog_rate_limit<'de, D: Deserializer<'de>>(said: D) -> Result<RateLimit, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Said {
+        per_second: Option<u32>,
+        burst: Option<u32>,
+    }
+    let Said { per_second, burst } = Said::deserialize(said)?;
+    let usual = RateLimit::of_catalog();
+    Ok(RateLimit {
+        per_second: per_second.unwrap_or(usual.per_second),
+        burst: burst.unwrap_or(usual.burst),
+    })
 }
 
 /// How callers show who they are.
@@ -67,8 +280,39 @@ pub enum Auth {
     Keys,
     /// Not at all: everybody is the operator. On a loopback address alone.
     None,
-    /// By a token of an `OpenID` provider. Not there yet.
+    /// By a token of the `OpenID` provider of `[server.oidc]`, or as under `keys`.
     Oidc,
+}
+
+/// An `OpenID` provider whose tokens `polder serve` takes.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OidcConfig {
+    /// `https://…`, exactly as the provider writes it; `http://` on a loopback address alone.
+    pub issuer: String,
+    /// Whom tokens have to be for (`aud`).
+    pub audience: String,
+    /// The claim that has the role: `operator`, `admin`, `writer`, `reader` or `agent`.
+    #[serde(default = "roles_claim")]
+    pub roles_claim: String,
+    /// The claim that has the ids of the orgs: a list, or a text with spaces between them.
+    #[serde(default = "orgs_claim")]
+    pub orgs_claim: String,
+    /// The claim that says who it is, for the audit log.
+    #[serde(default = "subject_claim")]
+    pub subject_claim: String,
+}
+
+fn roles_claim() -> String {
+    "polder_role".to_owned()
+}
+
+fn orgs_claim() -> String {
+    "polder_orgs".to_owned()
+}
+
+fn subject_claim() -> String {
+    "sub".to_owned()
 }
 
 /// What `polder serve` offers, and to whom.
@@ -229,6 +473,9 @@ impl SourceSpec {
 pub struct PostgresSource {
     /// A reference to `postgres://user:password@host:port/database?sslmode=…`.
     pub url: SecretRef,
+    /// Connections to it at the same time, of this process over all orgs; no limit when absent.
+    #[serde(default)]
+    pub max_connections: Option<NonZeroU32>,
 }
 
 /// A server that speaks MongoDB's protocol.
@@ -239,6 +486,9 @@ pub struct MongodbSource {
     pub url: SecretRef,
     /// The database to read.
     pub database: String,
+    /// Reads over a connection at the same time, of this process over all orgs; no limit when absent.
+    #[serde(default)]
+    pub max_connections: Option<NonZeroU32>,
 }
 
 /// Files below a local folder or in a bucket.
@@ -253,18 +503,33 @@ pub struct FilesSource {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Tables ingested at the same time, over all orgs.
+    /// Tables ingested, validated or maintained at the same time, over all orgs.
     pub runs: usize,
+    /// Of those that a server works on, runs of one org; all but one when absent, so that no org holds
+    /// every place.
+    pub runs_per_org: Option<usize>,
     /// Splits of one table read at the same time. Each holds one connection to its source.
     pub splits: usize,
-    /// Memory for ingestion in MB, shared by all runs at once.
+    /// Memory for that in MB, shared by all runs at once.
     pub memory_mb: usize,
     /// Memory for one query in MB.
     pub query_memory_mb: usize,
 }
 
+impl Limits {
+    /// Runs of one org that a server works on at the same time.
+    pub fn runs_of_org(&self) -> usize {
+        self.runs_per_org.unwrap_or(self.runs.max(1) - 1).max(1)
+    }
+
+    /// Memory of one run in bytes, where its org has no limit of its own.
+    pub fn memory_of_run(&self) -> usize {
+        (self.memory_mb << 20) / self.runs.max(1)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { runs: 2, splits: 2, memory_mb: 256, query_memory_mb: 512 }
+        Self { runs: 2, runs_per_org: None, splits: 2, memory_mb: 256, query_memory_mb: 512 }
     }
 }

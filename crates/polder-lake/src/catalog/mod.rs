@@ -5,6 +5,7 @@
 //!
 //! A catalog knows nothing of runs and retries: [`crate::Stage::commit`] does.
 
+mod clock;
 mod fenced;
 mod glue;
 mod metadata_cache;
@@ -24,6 +25,7 @@ use iceberg::spec::{FormatVersion, PartitionSpec, SortOrder, TableMetadata, Tabl
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::{Error, ErrorCode, Result};
 
+use clock::Ahead;
 pub(crate) use fenced::{FENCED, Fenced, fenced};
 pub use glue::GlueCatalog;
 pub(crate) use metadata_files::parse_metadata;
@@ -145,17 +147,26 @@ pub(crate) async fn open(settings: &LakeSettings, store: &Store) -> Result<Arc<d
 /// For a new table (`base` is `None`) the updates have to bring a location and a schema.
 pub(crate) fn apply(base: Option<&TableState>, updates: Vec<TableUpdate>) -> Result<TableMetadata> {
     let failed = |cause| error::iceberg("apply the changes to the table", cause);
+    let ahead = base.and_then(|base| Ahead::of(&base.metadata));
     let mut builder = match base {
         Some(base) => {
             let location = Some(base.metadata_location.clone());
-            TableMetadata::clone(&base.metadata).into_builder(location)
+            let state = match &ahead {
+                Some(ahead) => ahead.as_of_now()?,
+                None => TableMetadata::clone(&base.metadata),
+            };
+            state.into_builder(location)
         }
         None => new_table(&updates).map_err(failed)?,
     };
     for update in updates {
         builder = update.apply(builder).map_err(failed)?;
     }
-    Ok(builder.build().map_err(failed)?.metadata)
+    let built = builder.build().map_err(failed)?.metadata;
+    match ahead {
+        Some(ahead) => ahead.with_times(&built),
+        None => Ok(built),
+    }
 }
 
 /// A builder for the first state of a table, with the field ids its schema brings.

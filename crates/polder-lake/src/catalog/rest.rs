@@ -188,8 +188,8 @@ impl RestCatalog {
 }
 
 impl RestCatalog {
-    /// A refusal, or the conflict behind it: servers refuse what names a snapshot that is gone meanwhile
-    /// as they refuse nonsense.
+    /// A refusal, or the conflict behind it: servers refuse what names a snapshot that is gone meanwhile,
+    /// or brings one that was made for an earlier state, as they refuse nonsense.
     async fn explained(
         &self,
         failure: CommitFailure,
@@ -200,6 +200,7 @@ impl RestCatalog {
         let CommitFailure::Rejected(_) = &failure else { return failure };
         let Ok(Some(present)) = self.load(ident).await else { return failure };
         let holds = super::check(Some(&present), requirements)
+            .and_then(|()| super::check_sequence(Some(&present), updates))
             .and_then(|()| super::check_names(Some(&present), updates));
         holds.err().unwrap_or(failure)
     }

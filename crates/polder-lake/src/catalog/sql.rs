@@ -5,6 +5,7 @@
 //! name `polder`. A commit is one `UPDATE … WHERE metadata_location = <what we saw>`; in SQLite those
 //! that come together are made in one transaction (`sql/writer.rs`).
 
+mod begin;
 mod entries;
 mod fence;
 mod namespaces;
@@ -216,7 +217,7 @@ impl Catalog for SqlCatalog {
         let begin = self.database.begin();
         let done: Result<(), sqlx::Error> = async {
             on!(&self.database, pool => {
-                let mut transaction = pool.begin_with(begin).await?;
+                let mut transaction = begin::begin(pool, begin).await?;
                 for (key, value) in properties.iter().chain(Some((&exists.0, &exists.1))) {
                     sqlx::query(sql).bind(CATALOG).bind(name).bind(key).bind(value)
                         .execute(&mut *transaction).await?;
@@ -293,7 +294,7 @@ impl Catalog for SqlCatalog {
 
 /// Opens a file of SQLite's. Of several that give a new file its write-ahead log at the same moment,
 /// SQLite refuses all but one at once: each has read already and wants to write, so waiting for
-/// `busy_timeout` would be waiting for each other (sqlite.org/c3ref/busy_handler.html).
+/// `busy_timeout` would be waiting for each other (<https://sqlite.org/c3ref/busy_handler.html>).
 async fn open_file(
     pool: SqlitePoolOptions,
     options: &SqliteConnectOptions,

@@ -5,7 +5,8 @@
 //! - Its manifests add exactly the run's files and deletes, each once, as they were written, and hold
 //!   exactly those of the parent that stay: only delete files that others take the place of go.
 //! - Each file is there with its length; its footer has the rows, and a data file's has the columns
-//!   under their ids, and as many nulls in each as the rows had that were handed to the writer.
+//!   under their ids, and as many nulls and the same extremes in each as the rows had that were handed
+//!   to the writer.
 //! - The totals of the summary add up.
 
 use std::collections::{HashMap, HashSet};
@@ -28,7 +29,7 @@ use crate::read::footer;
 use crate::schema;
 use crate::stage::Target;
 use crate::storage::Store;
-use crate::write::{StagedDeletes, StagedFile, null_counts};
+use crate::write::{StagedDeletes, StagedFile, bounds, null_counts};
 
 /// Files read back at the same time.
 const FILES_AT_ONCE: usize = 8;
@@ -238,6 +239,11 @@ impl Audit<'_> {
         let nulls = file.data_file().null_value_counts();
         if null_counts(&footer).iter().any(|(id, found)| nulls.get(id) != Some(found)) {
             return Err(at(failed("a data file has other nulls than were written")));
+        }
+        let (lower, upper) = bounds(&footer, &self.target.schema);
+        let written = file.data_file();
+        if lower != *written.lower_bounds() || upper != *written.upper_bounds() {
+            return Err(at(failed("a data file has other extremes than were written")));
         }
         let found = parquet_to_arrow_schema(footer.file_metadata().schema_descr(), None);
         let found = found.map_err(broken)?;

@@ -49,11 +49,14 @@ impl Assumed {
             return Ok(());
         }
         let broken = |what: &str| Err(conflict().detail(what.to_owned()));
-        let store = stage.lake.store();
+        let store = &stage.store();
         let file_io = store.file_io();
         let failed = |cause| error::iceberg("read a manifest", cause);
-        let mut old = HashSet::new();
+        let (mut old, mut base_number) = (HashSet::new(), 0);
         if let Some(snapshot) = base.metadata.current_snapshot() {
+            // Not the table's last number: snapshots that were staged, or rolled back, when the action
+            // began have higher ones than `main` had, and may have come into its history since.
+            base_number = snapshot.sequence_number();
             let list = read_list(store, snapshot).await?;
             old.extend(list.into_iter().map(|manifest| manifest.manifest_path));
         }
@@ -65,7 +68,6 @@ impl Assumed {
                 continue;
             }
             let loaded = manifest.load_manifest(&file_io).await.map_err(failed)?;
-            let base_number = base.metadata.last_sequence_number();
             for entry in loaded.entries().iter().filter(|entry| entry.is_alive()) {
                 missing.remove(entry.file_path());
                 let newer = entry.sequence_number().is_none_or(|number| number > base_number);

@@ -3,7 +3,7 @@
 //! says which state it was made for, so that the next expiry can tell by the lists that are still
 //! there whether this one was cut off, and ends it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use chrono::Utc;
 use futures::{StreamExt, TryStreamExt};
@@ -24,12 +24,15 @@ use crate::catalog::{TableState, keeps_files, parse_metadata};
 use crate::error;
 use crate::lake::{Lake, ident};
 use crate::maintain::RowsBefore;
+use crate::storage::Store;
 use crate::table::{
     LakeTable, Properties, Rollback, json, references, run_of, version_number, was_main,
 };
 
 /// Files looked at at the same time.
 const READS_MAX: usize = 16;
+/// Where a table wants its metadata files, if not beside its data.
+const METADATA_PATH: &str = "write.metadata.path";
 /// Expiries remembered that may not have ended: several may be under way at once.
 const EXPIRED_FROM_MAX: usize = 5;
 
@@ -145,7 +148,8 @@ impl Lake {
 
     /// Ends an earlier expiry, if it was cut off after its commit. Returns how many files it removed.
     async fn left_since(&self, from: &str, present: &TableMetadata) -> Result<usize> {
-        let before = match self.store().read(from).await {
+        let store = self.store().of_table(present.location());
+        let before = match store.read(from).await {
             Ok(bytes) => parse_metadata(&bytes, from)?,
             // Another engine has removed it.
             Err(error) if error.code() == ErrorCode::LakeNotFound => return Ok(0),
@@ -159,16 +163,18 @@ impl Lake {
         let gone = before.snapshots().filter(is_gone);
         let lists: Vec<(i64, String)> =
             gone.map(|gone| (gone.snapshot_id(), gone.manifest_list().to_owned())).collect();
+        let store = &store;
         let lists = futures::stream::iter(lists).map(|(id, list)| async move {
-            let found = self.store().head(&list).await.map(|_| Some(id));
+            let found = store.head(&list).await.map(|_| Some(id));
             if_there(found)
         });
         let left: Vec<Option<i64>> = lists.buffer_unordered(READS_MAX).try_collect().await?;
         self.remove(&before, &left.into_iter().flatten().collect(), present, true).await
     }
 
-    /// Removes the files that the snapshots gone reached and none in `after` does; `again`: some may be
-    /// removed already.
+    /// Removes the files that the snapshots gone reached and none in `after` does, of those below the
+    /// location that the table has in `after`: what `before` says of itself may be anybody's word.
+    /// `again`: some may be removed already.
     pub(super) async fn remove(
         &self,
         before: &TableMetadata,
@@ -176,7 +182,7 @@ impl Lake {
         after: &TableMetadata,
         again: bool,
     ) -> Result<usize> {
-        let Ok(own) = Fence::org(before.location()) else { return Ok(0) };
+        let Ok(own) = Fence::org(after.location()) else { return Ok(0) };
         if gone.is_empty() || keeps_files(after) {
             return Ok(0);
         }
@@ -198,43 +204,46 @@ impl Lake {
         after: &TableMetadata,
         again: bool,
     ) -> Result<[HashSet<String>; 3]> {
+        let store = &self.store().of_table(after.location());
         let read = |found| if again { if_there(found) } else { found };
         let (mut files, mut lists) = (statistics(before, gone), HashSet::new());
         let mut old = HashSet::new();
         for snapshot in before.snapshots().filter(|found| gone.contains(&found.snapshot_id())) {
             lists.insert(snapshot.manifest_list().to_owned());
-            old.extend(read(self.manifests(snapshot).await)?);
+            old.extend(read(manifests(store, snapshot).await)?);
         }
         let mut kept = HashSet::new();
         for snapshot in after.snapshots() {
-            kept.extend(self.manifests(snapshot).await?);
+            lists.remove(snapshot.manifest_list());
+            kept.extend(manifests(store, snapshot).await?);
         }
         old.retain(|path| !kept.contains(path));
         for manifest in &old {
-            files.extend(read(self.files_of(manifest, false).await)?);
+            files.extend(read(files_of(store, manifest, false).await)?);
         }
-        if !old.is_empty() {
+        // Statistics alone are no other snapshot's, where the state before is known to be the table's.
+        if again || !old.is_empty() {
             for manifest in &kept {
-                for live in self.files_of(manifest, true).await? {
+                for live in files_of(store, manifest, true).await? {
                     files.remove(&live);
                 }
             }
         }
         Ok([files, old, lists])
     }
+}
 
-    async fn manifests(&self, snapshot: &Snapshot) -> Result<Vec<String>> {
-        let list = read_list(self.store(), snapshot).await?;
-        Ok(list.into_iter().map(|manifest| manifest.manifest_path).collect())
-    }
+async fn manifests(store: &Store, snapshot: &Snapshot) -> Result<Vec<String>> {
+    let list = read_list(store, snapshot).await?;
+    Ok(list.into_iter().map(|manifest| manifest.manifest_path).collect())
+}
 
-    /// The files that a manifest names; those that are in the table by it only, if `live`.
-    async fn files_of(&self, manifest: &str, live: bool) -> Result<Vec<String>> {
-        let loaded = Manifest::parse_avro(&self.store().read(manifest).await?);
-        let loaded = loaded.map_err(|cause| error::iceberg("read a manifest", cause))?;
-        let entries = loaded.entries().iter().filter(|entry| !live || entry.is_alive());
-        Ok(entries.map(|entry| entry.file_path().to_owned()).collect())
-    }
+/// The files that a manifest names; those that are in the table by it only, if `live`.
+async fn files_of(store: &Store, manifest: &str, live: bool) -> Result<Vec<String>> {
+    let loaded = Manifest::parse_avro(&store.read(manifest).await?);
+    let loaded = loaded.map_err(|cause| error::iceberg("read a manifest", cause))?;
+    let entries = loaded.entries().iter().filter(|entry| !live || entry.is_alive());
+    Ok(entries.map(|entry| entry.file_path().to_owned()).collect())
 }
 
 /// The statistics files of the snapshots.
@@ -255,10 +264,20 @@ fn if_there<T: Default>(read: Result<T>) -> Result<T> {
     }
 }
 
-/// The metadata files of the states that expiries were made for which may not have ended.
+/// The metadata files of the states that expiries were made for which may not have ended. Every client
+/// that may write to the table can write this property: files elsewhere than where the table's own
+/// metadata lies are passed over.
 pub(crate) fn expired_from(metadata: &TableMetadata) -> Vec<String> {
-    let text = metadata.properties().get(Properties::EXPIRED_FROM);
-    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    let properties = metadata.properties();
+    let text = properties.get(Properties::EXPIRED_FROM);
+    let mut from: Vec<String> =
+        text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let default = format!("{}/metadata", metadata.location());
+    let folders = [Some(&default), properties.get(METADATA_PATH)];
+    let folders: Vec<Fence> =
+        folders.into_iter().flatten().filter_map(|folder| Fence::org(folder).ok()).collect();
+    from.retain(|file| folders.iter().any(|folder| folder.check(file).is_ok()));
+    from
 }
 
 /// What goes of a table now.
@@ -268,12 +287,14 @@ fn expiring(
     overdue: &HashSet<i64>,
 ) -> Result<Expiry> {
     let published = Properties(metadata.properties()).run_ids();
+    let left = left(metadata);
     let snapshots: Vec<SnapshotAge> = metadata
         .snapshots()
         .map(|snapshot| SnapshotAge {
             id: snapshot.snapshot_id(),
             parent: snapshot.parent_snapshot_id(),
             timestamp_ms: snapshot.timestamp_ms(),
+            left_ms: left.get(&snapshot.snapshot_id()).copied(),
             staged: is_staged(metadata, snapshot, &published),
             overdue: overdue.contains(&snapshot.snapshot_id()),
         })
@@ -290,6 +311,17 @@ fn expiring(
         })
         .collect();
     Ok(expiry(&snapshots, &named, retention, Utc::now().timestamp_millis()))
+}
+
+/// When `main` last went on from each of its earlier states, as far as its log goes.
+fn left(metadata: &TableMetadata) -> HashMap<i64, i64> {
+    let steps = metadata.history().windows(2);
+    let mut left: HashMap<i64, i64> =
+        steps.map(|step| (step[0].snapshot_id, step[1].timestamp_ms)).collect();
+    if let Some(present) = metadata.current_snapshot_id() {
+        left.remove(&present);
+    }
+    left
 }
 
 /// Whether a run has made a snapshot and not published it. The log of `main` forgets, and so does the

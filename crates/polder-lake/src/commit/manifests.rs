@@ -37,6 +37,7 @@ pub(crate) async fn fragmented(store: &Store, state: &TableState) -> Result<Frag
     let Some(snapshot) = state.metadata.current_snapshot() else {
         return Ok(Fragmented { manifests: 0, merged: 0 });
     };
+    let store = &store.of_table(state.metadata.location());
     let list = read_list(store, snapshot).await?;
     let manifests = list.len();
     let dead = list.iter().filter(|manifest| !is_live(manifest)).count();
@@ -139,12 +140,13 @@ impl Action for RewriteManifests<'_> {
 
     async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<bool>> {
         let present = present.ok_or_else(|| no_table(self.ident.name()))?;
+        let store = self.lake.store().of_table(present.metadata.location());
         let list = match present.metadata.current_snapshot() {
-            Some(snapshot) => read_list(self.lake.store(), snapshot).await?,
+            Some(snapshot) => read_list(&store, snapshot).await?,
             None => Vec::new(),
         };
         let fields = vec![(Properties::COMMIT_ID.to_owned(), self.id.to_string())];
-        let groups = groups(self.lake.store(), list).await?;
+        let groups = groups(&store, list).await?;
         let change = Change {
             operation: Operation::Replace,
             added: Vec::new(),

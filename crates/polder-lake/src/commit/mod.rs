@@ -30,9 +30,10 @@ pub(crate) use expire::expired_from;
 pub use expire::{Expired, ExpiryRequest};
 pub use files::FilesCommitted;
 pub(crate) use manifests::{Fragmented, fragmented};
+pub use publish::Gate;
 pub(crate) use rollback::KEPT_AS;
 pub use rollback::RolledBack;
-pub(crate) use snapshot::{deletes_of, read_list};
+pub(crate) use snapshot::{deletes_of, is_live, read_list};
 pub(crate) use staging::STAGING;
 
 use crate::catalog::{self, CommitFailure, TableState};
@@ -122,14 +123,38 @@ struct Attempts<'a, A> {
     lake: &'a Lake,
     ident: &'a TableIdent,
     action: &'a mut A,
-    /// The requirements of an attempt whose answer was lost: it may yet land as long as they hold.
-    unclear: Option<Vec<TableRequirement>>,
+    /// An attempt whose answer was lost, as long as it may yet land.
+    unclear: Option<Unclear>,
     /// An attempt met a conflict, and the table was not read since. A request that was sent twice on
     /// its way conflicts with itself.
     conflicted: bool,
     sent: bool,
     /// Attempts for which files were written.
     prepared: u32,
+}
+
+/// A commit that was sent, and may be carried out late.
+struct Unclear {
+    requirements: Vec<TableRequirement>,
+    /// The sequence number of the snapshot that it adds, if it does.
+    number: Option<i64>,
+}
+
+impl Unclear {
+    /// Whether it cannot land any more, now or later. That `main` is elsewhere does not say so: after
+    /// a rollback it may come back. A number that is taken stays taken (spec, *Sequence Numbers*).
+    fn is_over(&self, present: Option<&TableState>) -> bool {
+        let of_it = |present: &TableState| {
+            let uuid = TableRequirement::UuidMatch { uuid: present.metadata.uuid() };
+            self.requirements.contains(&uuid)
+        };
+        match (present, self.number) {
+            (Some(present), Some(number)) if of_it(present) => {
+                number <= present.metadata.last_sequence_number()
+            }
+            _ => catalog::check(present, &self.requirements).is_err(),
+        }
+    }
 }
 
 impl<A: Action> Attempts<'_, A> {
@@ -143,20 +168,18 @@ impl<A: Action> Attempts<'_, A> {
                 Err(error) => return Err(self.failure(error)),
             };
             if let Some((done, landed)) = self.find(present.as_ref()) {
-                return Ok((done, landed, true));
+                return self.found(done, landed);
             }
             match self.attempt(present.as_ref()).await {
                 Ok((done, landed)) => return Ok((done, landed, false)),
                 Err(CommitFailure::Rejected(error)) if !may_repeat(&error) => {
                     return Err(self.failure(error));
                 }
-                Err(CommitFailure::Rejected(error)) => last = Some(error),
-                Err(CommitFailure::Conflict(error)) => {
-                    self.conflicted = true;
+                Err(CommitFailure::Rejected(error) | CommitFailure::Unknown(error)) => {
                     last = Some(error);
                 }
-                Err(CommitFailure::Unknown(error)) => {
-                    self.unclear = Some(requirements(present.as_ref(), self.action.branch()));
+                Err(CommitFailure::Conflict(error)) => {
+                    self.conflicted = true;
                     last = Some(error);
                 }
             }
@@ -165,7 +188,7 @@ impl<A: Action> Attempts<'_, A> {
         }
         match self.load().await {
             Ok(present) => match self.find(present.as_ref()) {
-                Some((done, landed)) => Ok((done, landed, true)),
+                Some((done, landed)) => self.found(done, landed),
                 None => Err(self.failure(last.unwrap_or_else(conflict))),
             },
             Err(error) => Err(self.failure(error)),
@@ -187,8 +210,7 @@ impl<A: Action> Attempts<'_, A> {
         };
         if self.find(present.as_ref()).is_none() {
             self.conflicted = false;
-            // Where the table moved on without it, its compare-and-swap cannot succeed any more.
-            self.unclear.take_if(|assumed| catalog::check(present.as_ref(), assumed).is_err());
+            self.unclear.take_if(|unclear| unclear.is_over(present.as_ref()));
         }
         Ok(present)
     }
@@ -196,6 +218,20 @@ impl<A: Action> Attempts<'_, A> {
     fn find(&self, present: Option<&TableState>) -> Option<(A::Done, TableState)> {
         let present = present?;
         Some((self.action.find(present, self.sent)?, present.clone()))
+    }
+
+    /// A commit that the table has. If another call has made it, an attempt of this one that is late may
+    /// still bring its snapshot: its files have to stay, and the outcome is unknown until it is over.
+    fn found(
+        &self,
+        done: A::Done,
+        landed: TableState,
+    ) -> Result<(A::Done, TableState, bool), Failure> {
+        let adds = self.unclear.as_ref().filter(|unclear| unclear.number.is_some());
+        if adds.is_some_and(|unclear| !unclear.is_over(Some(&landed))) {
+            return Err(self.failure(conflict()));
+        }
+        Ok((done, landed, true))
     }
 
     async fn attempt(
@@ -206,10 +242,20 @@ impl<A: Action> Attempts<'_, A> {
         self.prepared += 1;
         let prepared = self.action.prepare(present).await.map_err(CommitFailure::Rejected)?;
         self.sent = true;
+        let Prepared { updates, done } = prepared;
         let requirements = requirements(present, self.action.branch());
-        let landed =
-            self.lake.catalog().commit(self.ident, &requirements, prepared.updates).await?;
-        Ok((prepared.done, landed))
+        let number = updates.iter().find_map(sequence_number);
+        let mut asked = requirements.clone();
+        asked.extend(same_order(present, &updates));
+        match self.lake.catalog().commit(self.ident, &asked, updates).await {
+            Ok(landed) => Ok((done, landed)),
+            Err(failure) => {
+                if matches!(failure, CommitFailure::Unknown(_)) {
+                    self.unclear = Some(Unclear { requirements, number });
+                }
+                Err(failure)
+            }
+        }
     }
 
     fn failure(&self, error: Error) -> Failure {
@@ -254,6 +300,23 @@ fn requirements(present: Option<&TableState>, branch: Option<&str>) -> Vec<Table
         snapshot_id: metadata.snapshot_for_ref(branch).map(|found| found.snapshot_id()),
     }));
     requirements
+}
+
+/// That new orders get the ids that they were expected to get, by which new files may be marked. Where an
+/// order comes back that was another meanwhile, this holds again: it does not say that a commit is over.
+fn same_order(present: Option<&TableState>, updates: &[TableUpdate]) -> Option<TableRequirement> {
+    let relies = updates.iter().any(|update| {
+        matches!(update, TableUpdate::AddSortOrder { .. } | TableUpdate::AddSnapshot { .. })
+    });
+    let default_sort_order_id = present.filter(|_| relies)?.metadata.default_sort_order_id();
+    Some(TableRequirement::DefaultSortOrderIdMatch { default_sort_order_id })
+}
+
+/// The number of the snapshot that an update adds, if the number decides whether it may be added:
+/// not that of a first one.
+fn sequence_number(update: &TableUpdate) -> Option<i64> {
+    let TableUpdate::AddSnapshot { snapshot } = update else { return None };
+    snapshot.parent_snapshot_id().map(|_| snapshot.sequence_number())
 }
 
 /// What points a branch or tag at a snapshot.

@@ -4,20 +4,24 @@
 //! back and checked there ([`super::audit`]); then one commit moves `main` to it, with the schema, the
 //! partition spec, the checkpoint and the run id.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
+use async_trait::async_trait;
 use iceberg::TableUpdate;
 use iceberg::spec::{SnapshotReference, SnapshotRetention};
 use polder_core::{Checkpoint, Error, ErrorCode, Predicate, Result};
+use tracing::{Instrument, info_span};
 
 use super::audit::Audit;
 use super::conflicts::Assumed;
-use super::snapshot::files_added;
 use super::staging::{Content, STAGING, StageSnapshot, Staged, Withdraw};
 use super::{Action, Failure, Prepared, conflict, main_to, point};
 use crate::catalog::TableState;
+use crate::failpoint::{self, Point};
 use crate::stage::{Committed, RowDelta, RunSummary, Stage, StageKind};
-use crate::table::{At, Properties, follows, references, run_of, version_number, was_main};
+use crate::table::{
+    At, LakeTable, Properties, follows, references, run_of, version_number, was_main,
+};
 use crate::write::StagedFile;
 
 /// How often a snapshot is staged anew because another engine moved `main` while it was audited.
@@ -26,6 +30,14 @@ const STAGINGS_MAX: usize = 8;
 /// Set with every commit, so that they are right whoever created the table.
 pub(super) const STANDING_PROPERTIES: [(&str, &str); 2] =
     [("write.parquet.compression-codec", "zstd"), ("write.metadata.previous-versions-max", "100")];
+
+/// Looks at a snapshot that was staged and audited, before it is published.
+#[async_trait]
+pub trait Gate: Send + Sync {
+    /// # Errors
+    /// Whatever speaks against publishing it: the commit fails with that, and the snapshot goes.
+    async fn check(&self, staged: &LakeTable, snapshot: i64) -> Result<()>;
+}
 
 impl Stage {
     /// Publishes the files, the schema, the checkpoint and the run id in one table commit, after a
@@ -49,13 +61,13 @@ impl Stage {
         summary: RunSummary,
     ) -> Result<Committed> {
         let delta = RowDelta { files, deletes: Vec::new(), among: Predicate::True };
-        Box::pin(self.commit_delta(delta, checkpoint, summary)).await
+        Box::pin(self.commit_delta(delta, checkpoint, summary, None)).await
     }
 
-    /// [`Self::commit`] of rows that come and rows that go, together.
+    /// [`Self::commit`] of rows that come and rows that go, together, if the gate lets them.
     ///
     /// # Errors
-    /// As there. `lake.conflict` too if another engine's commit since the stage began removed a file
+    /// As there; what `gate` says. `lake.conflict` too if another engine's commit since the stage began removed a file
     /// in which rows are deleted, deleted rows of it, or added a file that may hold rows that were
     /// looked for ([`RowDelta::among`]).
     pub async fn commit_delta(
@@ -63,6 +75,7 @@ impl Stage {
         delta: RowDelta,
         checkpoint: &Checkpoint,
         summary: RunSummary,
+        gate: Option<&dyn Gate>,
     ) -> Result<Committed> {
         let RowDelta { files, deletes, among } = &delta;
         let staged: u64 = files.iter().map(StagedFile::rows).sum();
@@ -79,6 +92,7 @@ impl Stage {
             stage: &self,
             content: Content { files, deletes, assumed: &assumed },
             checkpoint,
+            gate,
             own: Vec::new(),
             abandoned: Vec::new(),
             written: Vec::new(),
@@ -90,6 +104,7 @@ impl Stage {
                     // Names are unique to a stage: the commit that landed cannot name these files.
                     self.drop_delta(&delta).await;
                 }
+                failpoint::reach(Point::Published).await?;
                 Ok(done)
             }
             Err(Failure { error, leftovers }) => {
@@ -113,14 +128,15 @@ struct Publication<'a> {
     stage: &'a Stage,
     content: Content<'a>,
     checkpoint: &'a Checkpoint,
+    gate: Option<&'a dyn Gate>,
     /// The snapshots of this run that the table may have, newest last.
     own: Vec<i64>,
-    /// Snapshots of earlier calls for the same run, which did not get to the end.
+    /// Snapshots of other calls for the same run, which did not get to the end, or not yet. One that
+    /// is still alive may stage its files once more, so that they stay until the run is published.
     abandoned: Vec<i64>,
-    /// The files to be removed with a snapshot that is not published: of an own one its metadata, of
-    /// an abandoned one its data too.
+    /// The metadata files of own snapshots, to be removed with one that is not published.
     written: Vec<(i64, Vec<String>)>,
-    /// The table as it was when it had the last of the snapshots above.
+    /// The table as it was when it had the last own snapshot.
     had: Option<TableState>,
 }
 
@@ -128,13 +144,19 @@ impl Publication<'_> {
     async fn publish(&mut self) -> Result<Committed, Failure> {
         let (lake, ident) = (&self.stage.lake, &self.stage.ident);
         let mut last = conflict();
-        self.find_abandoned().await;
+        self.find_abandoned();
         for _ in 0..STAGINGS_MAX {
             let snapshot = match self.stage_snapshot().await? {
-                Staged::Published(done) => return Ok(done),
+                Staged::Published(done) => {
+                    if let Some(now) = self.had.as_ref().filter(|_| done.already) {
+                        self.give_way(now).await;
+                    }
+                    return Ok(done);
+                }
                 Staged::Snapshot(id) => id,
             };
-            let staged = match self.audited(snapshot).await {
+            let audited = self.audited(snapshot).instrument(info_span!("audit")).await;
+            let staged = match audited {
                 Ok(staged) => staged,
                 Err(error) if error.code() == ErrorCode::LakeConflict => {
                     last = error;
@@ -142,11 +164,16 @@ impl Publication<'_> {
                 }
                 Err(error) => return Err(self.withdrawn(error).await),
             };
+            tracing::info!(snapshot, "what is staged was read back: it is what was written");
             let (stage, checkpoint, own) = (self.stage, self.checkpoint, &self.own);
-            let mut publish = Publish { stage, checkpoint, staged: &staged, own };
+            let abandoned = &self.abandoned;
+            let mut publish = Publish { stage, checkpoint, staged: &staged, own, abandoned };
             match super::commit(lake, ident, &mut publish).await {
-                Ok((done, _)) => {
-                    self.clean_up(done.snapshot_id).await;
+                Ok((done, landed)) => {
+                    if done.already {
+                        self.give_way(&landed).await;
+                    }
+                    self.clean_up(&done, &landed).await;
                     return Ok(done);
                 }
                 Err(failure) if failure.leftovers.is_none() => return Err(failure),
@@ -165,31 +192,38 @@ impl Publication<'_> {
 
     async fn stage_snapshot(&mut self) -> Result<Staged, Failure> {
         let (lake, ident) = (&self.stage.lake, &self.stage.ident);
-        let (own, abandoned) = (self.own.clone(), self.abandoned.clone());
-        let mut action =
-            StageSnapshot::new(self.stage, self.content, self.checkpoint, own, abandoned);
+        let own = self.own.clone();
+        let mut action = StageSnapshot::new(self.stage, self.content, self.checkpoint, own);
         let id = action.id();
         self.own.push(id);
-        let done = super::commit(lake, ident, &mut action).await;
-        self.written.push((id, action.written()));
-        match done {
+        match super::commit(lake, ident, &mut action).await {
             Ok((done, landed)) => {
+                self.written.push((id, action.written()));
                 self.let_go(&landed).await;
                 self.had = Some(landed);
                 Ok(done)
             }
-            Err(failure) if failure.leftovers.is_none() => Err(failure),
-            Err(Failure { error, .. }) => Err(self.withdrawn(error).await),
+            Err(Failure { error, leftovers: Some(metadata) }) => {
+                // It cannot land any more: its files go, whether or not earlier ones can be withdrawn.
+                self.own.pop();
+                self.stage.discard(metadata).await;
+                Err(self.withdrawn(error).await)
+            }
+            Err(failure) => Err(failure),
         }
     }
 
-    /// Removes what only the run's earlier snapshots still reached: files of older states, which an
-    /// expiry in between has left to them.
+    /// Removes what only own earlier snapshots still reached: files of older states, which an expiry
+    /// in between has left to them.
     async fn let_go(&self, now: &TableState) {
-        let Some(had) = &self.had else { return };
-        let there = |state: &TableState, id: i64| state.metadata.snapshot_by_id(id).is_some();
-        let gone = self.own.iter().chain(&self.abandoned).copied();
-        let gone = gone.filter(|id| there(had, *id) && !there(now, *id)).collect();
+        self.let_go_of(&self.own, self.had.as_ref(), now).await;
+    }
+
+    /// Removes what only those of some snapshots reached that the table had and has no more.
+    async fn let_go_of(&self, snapshots: &[i64], had: Option<&TableState>, now: &TableState) {
+        let Some(had) = had else { return };
+        let gone = snapshots.iter().copied().filter(|id| has(had, *id) && !has(now, *id));
+        let gone: HashSet<i64> = gone.collect();
         let lake = &self.stage.lake;
         if let Err(error) = lake.remove(&had.metadata, &gone, &now.metadata, true).await {
             let table = &self.stage.ident;
@@ -199,66 +233,89 @@ impl Publication<'_> {
 
     /// Reads the staged snapshot back and compares it with what the run wrote.
     async fn audited(&self, snapshot: i64) -> Result<TableState> {
+        failpoint::reach(Point::Staged).await?;
         let stage = self.stage;
         let staged = stage.lake.state(&stage.ident).await?.ok_or_else(conflict)?;
         let keeps = stage.request.kind != StageKind::Replace;
         let Content { files, deletes, .. } = self.content;
-        let (store, target) = (stage.lake.store(), &stage.target);
+        let (store, target) = (stage.store(), &stage.target);
+        let store = &store;
         let audit = Audit { store, target, files, deletes, keeps };
         audit
             .check(&staged, snapshot)
             .await
             .map_err(|error| error.within(&stage.ident.to_string()))?;
+        if let Some(gate) = self.gate {
+            let table = LakeTable::new(&stage.org()?, staged.clone(), stage.lake.store())?;
+            gate.check(&table, snapshot).await?;
+        }
+        failpoint::reach(Point::Audited).await?;
         Ok(staged)
     }
 
-    /// Learns what earlier calls for the same run have staged and not published: they are over, and
-    /// the next snapshot takes their place. Where that cannot be learnt, they stay until they expire.
-    async fn find_abandoned(&mut self) {
+    /// Learns what other calls for the same run have staged and not published: the snapshot that is
+    /// published takes their place.
+    fn find_abandoned(&mut self) {
         let Some(base) = &self.stage.base else { return };
-        self.had = Some(base.clone());
         let (run, metadata) = (self.stage.request.run_id, &base.metadata);
-        for snapshot in metadata.snapshots() {
-            let id = snapshot.snapshot_id();
-            if run_of(snapshot) == Some(run)
-                && !was_main(metadata, id)
-                && let Ok(files) = files_added(self.stage.lake.store(), snapshot).await
-            {
-                self.abandoned.push(id);
-                self.written.push((id, files));
-            }
-        }
+        let of_run = metadata.snapshots().filter(|snapshot| run_of(snapshot) == Some(run));
+        let ids = of_run.map(|snapshot| snapshot.snapshot_id());
+        self.abandoned = ids.filter(|id| !was_main(metadata, *id)).collect();
     }
 
     fn leftovers(&self) -> Vec<String> {
-        let own = self.written.iter().filter(|(id, _)| self.own.contains(id));
-        own.flat_map(|(_, files)| files.clone()).collect()
+        self.written.iter().flat_map(|(_, files)| files.clone()).collect()
     }
 
-    /// Removes what earlier stagings have left: their snapshots went when a later one came.
-    async fn clean_up(&self, published: i64) {
-        let earlier = self.written.iter().filter(|(id, _)| *id != published);
+    /// Removes what other stagings have left, once the run is published: own ones, whose snapshots went
+    /// when a later one came, and those of other calls, none of which can publish the run any more.
+    async fn clean_up(&self, done: &Committed, now: &TableState) {
+        // The last one was published by this call, also where it has expired since: later snapshots
+        // have its manifests then.
+        let published = if done.already { None } else { self.own.last() };
+        let stays = |id: i64| id == done.snapshot_id || published == Some(&id) || has(now, id);
+        let earlier = self.written.iter().filter(|(id, _)| !stays(*id));
         self.stage.discard(earlier.flat_map(|(_, files)| files.clone()).collect()).await;
+        self.let_go_of(&self.abandoned, self.stage.base.as_ref(), now).await;
     }
 
     /// Takes the run's snapshots out of the table, as far as they are in it.
     async fn withdrawn(&self, error: Error) -> Failure {
         let lake = &self.stage.lake;
-        if matches!(lake.state(&self.stage.ident).await, Ok(None)) {
+        let none = self.own.is_empty();
+        if none || matches!(lake.state(&self.stage.ident).await, Ok(None)) {
             return Failure { error, leftovers: Some(self.leftovers()) };
         }
+        let leftovers = if self.withdraw().await { Some(self.leftovers()) } else { None };
+        Failure { error, leftovers }
+    }
+
+    /// Takes own snapshots out of the table where another call has published the run.
+    async fn give_way(&self, now: &TableState) {
+        if self.own.iter().any(|id| has(now, *id)) && self.withdraw().await {
+            self.stage.discard(self.leftovers()).await;
+        }
+    }
+
+    /// True if none of the own snapshots is in the table any more.
+    async fn withdraw(&self) -> bool {
         let mut action = Withdraw { snapshots: &self.own };
-        let done = super::commit(lake, &self.stage.ident, &mut action).await;
-        match done {
-            Ok(((), landed)) => self.let_go(&landed).await,
+        match super::commit(&self.stage.lake, &self.stage.ident, &mut action).await {
+            Ok(((), landed)) => {
+                self.let_go(&landed).await;
+                true
+            }
             Err(Failure { error: cause, .. }) => {
                 let table = &self.stage.ident;
                 tracing::warn!(%table, "a snapshot that was not published stays until it expires: {cause}");
-                return Failure { error, leftovers: None };
+                false
             }
         }
-        Failure { error, leftovers: Some(self.leftovers()) }
     }
+}
+
+fn has(state: &TableState, snapshot: i64) -> bool {
+    state.metadata.snapshot_by_id(snapshot).is_some()
 }
 
 /// The run's commit, if it is in the history of `main`. `own`: the snapshots this call has made;
@@ -300,6 +357,8 @@ struct Publish<'a> {
     staged: &'a TableState,
     /// The run's snapshots; the last is the one to publish.
     own: &'a [i64],
+    /// Those of other calls for the run, which go.
+    abandoned: &'a [i64],
 }
 
 impl Publish<'_> {
@@ -317,11 +376,11 @@ impl Publish<'_> {
             let last = Properties(present.metadata.properties()).version();
             // Somebody may have set such a tag by hand.
             let tagged = refs.keys().filter_map(|name| version_number(name)).max();
-            last.max(tagged.unwrap_or(0)) + 1
+            last.max(tagged.unwrap_or(0)).saturating_add(1)
         })
     }
 
-    /// What gives the table the schema and spec that the staged snapshot was written with.
+    /// What gives the table the schema and spec that the staged snapshot was written with, and its order.
     fn shape(&self) -> Vec<TableUpdate> {
         let target = &self.stage.target;
         if self.stage.base.is_none() || target.updates.is_empty() {
@@ -333,9 +392,12 @@ impl Publish<'_> {
                 TableUpdate::AddSortOrder { .. } | TableUpdate::SetDefaultSortOrder { .. }
             )
         };
-        let mut updates: Vec<TableUpdate> = target.updates.iter().filter(order).cloned().collect();
+        // One that goes stands before the schema, one that comes after it.
+        let all = target.updates.iter();
+        let mut updates: Vec<TableUpdate> = all.clone().take_while(order).cloned().collect();
         updates.push(TableUpdate::SetCurrentSchema { schema_id: target.schema.schema_id() });
         updates.push(TableUpdate::SetDefaultSpec { spec_id: target.spec.spec_id() });
+        updates.extend(all.skip_while(order).filter(order).cloned());
         updates
     }
 }
@@ -381,6 +443,13 @@ impl Action for Publish<'_> {
         updates.push(TableUpdate::SetProperties { updates: set.into_iter().collect() });
         if refs.get(STAGING).is_some_and(|staging| staging.snapshot_id == id) {
             updates.push(TableUpdate::RemoveSnapshotRef { ref_name: STAGING.to_owned() });
+        }
+        // Somebody may have given one a name, which keeps it.
+        let named = |id: i64| refs.values().any(|found| found.snapshot_id == id);
+        let goes = |id: &i64| has(present, *id) && !named(*id) && !was_main(metadata, *id);
+        let snapshot_ids: Vec<i64> = self.abandoned.iter().copied().filter(goes).collect();
+        if !snapshot_ids.is_empty() {
+            updates.push(TableUpdate::RemoveSnapshots { snapshot_ids });
         }
         let version = version.map(|version| format!("v{version}"));
         let done = Committed { snapshot_id: id, already: false, version };

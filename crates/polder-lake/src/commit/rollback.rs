@@ -55,7 +55,24 @@ impl Lake {
         id: Uuid,
     ) -> Result<RolledBack> {
         let ident = ident(org.get(), table);
-        let mut action = MoveMain { lake: self, org: org.get(), table, to, id };
+        let mut action = MoveMain { lake: self, org: org.get(), table, to, id, from: None };
+        let done = super::commit(self, &ident, &mut action).await;
+        done.map(|(done, _)| done).map_err(|Failure { error, .. }| error)
+    }
+
+    /// As [`Self::rollback`], if the snapshot `from` is the current one.
+    ///
+    /// # Errors
+    /// `lake.conflict` if another one is.
+    pub async fn rollback_from(
+        &self,
+        org: &Authorized<OrgId>,
+        table: &str,
+        (from, to): (i64, &str),
+        id: Uuid,
+    ) -> Result<RolledBack> {
+        let ident = ident(org.get(), table);
+        let mut action = MoveMain { lake: self, org: org.get(), table, to, id, from: Some(from) };
         let done = super::commit(self, &ident, &mut action).await;
         done.map(|(done, _)| done).map_err(|Failure { error, .. }| error)
     }
@@ -78,6 +95,8 @@ struct MoveMain<'a> {
     table: &'a str,
     to: &'a str,
     id: Uuid,
+    /// The snapshot that has to be the current one.
+    from: Option<i64>,
 }
 
 impl MoveMain<'_> {
@@ -104,7 +123,8 @@ impl MoveMain<'_> {
             return Ok(id);
         }
         // Another engine's: as its newest files are.
-        let list = read_list(self.lake.store(), snapshot).await?;
+        let store = self.lake.store().of_table(metadata.location());
+        let list = read_list(&store, snapshot).await?;
         let newest = list.iter().max_by_key(|manifest| manifest.sequence_number);
         let default = metadata.default_partition_spec_id();
         Ok(newest.map_or(default, |manifest| manifest.partition_spec_id))
@@ -126,7 +146,11 @@ impl Action for MoveMain<'_> {
     }
 
     fn validate(&self, present: Option<&TableState>) -> Result<()> {
-        self.target(present.ok_or_else(|| no_table(self.table))?).map(drop)
+        let present = present.ok_or_else(|| no_table(self.table))?;
+        if self.from.is_some() && self.from != present.metadata.current_snapshot_id() {
+            return Err(super::conflict());
+        }
+        self.target(present).map(drop)
     }
 
     async fn prepare(&mut self, present: Option<&TableState>) -> Result<Prepared<RolledBack>> {
@@ -159,13 +183,17 @@ impl Action for MoveMain<'_> {
     }
 }
 
-/// The tag that keeps the state before: one it has already, or a new one.
+/// The tag that keeps the state before, and what was the history of `main` until then: one that an earlier
+/// rollback gave it, or a new one. Versions and tags of others may go before queries have ended, and keep
+/// no history.
 fn kept_as(refs: &BTreeMap<String, SnapshotReference>, from: i64) -> String {
     let tags = refs.iter().filter(|(_, found)| !found.is_branch());
-    let numbers = tags.clone().filter_map(|(name, _)| name.strip_prefix(KEPT_AS)?.parse().ok());
-    let next = numbers.max().unwrap_or(0_u64) + 1;
-    let mut tags = tags.filter(|(_, found)| found.snapshot_id == from);
-    tags.next().map_or_else(|| format!("{KEPT_AS}{next}"), |(name, _)| name.clone())
+    let mut own = tags.filter_map(|(name, found)| Some((name, name.strip_prefix(KEPT_AS)?, found)));
+    let numbers = own.clone().filter_map(|(_, number, _)| number.parse().ok());
+    let next = numbers.max().unwrap_or(0_u64).saturating_add(1);
+    let there =
+        own.find(|(_, number, found)| found.snapshot_id == from && number.parse::<u64>().is_ok());
+    there.map_or_else(|| format!("{KEPT_AS}{next}"), |(name, ..)| name.clone())
 }
 
 /// What gives the table the schema and the partitions of the snapshot.

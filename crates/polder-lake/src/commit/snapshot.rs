@@ -6,11 +6,13 @@
 
 use std::collections::{HashMap, HashSet};
 
+use futures::FutureExt;
+use futures::future::join_all;
 use iceberg::spec::{
-    DataContentType, DataFile, Datum, FormatVersion, ManifestContentType, ManifestEntry,
-    ManifestFile, ManifestList, ManifestListWriter, ManifestStatus, ManifestWriter,
+    DataContentType, DataFile, Datum, FormatVersion, Manifest, ManifestContentType, ManifestEntry,
+    ManifestEntryRef, ManifestFile, ManifestList, ManifestListWriter, ManifestWriter,
     ManifestWriterBuilder, Operation, PartitionSpec, PartitionSpecRef, PrimitiveLiteral, SchemaRef,
-    Snapshot, Struct, Summary,
+    Snapshot, SnapshotRef, Struct, Summary,
 };
 use polder_core::{Error, ErrorCode, Result};
 use uuid::Uuid;
@@ -22,6 +24,8 @@ use crate::write::FILE_PATH_ID;
 
 /// Files per manifest, which readers load as a whole.
 const ENTRIES_MAX: usize = 10_000;
+/// Manifests of the state before that are read, and written anew, at the same time.
+const MANIFESTS_AT_ONCE: usize = 16;
 
 /// What a snapshot makes of its parent's files.
 pub(super) struct Change {
@@ -77,7 +81,7 @@ impl SnapshotWriter {
     /// A writer for the table at `location`; the snapshots have the schema.
     pub(super) fn new(store: &Store, location: &str, schema: &SchemaRef) -> Self {
         Self {
-            store: store.clone(),
+            store: store.of_table(location),
             location: location.to_owned(),
             schema: schema.clone(),
             // Positive, as other implementations choose them, and random: see the spec, *Snapshots*.
@@ -103,14 +107,20 @@ impl SnapshotWriter {
     /// one that landed, or of all if it was another call that landed (`already`). None may land any
     /// more: their snapshot's id and number are taken. Where it cannot be learnt which are in use, none.
     pub(super) async fn superseded(&self, landed: &TableState, already: bool) -> Vec<String> {
-        let Some(own) = landed.metadata.snapshot_by_id(self.id) else {
-            return if already { self.written() } else { Vec::new() };
-        };
-        let Ok(manifests) = read_list(&self.store, own).await else { return Vec::new() };
-        let mut used: HashSet<&str> =
-            manifests.iter().map(|manifest| manifest.manifest_path.as_str()).collect();
-        used.insert(own.manifest_list());
-        self.written.iter().filter(|path| !used.contains(path.as_str())).cloned().collect()
+        let own = landed.metadata.snapshot_by_id(self.id);
+        if own.is_none() && already {
+            return self.written();
+        }
+        // Of one that landed and has expired since, any later snapshot may have the manifests.
+        let users: Vec<&SnapshotRef> =
+            own.map_or_else(|| landed.metadata.snapshots().collect(), |own| vec![own]);
+        let mut used = HashSet::new();
+        for snapshot in users {
+            let Ok(manifests) = read_list(&self.store, snapshot).await else { return Vec::new() };
+            used.extend(manifests.into_iter().map(|manifest| manifest.manifest_path));
+            used.insert(snapshot.manifest_list().to_owned());
+        }
+        self.written.iter().filter(|path| !used.contains(*path)).cloned().collect()
     }
 
     /// Makes the snapshot that follows on `main` as it is at present. The change has to be the same
@@ -269,9 +279,10 @@ impl SnapshotWriter {
         if removed.is_empty() {
             return Ok(manifests);
         }
+        let thinned = self.thin(&manifests, change).await?;
         let (mut found, mut kept) = (0, Vec::with_capacity(manifests.len()));
-        for manifest in manifests {
-            let Some(thinned) = self.thin(&manifest, removed, change.forgets).await? else {
+        for (manifest, thinned) in manifests.into_iter().zip(thinned) {
+            let Some(thinned) = thinned else {
                 kept.push(manifest);
                 continue;
             };
@@ -288,58 +299,43 @@ impl SnapshotWriter {
         Ok(kept)
     }
 
-    /// The manifest with the files, and the deletes of rows of them alone, marked as deleted; `None` if
-    /// it has none of them.
+    /// The manifests with the files, and the deletes of rows of them alone, marked as deleted; `None` for
+    /// those that have none of them. Several are read, and several written, at the same time.
     async fn thin(
         &mut self,
-        manifest: &ManifestFile,
-        removed: &HashSet<String>,
-        forgets: bool,
-    ) -> Result<Option<Thinned>> {
-        if let Some(done) = self.thinned.get(&manifest.manifest_path) {
-            return Ok(Some(done.clone()));
-        }
-        let failed = |cause| error::iceberg("rewrite a manifest", cause);
-        let file_io = self.store.file_io();
-        let (entries, own) = manifest.load_manifest(&file_io).await.map_err(failed)?.into_parts();
-        let goes = |file: &DataFile| {
-            removed.contains(file.file_path())
-                || deletes_of(file).is_some_and(|of| removed.contains(&of))
-        };
-        let concerned = |alive: bool, goes: bool| if alive { goes } else { forgets };
-        if !entries.iter().any(|entry| concerned(entry.is_alive(), goes(entry.data_file()))) {
-            return Ok(None);
-        }
-        let spec = PartitionSpec::clone(own.partition_spec());
-        let spec_id = spec.spec_id();
-        let empty = entries.iter().all(|entry| !entry.is_alive() || goes(entry.data_file()));
-        let mut writer = if forgets && empty {
-            None
-        } else {
-            Some(self.manifest_writer(manifest.content, own.schema().clone(), spec)?)
-        };
-        let (mut counts, mut partitions, mut locations) = (Counts::default(), vec![], vec![]);
-        for entry in entries.iter().filter(|entry| entry.is_alive()) {
-            if goes(entry.data_file()) {
-                let number = entry.sequence_number().ok_or_else(unnumbered)?;
-                let (file_number, file) = (entry.file_sequence_number, entry.data_file().clone());
-                counts.count(&file);
-                partitions.push((spec_id, file.partition().clone()));
-                locations.push(file.file_path().to_owned());
-                if let (Some(writer), false) = (&mut writer, forgets) {
-                    writer.add_delete_file(file, number, file_number).map_err(failed)?;
-                }
-            } else if let Some(writer) = &mut writer {
-                keep(writer, entry)?;
+        manifests: &[ManifestFile],
+        change: &Change,
+    ) -> Result<Vec<Option<Thinned>>> {
+        let mut all = Vec::with_capacity(manifests.len());
+        for some in manifests.chunks(MANIFESTS_AT_ONCE) {
+            let new = some.iter().filter(|found| !self.thinned.contains_key(&found.manifest_path));
+            let new: Vec<&ManifestFile> = new.collect();
+            let store = self.store.clone();
+            let reads = new.iter().copied().map(|new| concerned(&store, new, change).boxed());
+            let read = join_all(reads.collect::<Vec<_>>()).await;
+            let mut thinning = Vec::new();
+            for (manifest, read) in new.into_iter().zip(read) {
+                let Some(loaded) = read? else { continue };
+                let own = loaded.metadata();
+                let alive = |entry: &&ManifestEntryRef| entry.is_alive();
+                let mut living = loaded.entries().iter().filter(alive);
+                let empty = living.all(|entry| change.takes(entry.data_file()));
+                let writer = if change.forgets && empty {
+                    None
+                } else {
+                    let spec = PartitionSpec::clone(own.partition_spec());
+                    Some(self.manifest_writer(manifest.content, own.schema().clone(), spec)?)
+                };
+                thinning.push(thinned(manifest, loaded, writer, change).boxed());
             }
+            // All are waited for: one that is still being written could not be removed.
+            for done in join_all(thinning).await {
+                let (path, thinned) = done?;
+                self.thinned.insert(path, thinned);
+            }
+            all.extend(some.iter().map(|found| self.thinned.get(&found.manifest_path).cloned()));
         }
-        let manifest_now = match writer {
-            Some(writer) => Some(writer.write_manifest_file().await.map_err(failed)?),
-            None => None,
-        };
-        let thinned = Thinned { manifest: manifest_now, removed: counts, locations, partitions };
-        self.thinned.insert(manifest.manifest_path.clone(), thinned.clone());
-        Ok(Some(thinned))
+        Ok(all)
     }
 
     async fn write_list(
@@ -360,6 +356,62 @@ impl SnapshotWriter {
         list.close().await.map_err(failed)?;
         Ok(path)
     }
+}
+
+impl Change {
+    /// Whether a file goes: one to be removed, or deletes of its rows alone.
+    fn takes(&self, file: &DataFile) -> bool {
+        self.removed.contains(file.file_path())
+            || deletes_of(file).is_some_and(|of| self.removed.contains(&of))
+    }
+}
+
+/// A manifest that loses files; `None` for one that does not.
+async fn concerned(
+    store: &Store,
+    manifest: &ManifestFile,
+    change: &Change,
+) -> Result<Option<Manifest>> {
+    let loaded = manifest.load_manifest(&store.file_io()).await;
+    let loaded = loaded.map_err(|cause| error::iceberg("rewrite a manifest", cause))?;
+    let loses = |entry: &ManifestEntryRef| {
+        if entry.is_alive() { change.takes(entry.data_file()) } else { change.forgets }
+    };
+    let concerned = loaded.entries().iter().any(loses);
+    Ok(concerned.then_some(loaded))
+}
+
+/// Writes a manifest without the files that go, or with these marked as deleted; its address before.
+async fn thinned(
+    manifest: &ManifestFile,
+    loaded: Manifest,
+    mut writer: Option<ManifestWriter>,
+    change: &Change,
+) -> Result<(String, Thinned)> {
+    let failed = |cause| error::iceberg("rewrite a manifest", cause);
+    let (entries, own) = loaded.into_parts();
+    let spec_id = own.partition_spec().spec_id();
+    let (mut removed, mut partitions, mut locations) = (Counts::default(), vec![], vec![]);
+    for entry in entries.iter().filter(|entry| entry.is_alive()) {
+        if change.takes(entry.data_file()) {
+            let number = entry.sequence_number().ok_or_else(unnumbered)?;
+            let (file_number, file) = (entry.file_sequence_number, entry.data_file().clone());
+            removed.count(&file);
+            partitions.push((spec_id, file.partition().clone()));
+            locations.push(file.file_path().to_owned());
+            if let (Some(writer), false) = (&mut writer, change.forgets) {
+                writer.add_delete_file(file, number, file_number).map_err(failed)?;
+            }
+        } else if let Some(writer) = &mut writer {
+            keep(writer, entry)?;
+        }
+    }
+    let now = match writer {
+        Some(writer) => Some(writer.write_manifest_file().await.map_err(failed)?),
+        None => None,
+    };
+    let thinned = Thinned { manifest: now, removed, locations, partitions };
+    Ok((manifest.manifest_path.clone(), thinned))
 }
 
 fn check_format(present: Option<&TableState>) -> Result<()> {
@@ -387,7 +439,7 @@ fn keep(writer: &mut ManifestWriter, entry: &ManifestEntry) -> Result<()> {
 }
 
 /// Whether a manifest lists files that are in the table by it.
-pub(super) fn is_live(manifest: &ManifestFile) -> bool {
+pub(crate) fn is_live(manifest: &ManifestFile) -> bool {
     manifest.has_added_files() || manifest.has_existing_files()
 }
 
@@ -397,22 +449,6 @@ pub(crate) async fn read_list(store: &Store, snapshot: &Snapshot) -> Result<Vec<
     let list = ManifestList::parse_with_version(&bytes, FormatVersion::V2)
         .map_err(|cause| error::iceberg("read a manifest list", cause))?;
     Ok(list.consume_entries().into_iter().collect())
-}
-
-/// All files that came with a snapshot: its manifest list, its own manifests and what they add.
-pub(super) async fn files_added(store: &Store, snapshot: &Snapshot) -> Result<Vec<String>> {
-    let mut files = vec![snapshot.manifest_list().to_owned()];
-    for manifest in read_list(store, snapshot).await? {
-        if manifest.added_snapshot_id != snapshot.snapshot_id() {
-            continue;
-        }
-        let loaded = manifest.load_manifest(&store.file_io()).await;
-        let loaded = loaded.map_err(|cause| error::iceberg("read a manifest", cause))?;
-        let added = loaded.entries().iter().filter(|entry| entry.status() == ManifestStatus::Added);
-        files.extend(added.map(|entry| entry.file_path().to_owned()));
-        files.push(manifest.manifest_path);
-    }
-    Ok(files)
 }
 
 /// The data file that is the only one in which a position delete file deletes rows, if it says so.

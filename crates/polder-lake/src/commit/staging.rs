@@ -48,8 +48,6 @@ pub(super) struct StageSnapshot<'a> {
     writer: SnapshotWriter,
     /// The snapshots of this call that this one takes the place of.
     earlier: Vec<i64>,
-    /// The same of earlier calls.
-    abandoned: Vec<i64>,
 }
 
 impl<'a> StageSnapshot<'a> {
@@ -58,11 +56,10 @@ impl<'a> StageSnapshot<'a> {
         content: Content<'a>,
         checkpoint: &'a Checkpoint,
         earlier: Vec<i64>,
-        abandoned: Vec<i64>,
     ) -> Self {
         let target = &stage.target;
         let writer = SnapshotWriter::new(stage.lake.store(), &target.location, &target.schema);
-        Self { stage, content, checkpoint, writer, earlier, abandoned }
+        Self { stage, content, checkpoint, writer, earlier }
     }
 
     /// The snapshot's id.
@@ -209,8 +206,7 @@ impl Action for StageSnapshot<'_> {
         let there = |id: &i64| {
             present.is_some_and(|present| present.metadata.snapshot_by_id(*id).is_some())
         };
-        let snapshot_ids: Vec<i64> =
-            self.earlier.iter().chain(&self.abandoned).copied().filter(there).collect();
+        let snapshot_ids: Vec<i64> = self.earlier.iter().copied().filter(there).collect();
         if !snapshot_ids.is_empty() {
             updates.push(TableUpdate::RemoveSnapshots { snapshot_ids });
         }

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use arrow::array::AsArray;
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use iceberg::scan::FileScanTask;
 use iceberg::spec::{
     DataContentType, DataFile, DataFileFormat, Manifest, ManifestContentType, ManifestFile, Struct,
@@ -14,11 +14,11 @@ use iceberg::spec::{
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use polder_core::optimize::FileCost;
-use polder_core::spec::PartitionField;
+use polder_core::spec::{PartitionField, SortField};
 use polder_core::{Error, ErrorCode, Result};
 
 use crate::Predicate;
-use crate::commit::{deletes_of, read_list};
+use crate::commit::{deletes_of, is_live, read_list};
 use crate::error;
 use crate::scan::{BatchStream, ScanRequest};
 use crate::schema;
@@ -48,11 +48,15 @@ pub struct TableFiles {
 
 impl LakeTable {
     /// The live files of the table as it is now; those that are partitioned otherwise than `partition`
-    /// are misplaced.
+    /// are misplaced, those that are not marked as sorted by `sort` unsorted, if it names any column.
     ///
     /// # Errors
     /// `lake.*` when metadata cannot be read.
-    pub async fn files(&self, partition: &[PartitionField]) -> Result<TableFiles> {
+    pub async fn files(
+        &self,
+        partition: &[PartitionField],
+        sort: &[SortField],
+    ) -> Result<TableFiles> {
         let entries = Entries::of(self).await?;
         let metadata = self.metadata();
         let schema = metadata.current_schema();
@@ -61,6 +65,12 @@ impl LakeTable {
             .filter(|spec| schema::fields_of_spec(spec, schema) != partition)
             .map(|spec| spec.spec_id())
             .collect();
+        let orders: HashSet<i32> = metadata
+            .sort_orders_iter()
+            .filter(|order| schema::sort_fields(order, schema).is_some_and(|own| own == sort))
+            .filter_map(|order| i32::try_from(order.order_id).ok())
+            .collect();
+        let sorted = |file: &DataFile| file.sort_order_id().is_some_and(|id| orders.contains(&id));
         let deletes = entries.deletes(self.store()).await?;
         let mut numbers: HashMap<(i32, &Struct), usize> = HashMap::new();
         let mut files = Vec::with_capacity(entries.data.len());
@@ -73,6 +83,7 @@ impl LakeTable {
                 cost: FileCost {
                     partition,
                     misplaced: other.contains(&entry.spec_id),
+                    unsorted: !sort.is_empty() && !sorted(&entry.file),
                     size_bytes: entry.file.file_size_in_bytes(),
                     rows: entry.file.record_count(),
                     deleted_rows: found.rows,
@@ -133,6 +144,14 @@ impl Entry {
     fn place(&self) -> (i32, &Struct) {
         (self.spec_id, self.file.partition())
     }
+
+    /// What [`positions`] says of a file of position deletes; nothing of others.
+    async fn positions(&self, store: &Store) -> Result<Option<HashMap<String, u64>>> {
+        match self.file.content_type() {
+            DataContentType::PositionDeletes => positions(store, &self.file).await,
+            DataContentType::Data | DataContentType::EqualityDeletes => Ok(None),
+        }
+    }
 }
 
 struct Entries {
@@ -158,7 +177,8 @@ impl Entries {
     async fn of(table: &LakeTable) -> Result<Self> {
         let mut entries = Self { data: Vec::new(), deletes: Vec::new() };
         let Some(snapshot) = table.metadata().current_snapshot() else { return Ok(entries) };
-        let list = read_list(table.store(), snapshot).await?;
+        let list = read_list(table.store(), snapshot).await?.into_iter();
+        let list: Vec<ManifestFile> = list.filter(is_live).collect();
         let loaded = futures::stream::iter(list)
             .map(|manifest| load(table.store(), manifest))
             .buffered(READS_MAX);
@@ -173,18 +193,14 @@ impl Entries {
     }
 
     async fn deletes(&self, store: &Store) -> Result<Deletes> {
+        // Boxed, so that whoever spawns this can tell that it may go to another thread.
+        let named: Vec<_> =
+            self.deletes.iter().map(|delete| delete.positions(store).boxed()).collect();
+        let named: Vec<_> = futures::stream::iter(named).buffered(READS_MAX).try_collect().await?;
         let live: HashMap<&str, &Entry> =
             self.data.iter().map(|entry| (entry.file.file_path(), entry)).collect();
-        let named = futures::stream::iter(&self.deletes)
-            .map(|delete| async move {
-                let wanted = delete.file.content_type() == DataContentType::PositionDeletes;
-                let named = if wanted { Some(positions(store, &delete.file).await?) } else { None };
-                Ok::<_, Error>((delete, named.flatten()))
-            })
-            .buffered(READS_MAX);
-        let named: Vec<_> = named.try_collect().await?;
         let mut deletes = Deletes::default();
-        for (delete, named) in named {
+        for (delete, named) in self.deletes.iter().zip(named) {
             let mut alive = false;
             let mut lay = |path: &str, rows: u64, unsure: bool| {
                 let found = deletes.of.entry(path.to_owned()).or_default();

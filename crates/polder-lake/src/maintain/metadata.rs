@@ -99,12 +99,13 @@ impl Lake {
         found.retain(|file| {
             is_metadata(&file.path) && file.modified_ms < since_ms && !kept.contains(&file.path)
         });
+        let files = found.len();
         if !request.dry_run {
-            let removed = futures::stream::iter(&found)
+            let removed = futures::stream::iter(found)
                 .map(|file| async move { self.store().delete_path(&file.path).await });
             removed.buffer_unordered(REMOVALS_MAX).try_collect::<()>().await?;
         }
-        Ok(found.len())
+        Ok(files)
     }
 }
 

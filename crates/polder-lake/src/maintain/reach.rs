@@ -29,8 +29,9 @@ pub(super) async fn reached(
     state: &TableState,
     since_ms: i64,
 ) -> Result<HashSet<Path>> {
-    let mut reach = Reach { store, files: HashSet::new(), manifests: HashSet::new() };
     let metadata = &state.metadata;
+    let own = store.of_table(metadata.location());
+    let mut reach = Reach { store, own: &own, files: HashSet::new(), manifests: HashSet::new() };
     reach.add(&state.metadata_location)?;
     let log = metadata.metadata_log().iter();
     let recent: Vec<String> = log
@@ -44,7 +45,7 @@ pub(super) async fn reached(
     }
     let mut snapshots: HashMap<i64, (Snapshot, bool)> = HashMap::new();
     for location in recent {
-        let past = match store.read(&location).await {
+        let past = match own.read(&location).await {
             Ok(bytes) => parse_metadata(&bytes, &location)?,
             Err(error) if error.code() == ErrorCode::LakeNotFound => continue,
             Err(error) => return Err(error),
@@ -64,6 +65,8 @@ pub(super) async fn reached(
 
 struct Reach<'a> {
     store: &'a Store,
+    /// As far as the table's metadata leads.
+    own: &'a Store,
     files: HashSet<Path>,
     /// Manifests that were read.
     manifests: HashSet<String>,
@@ -84,7 +87,7 @@ impl Reach<'_> {
     /// `present`: the table has it, and it has to be whole.
     async fn snapshot(&mut self, snapshot: &Snapshot, present: bool) -> Result<()> {
         let gone = |error: &Error| !present && error.code() == ErrorCode::LakeNotFound;
-        let list = match read_list(self.store, snapshot).await {
+        let list = match read_list(self.own, snapshot).await {
             Err(error) if gone(&error) => return Ok(()),
             list => list?,
         };
@@ -95,7 +98,7 @@ impl Reach<'_> {
         for path in &new {
             self.add(path)?;
         }
-        let store = self.store;
+        let store = self.own;
         let live = futures::stream::iter(new)
             .map(|path| live_files(store, path))
             .buffer_unordered(READS_MAX)

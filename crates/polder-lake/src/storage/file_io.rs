@@ -57,9 +57,11 @@ impl Serialize for Store {
 /// Our error inside the crate's, with what matters for retrying kept.
 fn wrap(error: Error) -> IcebergError {
     let retryable = error.retryable();
-    IcebergError::new(ErrorKind::Unexpected, error.message().to_owned())
-        .with_retryable(retryable)
-        .with_source(error)
+    let message = match error.detail_text() {
+        Some(detail) => format!("{}: {detail}", error.message()),
+        None => error.message().to_owned(),
+    };
+    IcebergError::new(ErrorKind::Unexpected, message).with_retryable(retryable).with_source(error)
 }
 
 #[async_trait]

@@ -51,6 +51,11 @@ impl NewFile {
         self.file.write_all(bytes)
     }
 
+    /// The same file, for asking the disk to take what was written so far.
+    pub(super) fn handle(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// Gives the file its name. When this returns, the file survives a power cut.
     pub(super) fn finish(self) -> io::Result<()> {
         self.file.sync_all()?;
@@ -116,6 +121,49 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&path).expect("read"), b"one");
         assert_eq!(names(path.parent().expect("parent")), ["c"]);
+    }
+
+    /// A file whose bytes go elsewhere: to a device that fails in its own way.
+    fn on_device(device: &str, path: &Path) -> NewFile {
+        let file = NewFile::create(path).expect("create");
+        let mut file = std::mem::ManuallyDrop::new(file);
+        NewFile {
+            file: File::options().write(true).open(device).expect("device"),
+            temporary: std::mem::take(&mut file.temporary),
+            path: std::mem::take(&mut file.path),
+        }
+    }
+
+    #[test]
+    fn a_disk_that_fails_leaves_no_file_under_the_name() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("x");
+        // Full when it is written.
+        let mut file = on_device("/dev/full", &path);
+        let error = file.write(b"rows").expect_err("no space");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        drop(file);
+        assert!(names(folder.path()).is_empty());
+        // What cannot be flushed.
+        let mut file = on_device("/dev/null", &path);
+        file.write(b"rows").expect("taken");
+        file.finish().expect_err("it is on no disk");
+        assert!(names(folder.path()).is_empty());
+        // What cannot get its name.
+        let mut file = NewFile::create(&path).expect("create");
+        file.write(b"rows").expect("write");
+        fs::remove_file(&file.temporary).expect("remove");
+        file.finish().expect_err("it is gone");
+        assert!(names(folder.path()).is_empty());
+        // The process dies before it has its name: what it leaves is in nobody's way.
+        let mut file = NewFile::create(&path).expect("create");
+        file.write(b"half").expect("write");
+        std::mem::forget(file);
+        write_new(&path, b"rows").expect("another process");
+        assert_eq!(fs::read(&path).expect("read"), b"rows");
+        let mut left = names(folder.path());
+        left.retain(|name| name.starts_with(TEMPORARY));
+        assert_eq!(left.len(), 1, "until orphan removal finds it");
     }
 
     #[test]

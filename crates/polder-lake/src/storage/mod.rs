@@ -6,6 +6,7 @@
 //! Nothing here knows tables.
 
 mod below;
+mod bounds;
 mod bucket;
 mod file_io;
 mod listing;
@@ -31,6 +32,7 @@ use crate::error;
 use crate::settings::{CatalogSettings, LakeSettings, S3Settings};
 
 pub use below::Below;
+use bounds::{Bounds, out_of_bounds};
 use bucket::Bucket;
 pub(crate) use listing::Listed;
 pub(crate) use output::Output;
@@ -49,6 +51,8 @@ const DELETES_MAX: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<Inner>,
+    /// What is found through it; everything if absent.
+    bounds: Option<Arc<Bounds>>,
 }
 
 #[derive(Debug)]
@@ -141,7 +145,17 @@ impl Store {
         vended: Option<Vended>,
     ) -> Self {
         let cleaning = Mutex::default();
-        Self { inner: Arc::new(Inner { objects, kind, root, url, vended, cleaning }) }
+        let inner = Arc::new(Inner { objects, kind, root, url, vended, cleaning });
+        Self { inner, bounds: None }
+    }
+
+    /// The same store for what a table at `location` names: see [`bounds`].
+    pub(crate) fn of_table(&self, location: &str) -> Self {
+        // Of a bucket without a prefix the warehouse is its root, which is no location of a file.
+        let warehouse = self.path_anywhere(&self.inner.root).unwrap_or_default();
+        let location = self.path_anywhere(location).ok();
+        let bounds = Bounds::of(warehouse, location.as_ref());
+        Self { inner: Arc::clone(&self.inner), bounds: Some(Arc::new(bounds)) }
     }
 
     /// The same files through another object store: how tests put faults under a lake.
@@ -164,6 +178,11 @@ impl Store {
         Arc::clone(&self.inner.objects)
     }
 
+    /// Whether files are on this machine's disk.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.inner.kind, Kind::Local)
+    }
+
     pub(crate) fn url(&self) -> &str {
         &self.inner.url
     }
@@ -175,8 +194,16 @@ impl Store {
     /// The object store's path of a location.
     ///
     /// # Errors
-    /// `lake.corrupt` for a location of another store.
+    /// `lake.corrupt` for a location of another store, or one out of bounds ([`Self::of_table`]).
     pub(crate) fn path(&self, location: &str) -> Result<Path> {
+        let path = self.path_anywhere(location)?;
+        match &self.bounds {
+            Some(bounds) if !bounds.admit(&path) => Err(out_of_bounds(location)),
+            _ => Ok(path),
+        }
+    }
+
+    fn path_anywhere(&self, location: &str) -> Result<Path> {
         match &self.inner.kind {
             Kind::Local => Path::from_absolute_path(local_path(location))
                 .map_err(|cause| foreign(location).caused_by(cause)),
@@ -200,7 +227,7 @@ impl Store {
     /// # Errors
     /// `lake.not_found` if there is no such file.
     pub(crate) async fn check_there(&self, location: &str) -> Result<()> {
-        if matches!(self.inner.kind, Kind::Local) {
+        if self.is_local() {
             // Asking the kernel takes less than handing the question to another thread would.
             return match std::fs::metadata(local_path(location)) {
                 Ok(_) => Ok(()),
@@ -224,7 +251,7 @@ impl Store {
     /// Reads a whole file that is likely to be small, as a table's metadata: on local disk another
     /// thread is asked once and not twice.
     pub(crate) async fn read_small(&self, location: &str) -> Result<Bytes> {
-        if matches!(self.inner.kind, Kind::Local) {
+        if self.is_local() {
             let (path, range) = (self.path(location)?, 0..SMALL_BYTES);
             let found = self.inner.objects.get_ranges(&path, &[range]).await;
             let found = found.ok().and_then(|mut found| found.pop());
@@ -252,7 +279,7 @@ impl Store {
     /// `lake.failed` if another file with this name exists. The same content under the same name is
     /// taken for our own earlier try whose answer was lost.
     pub(crate) async fn put_new(&self, location: &str, bytes: Bytes) -> Result<()> {
-        if matches!(self.inner.kind, Kind::Local) {
+        if self.is_local() {
             let path = local_path(location);
             let write = move || local::write_new(&path, &bytes);
             return tokio::task::spawn_blocking(write)
@@ -310,7 +337,7 @@ impl Store {
 
     /// Removes files without waiting: for destructors. What stays is found by orphan removal.
     pub(crate) fn delete_soon(&self, locations: Vec<String>) {
-        if matches!(self.inner.kind, Kind::Local) {
+        if self.is_local() {
             for location in locations {
                 let _ = std::fs::remove_file(local_path(&location));
             }
@@ -424,6 +451,18 @@ mod tests {
         assert_eq!(error.code(), ErrorCode::LakeNotFound);
         let error = store.check_there(&nowhere).await.expect_err("nothing");
         assert_eq!(error.code(), ErrorCode::LakeNotFound);
+    }
+
+    #[tokio::test]
+    async fn a_new_file_on_s3_replaces_no_other() {
+        let objects: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+        let store = Store::open(&settings("s3://bucket/a")).expect("s3").with_objects(objects);
+        let location = "s3://bucket/a/x";
+        let put = |text: &'static [u8]| store.put_new(location, Bytes::from_static(text));
+        put(b"one").await.expect("new");
+        put(b"one").await.expect("the same again, as after a lost answer");
+        put(b"two").await.expect_err("another");
+        assert_eq!(store.read(location).await.expect("read"), Bytes::from_static(b"one"));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! One file being written: on local disk through a temporary file, on S3 as one put or, once it is
 //! large, as a multipart upload with a bounded number of parts on their way.
 
+use std::io;
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, WriteMultipart};
 use polder_core::{Error, ErrorCode, Result};
+use tokio::task::JoinHandle;
 
 use super::Store;
 use super::local::NewFile;
@@ -16,11 +18,24 @@ use crate::error;
 const PART_BYTES: usize = 8 << 20;
 /// Parts of one file on their way at the same time.
 const PARTS_MAX: usize = 4;
+/// Bytes of a local file from which on the disk is asked to take them while more are being made, so that
+/// little is left to wait for at the end.
+const FLUSH_BYTES: usize = 16 << 20;
 
 #[derive(Debug)]
 pub(crate) enum Output {
-    Local { path: PathBuf, file: Option<NewFile> },
+    Local(Local),
     Remote(Remote),
+}
+
+#[derive(Debug)]
+pub(crate) struct Local {
+    path: PathBuf,
+    file: Option<NewFile>,
+    /// Bytes written since the disk was last asked to take them.
+    unflushed: usize,
+    /// The disk taking them. A failure is told to who asks first, and to nobody else.
+    flushing: Option<JoinHandle<io::Result<()>>>,
 }
 
 /// Dropped before it is finished, it takes back the parts it has uploaded, in the background.
@@ -35,7 +50,7 @@ pub(crate) struct Remote {
 
 impl Output {
     pub(super) fn local(path: PathBuf) -> Self {
-        Self::Local { path, file: None }
+        Self::Local(Local { path, file: None, unflushed: 0, flushing: None })
     }
 
     pub(super) fn remote(store: Store, path: Path) -> Self {
@@ -45,7 +60,7 @@ impl Output {
     /// The most bytes this output keeps in memory between calls.
     pub(crate) fn buffered(&self) -> usize {
         match self {
-            Self::Local { .. } => 0,
+            Self::Local(_) => 0,
             // The part being filled and those on their way.
             Self::Remote(remote) if remote.upload.is_some() => (PARTS_MAX + 1) * PART_BYTES,
             Self::Remote(remote) => remote.head.len(),
@@ -54,17 +69,7 @@ impl Output {
 
     pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<()> {
         match self {
-            Self::Local { path, file } => {
-                let (path, open) = (path.clone(), file.take());
-                let written = tokio::task::spawn_blocking(move || {
-                    let mut open = open.map_or_else(|| NewFile::create(&path), Ok)?;
-                    open.write(&bytes)?;
-                    Ok(open)
-                });
-                let written = written.await.map_err(error::join)?;
-                *file = Some(written.map_err(|error| error::io("write a data file", error))?);
-                Ok(())
-            }
+            Self::Local(local) => local.write(bytes).await,
             Self::Remote(remote) => remote.write(bytes).await,
         }
     }
@@ -73,13 +78,7 @@ impl Output {
     /// is of it is removed, as far as that works.
     pub(crate) async fn finish(self) -> Result<()> {
         match self {
-            Self::Local { file: Some(file), .. } => tokio::task::spawn_blocking(|| file.finish())
-                .await
-                .map_err(error::join)?
-                .map_err(|error| error::io("write a data file", error)),
-            Self::Local { file: None, .. } => {
-                Err(Error::new(ErrorCode::Internal, "a data file without content"))
-            }
+            Self::Local(local) => local.finish().await,
             Self::Remote(remote) => remote.finish().await,
         }
     }
@@ -92,6 +91,49 @@ impl Output {
             give_up(upload, &remote.path).await;
         }
     }
+}
+
+impl Local {
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        self.unflushed += bytes.len();
+        let (path, open) = (self.path.clone(), self.file.take());
+        let written = tokio::task::spawn_blocking(move || {
+            let mut open = open.map_or_else(|| NewFile::create(&path), Ok)?;
+            open.write(&bytes)?;
+            Ok(open)
+        });
+        let file = written.await.map_err(error::join)?.map_err(failed)?;
+        let idle = self.flushing.as_ref().is_none_or(JoinHandle::is_finished);
+        if self.unflushed >= FLUSH_BYTES && idle {
+            self.flushed().await?;
+            let written = file.handle().map_err(failed)?;
+            self.flushing = Some(tokio::task::spawn_blocking(move || written.sync_data()));
+            self.unflushed = 0;
+        }
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Waits for what the disk was asked to take.
+    async fn flushed(&mut self) -> Result<()> {
+        match self.flushing.take() {
+            Some(flushing) => flushing.await.map_err(error::join)?.map_err(failed),
+            None => Ok(()),
+        }
+    }
+
+    async fn finish(mut self) -> Result<()> {
+        self.flushed().await?;
+        let Some(file) = self.file.take() else {
+            return Err(Error::new(ErrorCode::Internal, "a data file without content"));
+        };
+        let finished = tokio::task::spawn_blocking(|| file.finish());
+        finished.await.map_err(error::join)?.map_err(failed)
+    }
+}
+
+fn failed(error: io::Error) -> Error {
+    error::io("write a data file", error)
 }
 
 impl Drop for Remote {
@@ -155,5 +197,34 @@ impl Remote {
             let _ = objects.delete(&self.path).await;
         }
         done.map_err(|error| error::storage("upload a data file", error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_large_local_file_is_whole_and_an_unfinished_one_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("folder");
+        let names = || std::fs::read_dir(folder.path()).expect("folder").count();
+        let path = folder.path().join("a");
+        let part = |number: u8| Bytes::from(vec![number; FLUSH_BYTES / 2 + 1]);
+        let mut output = Output::local(path.clone());
+        for number in 0..5 {
+            output.write(part(number)).await.expect("write");
+        }
+        output.finish().await.expect("finish");
+        let whole: Vec<u8> = (0..5).flat_map(|number| part(number).to_vec()).collect();
+        assert!(std::fs::read(&path).expect("read") == whole, "what was written");
+        let mut output = Output::local(folder.path().join("b"));
+        for number in 0..3 {
+            output.write(part(number)).await.expect("write");
+        }
+        assert_eq!(names(), 2);
+        drop(output);
+        assert_eq!(names(), 1);
+        let nothing = Output::local(folder.path().join("c"));
+        assert_eq!(nothing.finish().await.expect_err("empty").code(), ErrorCode::Internal);
     }
 }

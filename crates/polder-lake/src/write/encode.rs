@@ -17,6 +17,7 @@ use parquet::file::properties::WriterProperties;
 use polder_core::{Error, ErrorCode, Result};
 
 use super::dictionary;
+use super::extremes::Extremes;
 use super::file::FileWriter;
 use super::layout::Layout;
 use super::metrics::{self, Finished, NanCounts};
@@ -87,6 +88,8 @@ pub(super) struct Encoder {
     /// The writer's number in its stage, and the number of its next file.
     number: usize,
     next_file: usize,
+    /// The order that rows come in, by its id.
+    order: Option<i32>,
     partitions: HashMap<Box<[u8]>, Partition>,
     files_open: usize,
     /// The settings of this writer's files, once a first one began with enough rows to tell.
@@ -113,15 +116,23 @@ struct OpenFile {
     nans: NanCounts,
     /// Of the rows handed to the file, by field id.
     nulls: HashMap<i32, u64>,
+    /// Of the same rows.
+    extremes: Extremes,
 }
 
 impl Encoder {
-    pub(super) fn new(layout: Arc<Layout>, budget: Arc<Budget>, number: usize) -> Self {
+    pub(super) fn new(
+        layout: Arc<Layout>,
+        budget: Arc<Budget>,
+        number: usize,
+        order: Option<i32>,
+    ) -> Self {
         Self {
             layout,
             budget,
             number,
             next_file: 0,
+            order,
             partitions: HashMap::new(),
             files_open: 0,
             properties: None,
@@ -216,6 +227,7 @@ impl Encoder {
         for rows in &waiting {
             open.nans.add(&self.layout.floats, rows);
             metrics::add_nulls(&mut open.nulls, rows, &self.layout.arrow);
+            open.extremes.add(rows, &self.layout.arrow);
         }
         let target = self.layout.target_file_bytes;
         // What is in progress is not compressed yet: a file's size is known by whole row groups.
@@ -247,7 +259,9 @@ impl Encoder {
                     metadata,
                     nans: open.nans,
                     nulls: open.nulls,
+                    extremes: open.extremes,
                     partition: partition.values.clone(),
+                    order: self.order,
                 },
             )?)));
         }
@@ -304,8 +318,13 @@ impl OpenFile {
             .with_parquet_schema(layout.parquet.clone());
         let arrow = Arc::clone(&layout.arrow);
         let writer = FileWriter::new(arrow, options);
-        let (nans, nulls) = (NanCounts::default(), HashMap::new());
-        Ok(Self { location, writer: writer.map_err(encoding)?, nans, nulls })
+        Ok(Self {
+            location,
+            writer: writer.map_err(encoding)?,
+            nans: NanCounts::default(),
+            nulls: HashMap::new(),
+            extremes: Extremes::default(),
+        })
     }
 
     fn bytes_made(&mut self) -> Option<Ready> {

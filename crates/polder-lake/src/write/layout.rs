@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
-use iceberg::spec::{PrimitiveType, SchemaRef as IcebergSchemaRef};
+use iceberg::spec::SchemaRef as IcebergSchemaRef;
 use parquet::arrow::ArrowSchemaConverter;
 use parquet::basic::{Compression, LogicalType, Type as PhysicalType, ZstdLevel};
 use parquet::file::properties::{WriterProperties, WriterVersion};
@@ -23,7 +23,7 @@ use crate::storage::Store;
 const ZSTD_LEVEL: i32 = 1;
 /// Bytes of statistics kept per value in the Parquet footer, so that a row with a huge text does not
 /// make a huge footer. Cut values are still bounds, marked as inexact, and [`super::metrics`] knows.
-const STATISTICS_BYTES: usize = 64;
+pub(super) const STATISTICS_BYTES: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Layout {
@@ -159,11 +159,4 @@ fn with_uuids(field: &TypePtr) -> parquet::errors::Result<TypePtr> {
         .with_logical_type(Some(LogicalType::Uuid))
         .with_id(id);
     Ok(Arc::new(uuid.build()?))
-}
-
-impl Layout {
-    /// The type of a leaf column, by its field id.
-    pub(super) fn primitive(&self, field_id: i32) -> Option<&PrimitiveType> {
-        self.iceberg.field_by_id(field_id)?.field_type.as_primitive_type()
-    }
 }

@@ -12,7 +12,8 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, SchemaRef};
 use iceberg::spec::{
-    DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, PrimitiveType, Struct,
+    DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, PrimitiveType, Schema,
+    Struct,
 };
 use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData};
@@ -20,6 +21,7 @@ use parquet::file::statistics::Statistics;
 use polder_core::{Error, ErrorCode, Result};
 
 use super::bounds::{binary_above, binary_below, string_above, string_below};
+use super::extremes::Extremes;
 use super::layout::Layout;
 
 /// A complete Parquet file.
@@ -30,7 +32,11 @@ pub(super) struct Finished {
     pub(super) nans: NanCounts,
     /// Of the rows as they were handed over, by the field ids of columns that hold single values.
     pub(super) nulls: HashMap<i32, u64>,
+    /// Of the same rows.
+    pub(super) extremes: Extremes,
     pub(super) partition: Struct,
+    /// The order of its rows, by its id.
+    pub(super) order: Option<i32>,
 }
 
 /// The manifest's entry of a file.
@@ -40,17 +46,13 @@ pub(super) fn data_file(layout: &Layout, file: Finished) -> Result<DataFile> {
     let split_offsets = groups.filter_map(|group| group.columns().first());
     let split_offsets = split_offsets.map(|column| column.byte_range().0 as i64).collect();
     check_nulls(&null_counts(&file.metadata), &file.nulls)?;
+    file.extremes.check(&columns)?;
     let flat = |of: fn(&Column) -> u64| -> HashMap<i32, u64> {
         let flat = columns.iter().filter(|(_, column)| !column.repeated);
         flat.map(|(id, column)| (*id, of(column))).collect()
     };
     let floats = layout.floats.iter().map(|float| float.field_id);
-    let (mut lower, mut upper) = (HashMap::new(), HashMap::new());
-    for (id, column) in columns.iter().filter(|(_, column)| !column.repeated) {
-        let Some(data_type) = layout.primitive(*id) else { continue };
-        lower.extend(column.lower(data_type).map(|datum| (*id, datum)));
-        upper.extend(column.upper(data_type).map(|datum| (*id, datum)));
-    }
+    let (lower, upper) = bounds_of(&columns, &layout.iceberg);
     let mut builder = DataFileBuilder::default();
     builder
         .content(DataContentType::Data)
@@ -67,13 +69,37 @@ pub(super) fn data_file(layout: &Layout, file: Finished) -> Result<DataFile> {
         .lower_bounds(lower)
         .upper_bounds(upper)
         .split_offsets(Some(split_offsets));
+    if let Some(order) = file.order {
+        builder.sort_order_id(order);
+    }
     builder.build().map_err(|cause| {
         Error::new(ErrorCode::Internal, "cannot describe a data file").caused_by(cause)
     })
 }
 
+/// Lower and upper bounds by field id.
+pub(crate) type Bounds = (HashMap<i32, Datum>, HashMap<i32, Datum>);
+
+/// The bounds of columns that are in no list, as a file's footer has them.
+pub(crate) fn bounds(metadata: &ParquetMetaData, schema: &Schema) -> Bounds {
+    bounds_of(&columns(metadata), schema)
+}
+
+fn bounds_of(columns: &HashMap<i32, Column>, schema: &Schema) -> Bounds {
+    let (mut lower, mut upper) = (HashMap::new(), HashMap::new());
+    for (id, column) in columns.iter().filter(|(_, column)| !column.repeated) {
+        let field = schema.field_by_id(*id);
+        let Some(data_type) = field.and_then(|field| field.field_type.as_primitive_type()) else {
+            continue;
+        };
+        lower.extend(column.lower(data_type).map(|datum| (*id, datum)));
+        upper.extend(column.upper(data_type).map(|datum| (*id, datum)));
+    }
+    (lower, upper)
+}
+
 /// The leaf columns of a file, by field id.
-fn columns(metadata: &ParquetMetaData) -> HashMap<i32, Column> {
+pub(super) fn columns(metadata: &ParquetMetaData) -> HashMap<i32, Column> {
     let mut columns: HashMap<i32, Column> = HashMap::new();
     for chunk in metadata.row_groups().iter().flat_map(RowGroupMetaData::columns) {
         let info = chunk.column_descr().self_type().get_basic_info();
@@ -115,17 +141,17 @@ fn check_nulls(found: &HashMap<i32, u64>, handed: &HashMap<i32, u64>) -> Result<
 
 /// One leaf column over all row groups.
 #[derive(Default)]
-struct Column {
-    bytes: u64,
-    values: u64,
-    nulls: u64,
-    repeated: bool,
-    min: Bound,
-    max: Bound,
+pub(super) struct Column {
+    pub(super) bytes: u64,
+    pub(super) values: u64,
+    pub(super) nulls: u64,
+    pub(super) repeated: bool,
+    pub(super) min: Bound,
+    pub(super) max: Bound,
 }
 
 #[derive(Default, Clone, PartialEq)]
-enum Bound {
+pub(super) enum Bound {
     /// No value yet.
     #[default]
     None,
@@ -134,8 +160,8 @@ enum Bound {
     Unknown,
 }
 
-#[derive(Clone, PartialEq, PartialOrd)]
-enum Value {
+#[derive(Clone, Debug, PartialEq, PartialOrd)]
+pub(super) enum Value {
     Boolean(bool),
     Int(i32),
     Long(i64),

@@ -7,6 +7,7 @@
 mod bounds;
 mod dictionary;
 mod encode;
+mod extremes;
 mod file;
 mod layout;
 mod metrics;
@@ -19,11 +20,12 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use iceberg::spec::DataFile;
 use polder_core::{Error, ErrorCode, Result};
+use tokio::task::JoinSet;
 
 pub(crate) use bounds::string_after;
 pub(crate) use encode::Budget;
 pub(crate) use layout::Layout;
-pub(crate) use metrics::null_counts;
+pub(crate) use metrics::{bounds, null_counts};
 pub(crate) use partition::Partitioner;
 pub use position_deletes::StagedDeletes;
 pub(crate) use position_deletes::{FILE_PATH_ID, write as write_deletes};
@@ -32,6 +34,9 @@ use crate::error;
 use crate::scan::ScanFile;
 use crate::storage::Output;
 use encode::{Encoder, Ready};
+
+/// Complete files of one writer on their way to being durable, while the next one is encoded.
+const FINISHING_MAX: usize = 1;
 
 /// A finished data file that no metadata names yet.
 #[derive(Clone, Debug)]
@@ -79,18 +84,30 @@ pub struct TableWriter {
     /// Absent after a failure.
     encoder: Option<Encoder>,
     outputs: HashMap<String, Output>,
+    /// Complete files that are not durable yet.
+    finishing: JoinSet<Result<StagedFile>>,
+    /// Bytes that these keep in memory.
+    finishing_bytes: usize,
     finished: Vec<StagedFile>,
 }
 
 impl TableWriter {
-    pub(crate) fn new(layout: Arc<Layout>, budget: Arc<Budget>, number: usize) -> Self {
+    /// `order`: the id of the order that rows come in, for files to be marked with.
+    pub(crate) fn new(
+        layout: Arc<Layout>,
+        budget: Arc<Budget>,
+        number: usize,
+        order: Option<i32>,
+    ) -> Self {
         budget.join();
-        let encoder = Encoder::new(Arc::clone(&layout), Arc::clone(&budget), number);
+        let encoder = Encoder::new(Arc::clone(&layout), Arc::clone(&budget), number, order);
         Self {
             layout,
             budget,
             encoder: Some(encoder),
             outputs: HashMap::new(),
+            finishing: JoinSet::new(),
+            finishing_bytes: 0,
             finished: Vec::new(),
         }
     }
@@ -101,21 +118,54 @@ impl TableWriter {
     /// `internal` for a batch of another layout; `lake.*` when the store fails. The writer is of no
     /// use afterwards.
     pub async fn write(&mut self, batch: RecordBatch) -> Result<()> {
-        self.layout.check(&batch)?;
-        if batch.num_rows() == 0 {
+        self.write_all(vec![batch]).await
+    }
+
+    /// The same of several batches, which are encoded in one go. What comes of them is in memory until the
+    /// last one is.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub async fn write_all(&mut self, batches: Vec<RecordBatch>) -> Result<()> {
+        for batch in &batches {
+            self.layout.check(batch)?;
+        }
+        if batches.iter().all(|batch| batch.num_rows() == 0) {
             return Ok(());
         }
-        self.step(move |encoder| encoder.write(&batch)).await?;
+        let rows = |batch: &&RecordBatch| batch.num_rows() > 0;
+        self.step(move |encoder| {
+            batches.iter().filter(rows).try_for_each(|batch| encoder.write(batch))
+        })
+        .await?;
         while let Some(largest) = self.over_buffered() {
-            self.step(move |encoder| encoder.close(&largest)).await?;
+            if self.finishing.is_empty() {
+                self.step(move |encoder| encoder.close(&largest)).await?;
+            } else {
+                // What is on its way may be enough.
+                let settled = self.settle(0).await;
+                self.unless_failed(settled).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Completes the files at hand: rows that come later are in others.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub async fn cut(&mut self) -> Result<()> {
+        self.step(Encoder::close_all).await
     }
 
     /// Completes the files. When this returns, they are durable.
     pub async fn finish(mut self) -> Result<Vec<StagedFile>> {
         self.step(Encoder::close_all).await?;
-        Ok(std::mem::take(&mut self.finished))
+        let settled = self.settle(0).await;
+        self.unless_failed(settled).await?;
+        let mut finished = std::mem::take(&mut self.finished);
+        finished.sort_by(|a, b| a.location().cmp(b.location()));
+        Ok(finished)
     }
 
     /// Lets the encoder compute, then carries away what it made.
@@ -139,11 +189,16 @@ impl TableWriter {
             }
             Err(error) => Err(error),
         };
-        if carried.is_err() {
+        self.unless_failed(carried).await
+    }
+
+    /// After a failure nothing of the writer stays.
+    async fn unless_failed(&mut self, done: Result<()>) -> Result<()> {
+        if done.is_err() {
             self.encoder = None;
             self.discard().await;
         }
-        carried
+        done
     }
 
     async fn carry(&mut self, ready: Vec<Ready>) -> Result<()> {
@@ -159,12 +214,29 @@ impl TableWriter {
                     }
                 }
                 Ready::Closed(data_file) => {
-                    if let Some(output) = self.outputs.remove(data_file.file_path()) {
-                        output.finish().await?;
-                    }
-                    self.finished.push(StagedFile { data_file: *data_file });
+                    let file = StagedFile { data_file: *data_file };
+                    let Some(output) = self.outputs.remove(file.location()) else {
+                        let message = "a data file without content";
+                        return Err(Error::new(ErrorCode::Internal, message));
+                    };
+                    self.settle(FINISHING_MAX - 1).await?;
+                    self.finishing_bytes += output.buffered();
+                    self.finishing.spawn(async move { output.finish().await.map(|()| file) });
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Waits until at most so many complete files are not durable yet.
+    async fn settle(&mut self, left: usize) -> Result<()> {
+        while self.finishing.len() > left {
+            let Some(joined) = self.finishing.join_next().await else { break };
+            let file = joined.map_err(error::join).and_then(|done| done)?;
+            self.finished.push(file);
+        }
+        if self.finishing.is_empty() {
+            self.finishing_bytes = 0;
         }
         Ok(())
     }
@@ -172,7 +244,7 @@ impl TableWriter {
     /// The file with the most bytes waiting for upload, if all files of this writer keep too many.
     fn over_buffered(&self) -> Option<String> {
         let buffered: usize = self.outputs.values().map(Output::buffered).sum();
-        if buffered <= self.budget.share() {
+        if buffered + self.finishing_bytes <= self.budget.share() {
             return None;
         }
         let largest = self.outputs.iter().max_by_key(|(_, output)| output.buffered());
@@ -184,6 +256,7 @@ impl TableWriter {
         for (_, output) in self.outputs.drain() {
             output.abort().await;
         }
+        self.finished.extend(made(&mut self.finishing).await);
         let files = self.finished.drain(..).map(|file| file.location().to_owned()).collect();
         if let Err(error) = self.layout.store.delete(files).await {
             tracing::warn!("files of a failed writer stay until orphan removal: {error}");
@@ -194,7 +267,33 @@ impl TableWriter {
 impl Drop for TableWriter {
     fn drop(&mut self) {
         self.budget.leave();
+        while let Some(joined) = self.finishing.try_join_next() {
+            self.finished.extend(joined.ok().and_then(Result::ok));
+        }
+        let store = &self.layout.store;
         let finished = self.finished.iter().map(|file| file.location().to_owned());
-        self.layout.store.delete_soon(finished.collect());
+        store.delete_soon(finished.collect());
+        // Local files come to be whoever waits for them, and so do objects whose request is on its way.
+        if self.finishing.is_empty() {
+            return;
+        }
+        let mut finishing = std::mem::take(&mut self.finishing);
+        let cleaner = store.clone();
+        store.clean_up(async move {
+            let files = made(&mut finishing).await;
+            let files = files.iter().map(|file| file.location().to_owned()).collect();
+            if let Err(error) = cleaner.delete(files).await {
+                tracing::warn!("files of a dropped writer stay until orphan removal: {error}");
+            }
+        });
     }
+}
+
+/// The files of those on their way that have come to be.
+async fn made(finishing: &mut JoinSet<Result<StagedFile>>) -> Vec<StagedFile> {
+    let mut files = Vec::new();
+    while let Some(joined) = finishing.join_next().await {
+        files.extend(joined.ok().and_then(Result::ok));
+    }
+    files
 }

@@ -37,6 +37,11 @@ pub struct StagedDeletes {
 }
 
 impl StagedDeletes {
+    /// Where it is.
+    pub fn location(&self) -> &str {
+        self.file.file_path()
+    }
+
     /// The data file whose rows it deletes.
     pub fn of(&self) -> &str {
         &self.of

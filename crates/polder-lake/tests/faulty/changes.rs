@@ -2,8 +2,8 @@
 
 use arrow::array::RecordBatch;
 use futures::TryStreamExt;
-use polder_core::Result;
 use polder_core::retention::Retention;
+use polder_core::{Authorized, OrgId, Result};
 use polder_lake::{
     CmpOp, Lake, LakeTable, Literal, Predicate, ScanFile, ScanRequest, Stage, StageKind,
     StageRequest, StagedFile,
@@ -45,6 +45,7 @@ pub(crate) const IDS: [i64; 5] = [0, 1, 2, 3, 5];
 /// A table whose first version, `v1`, had the ids 90 to 92; the second has two files, of the ids 0 to
 /// 2 and 3 to 5, and 4 is deleted by its position.
 pub(crate) struct Before {
+    org: Authorized<OrgId>,
     table: LakeTable,
     files: Vec<ScanFile>,
     first: ScanFile,
@@ -57,18 +58,19 @@ impl Before {
         let runs =
             [(StageKind::Replace, 90..93), (StageKind::Replace, 0..3), (StageKind::Append, 3..6)];
         for (kind, ids) in runs {
-            run(lake, name, request(kind, &schema), &[rows(ids)]).await.expect("run");
+            let request = request(kind, &schema);
+            run_of(lake, (&ground.org, name), request, &[rows(ids)]).await.expect("run");
         }
-        let now = table(lake, name).await;
+        let now = ground.now().await;
         let second = only_file(&now, CmpOp::GtEq).await;
         let stage = lake.stage_on(&now, files_request()).expect("stage");
         let deletes = stage.write_deletes(&[(second, vec![1])]).await.expect("deletes");
         stage.row_delta(deletes, Vec::new()).await.expect("deleted");
-        let table = table(lake, name).await;
+        let table = ground.now().await;
         let scan = ScanRequest { snapshot: None, filter: Predicate::True, columns: None };
         let files = table.plan(scan).await.expect("plan").files;
         let first = only_file(&table, CmpOp::Lt).await;
-        Self { table, files, first }
+        Self { org: ground.org.clone(), table, files, first }
     }
 
     /// Files as a rewrite takes them: their addresses and their rows.
@@ -143,15 +145,14 @@ impl Change {
 
     /// Makes the change under an id. Returns whether it had been made before.
     pub(crate) async fn make(self, lake: &Lake, before: &Before, id: Uuid) -> Result<bool> {
-        let name = before.table.name();
-        let org = org("401");
+        let (org, name) = (&before.org, before.table.name());
         let stage = || lake.stage_on(&before.table, StageRequest { run_id: id, ..files_request() });
         match self {
             Self::AppendFiles | Self::ReplaceTable => {
                 let appends = self == Self::AppendFiles;
                 let kind = if appends { StageKind::Append } else { StageKind::Replace };
                 let request = StageRequest { run_id: id, ..request(kind, &id_and_text()) };
-                let stage = lake.stage(&org, name, request).await?;
+                let stage = lake.stage(org, name, request).await?;
                 let files = staged(&stage, vec![rows(6..7)]).await?;
                 let summary = summary(&files);
                 Ok(stage.commit(files, &checkpoint(6), summary).await?.already)
@@ -182,8 +183,8 @@ impl Change {
                     }
                 }
             }
-            Self::Rollback => lake.rollback(&org, name, "v1", id).await.map(|_| false),
-            Self::ExpireSnapshots => lake.expire(&org, name, &RETENTION, id).await.map(|_| false),
+            Self::Rollback => lake.rollback(org, name, "v1", id).await.map(|_| false),
+            Self::ExpireSnapshots => lake.expire(org, name, &RETENTION, id).await.map(|_| false),
         }
     }
 }

@@ -10,9 +10,7 @@ use iceberg::spec::{
 };
 use object_store::ObjectStoreExt;
 use parquet::file::metadata::ParquetMetaDataReader;
-use polder_lake::Lake;
-
-use crate::support::*;
+use polder_lake::{Lake, LakeTable};
 
 /// What was found.
 pub(crate) struct Checked {
@@ -27,8 +25,8 @@ pub(crate) struct Checked {
 ///
 /// # Panics
 /// If something is not as the specification says, with what it is.
-pub(crate) async fn check(lake: &Lake, name: &str) -> Checked {
-    let location = table(lake, name).await.metadata_location().to_owned();
+pub(crate) async fn check(lake: &Lake, table: &LakeTable) -> Checked {
+    let location = table.metadata_location().to_owned();
     let mut check = Check { lake, files: BTreeSet::new(), sizes: HashMap::new() };
     let json = check.read(&location).await;
     let metadata: TableMetadata = serde_json::from_slice(&json).expect("metadata");

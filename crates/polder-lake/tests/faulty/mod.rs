@@ -5,7 +5,7 @@ pub(crate) mod changes;
 pub(crate) mod check;
 pub(crate) mod objects;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 
@@ -13,8 +13,10 @@ use futures::TryStreamExt;
 use futures::future::BoxFuture;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
-use polder_core::Result;
-use polder_lake::{Catalog, CatalogSettings, Lake, LakeSettings, S3Settings, SqlCatalog, Store};
+use polder_core::{Authorized, OrgId, Result};
+use polder_lake::{
+    Catalog, CatalogSettings, Lake, LakeSettings, LakeTable, S3Settings, SqlCatalog, Store,
+};
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -24,6 +26,7 @@ use self::catalog::FaultyCatalog;
 use self::check::Checked;
 use self::objects::FaultyObjects;
 use crate::between::Through;
+use crate::conformance::new_org;
 use crate::support::*;
 
 /// Cases under way at the same time; most of their time goes by in pauses.
@@ -69,25 +72,41 @@ pub(crate) fn in_memory(objects: Arc<dyn ObjectStore>) -> Store {
 }
 
 /// Where the files of a lake are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Place {
     /// On S3, in the memory of this process.
     Memory,
     /// On local disk, where a server that writes the states of tables itself finds them too.
     Disk,
+    /// Where a server has its warehouse, and takes tables nowhere else.
+    Warehouse(Box<LakeSettings>),
 }
 
 impl Place {
-    /// A new store there, and its folder.
-    pub(crate) fn store(self) -> (Store, Option<TempDir>) {
+    /// A store there, new but for a server's, and its folder.
+    pub(crate) fn store(&self) -> (Store, Option<TempDir>) {
         match self {
             Self::Memory => (in_memory(Arc::new(InMemory::new())), None),
             Self::Disk => {
                 let (store, _, folder) = on_disk();
                 (store, Some(folder))
             }
+            Self::Warehouse(settings) => (Store::open(settings).expect("store"), None),
         }
     }
+}
+
+/// The folder of an org's files in a warehouse that many share; the org gets its namespace.
+async fn folder_of(catalog: &dyn Catalog, warehouse: &str, org: &OrgId) -> String {
+    let (namespace, chosen) = (org.namespace(), Uuid::new_v4());
+    let wanted = BTreeMap::from([
+        ("polder.org-uuid".to_owned(), chosen.to_string()),
+        ("location".to_owned(), format!("{warehouse}/{chosen}")),
+    ]);
+    // A server that chooses them itself takes none of these.
+    catalog.ensure_namespace(&namespace, &wanted).await.expect("namespace");
+    let found = catalog.namespace(&namespace).await.expect("namespace").expect("there");
+    format!("{warehouse}/{}", found["polder.org-uuid"])
 }
 
 /// A store on local disk, its root, and its folder.
@@ -109,14 +128,16 @@ pub(crate) struct Ground {
     pub(crate) clean: Lake,
     pub(crate) catalog: Arc<FaultyCatalog>,
     pub(crate) objects: Arc<FaultyObjects>,
+    pub(crate) org: Authorized<OrgId>,
     pub(crate) table: String,
 }
 
 impl Ground {
-    pub(crate) async fn on(connect: &Connect, place: Place) -> Self {
+    pub(crate) async fn on(connect: &Connect, place: &Place) -> Self {
         match place {
             Place::Memory => Self::new(connect).await,
             Place::Disk => Self::local(connect).await,
+            Place::Warehouse(settings) => Self::shared(connect, settings).await,
         }
     }
 
@@ -140,6 +161,17 @@ impl Ground {
         Self { _folder: Some(folder), ..ground }
     }
 
+    /// Beside the tables of others, in an org of its own.
+    async fn shared(connect: &Connect, settings: &LakeSettings) -> Self {
+        let store = Store::open(settings).expect("store");
+        let org = new_org();
+        let catalog = connect(store.clone()).await;
+        let root = folder_of(&*catalog, &settings.warehouse, org.get()).await;
+        let objects = Arc::new(FaultyObjects::new(Arc::new(InMemory::new())));
+        let ground = Self::with(connect, root, store.clone(), store, objects).await;
+        Self { org, ..ground }
+    }
+
     async fn with(
         connect: &Connect,
         root: String,
@@ -150,17 +182,22 @@ impl Ground {
         let catalog = Arc::new(FaultyCatalog::new(connect(faulty.clone()).await));
         let lake = Lake::new(faulty, Through::catalog(&catalog));
         let clean = Lake::new(store.clone(), connect(store).await);
-        let table = format!("t{}", Uuid::new_v4().simple());
-        Self { root, _folder: None, lake, clean, catalog, objects, table }
+        let (org, table) = (org("401"), format!("t{}", Uuid::new_v4().simple()));
+        Self { root, _folder: None, lake, clean, catalog, objects, org, table }
+    }
+
+    /// The table, as another process has it.
+    pub(crate) async fn now(&self) -> LakeTable {
+        table_of(&self.clean, &self.org, &self.table).await
     }
 
     /// The table's ids, as another process reads them.
     pub(crate) async fn ids(&self) -> Vec<i64> {
-        ids(&table(&self.clean, &self.table).await).await
+        ids(&self.now().await).await
     }
 
     pub(crate) async fn check(&self) -> Checked {
-        check::check(&self.clean, &self.table).await
+        check::check(&self.clean, &self.now().await).await
     }
 
     /// Every file of the lake.

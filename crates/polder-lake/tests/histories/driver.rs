@@ -12,8 +12,8 @@ use polder_core::retention::Retention;
 use polder_core::spec::PartitionField;
 use polder_core::{ErrorCode, Result, TableSchema};
 use polder_lake::{
-    CmpOp, LakeTable, Literal, MetadataRequest, OrphanRequest, Predicate, ScanFile, ScanRequest,
-    Stage, StageKind, StageRequest,
+    CmpOp, LakeTable, Literal, MetadataRequest, OrphanRequest, Placed, Predicate, RowDelta,
+    ScanFile, ScanRequest, Stage, StageKind, StageRequest,
 };
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -108,6 +108,9 @@ impl History {
         let refused = step.fault == Fault::Refused;
         match &step.action {
             Action::Overtaken { by } => self.overtaken(by, refused).await,
+            Action::OvertakenRewrite { files, by } => {
+                self.overtaken_rewrite(*files, by, refused).await;
+            }
             action => self.act(action, refused).await,
         }
         self.ground.catalog.settle().await;
@@ -117,6 +120,7 @@ impl History {
     async fn act(&mut self, action: &Action, refused: bool) {
         match *action {
             Action::RowDelta { file, rows } => self.row_delta(file, rows.into(), refused).await,
+            Action::Merge { file, rows } => self.merge(file, rows.into(), refused).await,
             Action::Overwrite { file, rows } => self.overwrite(file, rows.into(), refused).await,
             Action::DeleteFile { file } => self.delete_file(file, refused).await,
             Action::Rewrite { files } => self.rewrite(files, refused).await,
@@ -127,10 +131,12 @@ impl History {
             Action::Optimize => self.optimize(refused).await,
             Action::Metadata => self.metadata(refused).await,
             Action::Tag { of } => self.tag(of).await,
+            Action::Pin { of } => self.pin(of, refused).await,
+            Action::Unpin { which } => self.unpin(which, refused).await,
             Action::Crash { rows } => self.crash(rows.into()).await,
             Action::Orphans { restore } => self.orphans(restore).await,
             Action::Again => self.again().await,
-            Action::Overtaken { .. } => {}
+            Action::Overtaken { .. } | Action::OvertakenRewrite { .. } => {}
             _ => {
                 let run = self.planned(action);
                 self.run(run, refused).await;
@@ -314,6 +320,69 @@ impl History {
         }
     }
 
+    /// A rewrite that began before another action: it is made if its files are as they were, and
+    /// refused otherwise. No row comes back, and none goes.
+    async fn overtaken_rewrite(&mut self, chosen: u8, by: &Action, refused: bool) {
+        let (now, stage, files) = self.files().await;
+        let old = some_of(&files, chosen);
+        let batches = ids_in(&now, &old).await.0;
+        let before = self.model.main;
+        self.act(by, refused).await;
+        self.ground.catalog.next(&[]);
+        let new = staged(&stage, batches).await.expect("staged");
+        match stage.rewrite_files(old, new).await {
+            Ok(done) => self.model.commit(done.snapshot_id, self.model.now()),
+            Err(error) => {
+                assert_eq!(error.code(), ErrorCode::LakeConflict, "{error:?}");
+                assert_ne!(self.model.main, before, "{by:?} disturbs no rewrite");
+            }
+        }
+    }
+
+    /// Every other row of a file goes, and others come.
+    async fn merge(&mut self, file: u8, rows: usize, refused: bool) {
+        let mut wanted = self.model.now();
+        let request = self.request(StageKind::Merge, &table_schema(&wanted.columns));
+        let table = self.ground.table.clone();
+        let stage = self.ground.lake.stage(&org("401"), &table, request.clone()).await;
+        let stage = stage.expect("stage");
+        let mut deletes = Vec::new();
+        if let Some((file, positions, gone)) = self.every_other(file).await {
+            deletes = stage.write_deletes(&[(file, positions)]).await.expect("deletes");
+            wanted = wanted.without(&gone);
+        }
+        let rows = self.fresh(rows);
+        let new = State::new(wanted.columns.clone()).with(rows.iter().copied());
+        let files = staged(&stage, batches_of(&new)).await.expect("staged");
+        let summary = summary(&files);
+        let delta = RowDelta { files, deletes, among: Predicate::True };
+        let start = checkpoint(self.next_row);
+        let done = Box::pin(stage.commit_delta(delta, &start, summary, None)).await;
+        if refused {
+            assert_eq!(done.expect_err("refused").code(), ErrorCode::LakeFailed);
+            return;
+        }
+        let done = done.expect("made");
+        assert_eq!((done.already, done.version), (false, None));
+        self.model.commit(done.snapshot_id, wanted.with(rows));
+        self.last_run = Some(request);
+    }
+
+    /// A file, the places of every other row that is left in it, and their ids; `None` if there is no
+    /// such row.
+    async fn every_other(&self, which: u8) -> Option<(ScanFile, Vec<u64>, Vec<i64>)> {
+        let now = table(&self.ground.lake, &self.ground.table).await;
+        let scan = ScanRequest { snapshot: None, filter: Predicate::True, columns: None };
+        let files = now.plan(scan.clone()).await.expect("plan").files;
+        let file = pick(&files, which)?.clone();
+        let placed = now.read_placed(scan).await.expect("read");
+        let placed: Vec<Placed> = placed.try_collect().await.expect("rows");
+        let own = placed.iter().filter(|rows| rows.file.path == file.path);
+        let rows = own.flat_map(|rows| rows.positions.iter().copied().zip(ids_of(&rows.records)));
+        let (positions, ids): (Vec<u64>, Vec<i64>) = rows.step_by(2).unzip();
+        (!positions.is_empty()).then_some((file, positions, ids))
+    }
+
     /// A stage of changes of files, on the present state.
     async fn files(&self) -> (LakeTable, Stage, Vec<ScanFile>) {
         let now = table(&self.ground.lake, &self.ground.table).await;
@@ -386,8 +455,7 @@ impl History {
 
     async fn rewrite(&mut self, chosen: u8, refused: bool) {
         let (now, stage, files) = self.files().await;
-        let chosen = files.iter().enumerate().filter(|(at, _)| chosen >> (at % 8) & 1 == 1);
-        let old: Vec<String> = chosen.map(|(_, file)| file.path.clone()).collect();
+        let old = some_of(&files, chosen);
         let batches = ids_in(&now, &old).await.0;
         let new = staged(&stage, batches).await.expect("staged");
         let done = stage.rewrite_files(old.clone(), new).await;
@@ -404,7 +472,7 @@ impl History {
 
     async fn optimize(&mut self, refused: bool) {
         let now = table(&self.ground.lake, &self.ground.table).await;
-        let files = now.files(&self.partition).await.expect("files");
+        let files = now.files(&self.partition, &[]).await.expect("files");
         let costs: Vec<FileCost> = files.files().iter().map(|file| file.cost).collect();
         let bins = plan(&costs, &Aim { commit_bytes: 1 << 30, ..Aim::at(256 << 10) });
         if bins.is_empty() && files.dead_deletes().is_empty() {
@@ -457,6 +525,29 @@ impl History {
         let catalog = Through::catalog(&self.ground.catalog);
         catalog.commit(&ident, &[], vec![update]).await.expect("tagged");
         self.model.tags.insert(name, of);
+    }
+
+    async fn pin(&mut self, of: u8, refused: bool) {
+        let kept: Vec<i64> = self.model.states.keys().copied().collect();
+        let of = *pick(&kept, of).expect("a state");
+        let name = format!("pin-{}", self.tags);
+        self.tags += 1;
+        let (lake, table) = (&self.ground.lake, &self.ground.table);
+        match lake.pin(&org("401"), table, &name, of).await {
+            Ok(_) => assert_eq!(self.model.tags.insert(name, of), None),
+            Err(error) => assert!(refused && error.code() == ErrorCode::LakeFailed, "{error:?}"),
+        }
+    }
+
+    async fn unpin(&mut self, which: u8, refused: bool) {
+        let pins = self.model.tags.keys().filter(|name| name.starts_with("pin-"));
+        let pins: Vec<String> = pins.cloned().collect();
+        let Some(name) = pick(&pins, which) else { return };
+        let (lake, table) = (&self.ground.lake, &self.ground.table);
+        match lake.release_pin(&org("401"), table, name).await {
+            Ok(_) => assert!(self.model.tags.remove(name).is_some()),
+            Err(error) => assert!(refused && error.code() == ErrorCode::LakeFailed, "{error:?}"),
+        }
     }
 
     async fn crash(&mut self, rows: usize) {
@@ -566,7 +657,7 @@ impl History {
             now.refs().into_iter().map(|found| (found.name, found.snapshot_id)).collect();
         assert_eq!(refs.remove("main"), self.model.main);
         assert_eq!(refs, self.model.tags);
-        let files = now.files(&self.partition).await.expect("files");
+        let files = now.files(&self.partition, &[]).await.expect("files");
         let live = files.files().iter().map(|file| file.cost.rows - file.cost.deleted_rows);
         assert_eq!(live.sum::<u64>(), present.rows.len() as u64, "deletes lie at their files");
         for filter in filters(&present) {
@@ -592,12 +683,20 @@ fn first_columns() -> Vec<Column> {
 async fn ids_in(table: &LakeTable, files: &[String]) -> (Vec<RecordBatch>, Vec<i64>) {
     let stream = table.read_files(&files.iter().cloned().collect()).await.expect("read");
     let batches: Vec<RecordBatch> = stream.try_collect().await.expect("rows");
-    let ids = batches.iter().flat_map(|batch| {
-        let ids = batch.column_by_name("id").expect("ids");
-        ids.as_any().downcast_ref::<Int64Array>().expect("long").values().to_vec()
-    });
-    let ids = ids.collect();
+    let ids = batches.iter().flat_map(ids_of).collect();
     (batches, ids)
+}
+
+/// The ids of rows, in their order.
+fn ids_of(batch: &RecordBatch) -> Vec<i64> {
+    let ids = batch.column_by_name("id").expect("ids");
+    ids.as_any().downcast_ref::<Int64Array>().expect("long").values().to_vec()
+}
+
+/// The paths of some of the files.
+fn some_of(files: &[ScanFile], chosen: u8) -> Vec<String> {
+    let chosen = files.iter().enumerate().filter(|(at, _)| chosen >> (at % 8) & 1 == 1);
+    chosen.map(|(_, file)| file.path.clone()).collect()
 }
 
 /// A state's rows, in batches of a few.

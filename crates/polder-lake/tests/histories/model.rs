@@ -204,8 +204,9 @@ impl Model {
             assert_eq!(*named, from, "{kept_as} is the state before");
             return;
         }
-        let named = self.tags.values().any(|snapshot| *snapshot == from);
-        assert!(!named && kept_as.starts_with("before-rollback-"), "{kept_as}");
+        let own = |name: &str| name.starts_with("before-rollback-");
+        let named = self.tags.iter().any(|(name, snapshot)| own(name) && *snapshot == from);
+        assert!(!named && own(kept_as), "{kept_as}");
         self.tags.insert(kept_as.to_owned(), from);
     }
 
@@ -221,7 +222,7 @@ impl Model {
             lineage.iter().find_map(|id| numbers.iter().find(|number| tag(number) == *id));
         kept.extend(current);
         let goes = |name: &String| {
-            let of_others = name.starts_with("tag-");
+            let of_others = name.starts_with("tag-") || name.starts_with("pin-");
             !of_others && number(name).is_none_or(|number| !kept.contains(&number))
         };
         let names: Vec<String> = self.tags.keys().filter(|name| goes(name)).cloned().collect();

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use object_store::ClientOptions;
 use object_store::aws::{AwsAuthorizer, AwsCredential};
 use object_store::client::{HttpConnector, HttpRequest, ReqwestConnector};
+use polder_core::ErrorCode;
 use polder_lake::{CatalogSettings, Lake, LakeSettings, StageKind};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -25,6 +26,54 @@ async fn nothing_passes_a_fence_in_postgresql() {
     let lake = Lake::open(settings.clone()).await.expect("lake");
     let other = Lake::open(settings).await.expect("lake");
     nothing_passes_a_fence(&lake, &other).await;
+    drop((lake, other));
+    database.drop().await;
+}
+
+/// A statement that has looks for the fence before it was there, and waits for somebody else's lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_in_postgresql_waits_for_commits_that_have_not_seen_it() {
+    let database = Database::new().await;
+    let folder = TempDir::new().expect("folder");
+    let settings = LakeSettings {
+        catalog: CatalogSettings::Sql(database.url.clone().into()),
+        ..Scratch::settings(&folder)
+    };
+    let lake = Lake::open(settings.clone()).await.expect("lake");
+    let other = Lake::open(settings).await.expect("lake");
+    let own = org("401");
+    let replace = request(StageKind::Replace, &id_and_text());
+    let snapshot = run(&lake, "t", replace, &[rows(0..3)]).await.expect("create").snapshot_id;
+
+    let pool = sqlx::PgPool::connect(&database.url).await.expect("PostgreSQL");
+    let mut lock = pool.begin().await.expect("transaction");
+    let locked = "SELECT 1 FROM iceberg_tables FOR UPDATE";
+    sqlx::query(locked).execute(&mut *lock).await.expect("lock");
+    let writer = lake.clone();
+    let mut commits = tokio::task::JoinSet::new();
+    commits.spawn(async move { writer.pin(&org("401"), "t", "late", snapshot).await });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                 AND wait_event_type = 'Lock' AND query LIKE 'UPDATE iceberg_tables%'";
+    let mut looks = 0;
+    loop {
+        let (waiting,): (i64,) = sqlx::query_as(waits).fetch_one(&pool).await.expect("activity");
+        if waiting == 1 {
+            break;
+        }
+        looks += 1;
+        assert!(looks < 1_000, "the commit never came to the row");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut fence = Box::pin(other.fence(&own, "e1"));
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut fence).await;
+    assert!(early.is_err(), "a commit may yet land");
+    lock.commit().await.expect("release");
+    assert_eq!(fence.await.expect("fence"), "e1");
+    let pinned = commits.join_next().await.expect("a commit").expect("task").expect("it was first");
+    assert!(pinned);
+    let refused = lake.pin(&own, "t", "later", snapshot).await.expect_err("fenced");
+    assert_eq!(refused.code(), ErrorCode::LakeFenced);
+    pool.close().await;
     drop((lake, other));
     database.drop().await;
 }

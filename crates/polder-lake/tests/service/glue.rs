@@ -260,12 +260,12 @@ fn connect() -> Connect {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_through_glue_are_exact() {
-    faults::hold_sample(&connect(), Place::Memory).await;
+    faults::hold_sample(&connect(), &Place::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_writers_through_glue_lose_and_double_nothing() {
-    stress::hold_all(&connect(), Place::Memory, true).await;
+    stress::hold_all(&connect(), &Place::Memory, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

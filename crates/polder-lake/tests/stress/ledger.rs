@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::Result;
-use polder_lake::{Catalog, CommitFailure, StagedFile, TableState};
+use polder_lake::{Catalog, CommitFailure, StagedDeletes, StagedFile, TableState};
 use uuid::Uuid;
 
 use crate::between::Between;
@@ -14,8 +14,20 @@ use crate::between::Between;
 /// What a commit does to the ids.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Effect {
+    pub(super) kind: Kind,
     pub(super) adds: Vec<i64>,
+    /// Of a refresh, all ids of the state before are, and none is named.
     pub(super) removes: Vec<i64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    #[default]
+    Change,
+    /// A run that adds rows and deletes rows.
+    Merge,
+    /// A run whose rows take the place of all others.
+    Refresh,
 }
 
 #[derive(Debug, Default)]
@@ -29,11 +41,21 @@ struct Inner {
     effects: HashMap<Uuid, Effect>,
     /// The ids in each file, in the order of its rows.
     files: HashMap<String, Vec<i64>>,
-    /// Of every snapshot that was ever sent: its parent, and whose it is.
-    snapshots: HashMap<i64, (Option<i64>, Option<Uuid>)>,
+    /// Whose every snapshot is that was ever sent. Attempts of one commit share an id.
+    sent: HashMap<i64, Option<Uuid>>,
+    /// The metadata files that were ever the table's.
+    states: HashSet<String>,
+    /// The parents of those that landed, as states of the table have them. Which attempt lands is not
+    /// known when it is sent: after a rollback, a late one may again be on top of `main`.
+    parents: HashMap<i64, Option<i64>>,
     rows: HashMap<i64, Arc<BTreeSet<i64>>>,
     acknowledged: HashMap<Uuid, i64>,
     failed: HashSet<Uuid>,
+    /// Commits of which an answer was lost.
+    unclear: HashSet<Uuid>,
+    /// Whose a delete file is, by its name, and the metadata files of a commit, by what is theirs alone
+    /// in their names. Data files have their run's id in theirs.
+    owners: HashMap<String, Uuid>,
     /// What `main` was before each rollback.
     rolled_back: Vec<i64>,
 }
@@ -53,6 +75,20 @@ impl Ledger {
             let file = files.iter().map(|file| (file.location().to_owned(), ids.to_vec()));
             inner.files.extend(file);
         });
+    }
+
+    /// Delete files that are written for a commit.
+    pub(super) fn deleted(&self, id: Uuid, deletes: &[StagedDeletes]) {
+        self.with(|inner| {
+            let names = deletes.iter().map(|file| name(file.location()).to_owned());
+            inner.owners.extend(names.map(|name| (name, id)));
+        });
+    }
+
+    /// Whether a file was written for a commit of which an answer was lost: until it is certain that
+    /// nothing can name it, it stays, and whoever could tell may be gone by then.
+    pub(super) fn may_leave(&self, file: &str) -> bool {
+        self.with(|inner| inner.owner(file).is_some_and(|owner| inner.unclear.contains(&owner)))
     }
 
     pub(super) fn ids_of(&self, file: &str) -> Vec<i64> {
@@ -76,6 +112,29 @@ impl Ledger {
         self.with(|inner| inner.acknowledged.len())
     }
 
+    /// How many of the kind were acknowledged.
+    pub(super) fn made(&self, kind: Kind) -> usize {
+        self.with(|inner| {
+            let of_kind = |id: &&Uuid| inner.effects.get(*id).is_some_and(|did| did.kind == kind);
+            inner.acknowledged.keys().filter(of_kind).count()
+        })
+    }
+
+    fn saw(&self, state: &TableState) {
+        self.with(|inner| {
+            inner.states.insert(state.metadata_location.clone());
+            for found in state.metadata.snapshots() {
+                let (id, parent) = (found.snapshot_id(), found.parent_snapshot_id());
+                let known = *inner.parents.entry(id).or_insert(parent);
+                assert_eq!(known, parent, "{id} landed once");
+            }
+        });
+    }
+
+    pub(super) fn was_state(&self, file: &str) -> bool {
+        self.with(|inner| inner.states.contains(file))
+    }
+
     /// The ids of a state: those of its parent, less and more.
     pub(super) fn rows(&self, snapshot: i64) -> Arc<BTreeSet<i64>> {
         self.with(|inner| inner.rows(snapshot))
@@ -90,7 +149,7 @@ impl Ledger {
             for head in heads {
                 let mut next = Some(head);
                 while let Some(snapshot) = next.filter(|snapshot| reached.insert(*snapshot)) {
-                    next = inner.snapshots[&snapshot].0;
+                    next = inner.parents[&snapshot];
                 }
             }
             for (id, snapshot) in &inner.acknowledged {
@@ -100,7 +159,7 @@ impl Ledger {
                 );
             }
             for snapshot in reached {
-                let whose = inner.snapshots[&snapshot].1;
+                let whose = inner.sent[&snapshot];
                 let failed = whose.is_some_and(|id| inner.failed.contains(&id));
                 assert!(!failed, "{whose:?} failed, and {snapshot} is there");
             }
@@ -108,7 +167,42 @@ impl Ledger {
     }
 }
 
+/// The last part of an address.
+fn name(address: &str) -> &str {
+    address.rsplit('/').next().unwrap_or(address)
+}
+
+/// What is a commit's alone in the name of a manifest (`<unique>-m0.avro`) or of a manifest list
+/// (`snap-<snapshot>-<attempt>-<unique>.avro`).
+fn unique(name: &str) -> Option<&str> {
+    const LENGTH: usize = 36;
+    let stem = name.strip_suffix(".avro")?;
+    match stem.strip_prefix("snap-") {
+        Some(list) => list.get(list.len().checked_sub(LENGTH)?..),
+        None => stem.get(..LENGTH),
+    }
+}
+
 impl Inner {
+    fn owner(&self, file: &str) -> Option<Uuid> {
+        let name = name(file);
+        match unique(name) {
+            Some(unique) => self.owners.get(unique).copied(),
+            None => self.owners.get(name).copied().or_else(|| name.get(..36)?.parse().ok()),
+        }
+    }
+
+    /// Those whose snapshots an update is about.
+    fn concerned(&self, update: &TableUpdate) -> Vec<Uuid> {
+        let snapshots = match update {
+            TableUpdate::AddSnapshot { snapshot } => vec![snapshot.snapshot_id()],
+            TableUpdate::SetSnapshotRef { reference, .. } => vec![reference.snapshot_id],
+            TableUpdate::RemoveSnapshots { snapshot_ids } => snapshot_ids.clone(),
+            _ => Vec::new(),
+        };
+        snapshots.iter().filter_map(|id| *self.sent.get(id)?).collect()
+    }
+
     fn rows(&mut self, snapshot: i64) -> Arc<BTreeSet<i64>> {
         let mut chain = Vec::new();
         let mut rows = Arc::default();
@@ -119,13 +213,16 @@ impl Inner {
                 break;
             }
             chain.push(id);
-            next = self.snapshots.get(&id).unwrap_or_else(|| panic!("{id} was never sent")).0;
+            next = *self.parents.get(&id).unwrap_or_else(|| panic!("{id} was in no state"));
         }
         for id in chain.into_iter().rev() {
-            let mut own = BTreeSet::clone(&rows);
-            let whose = self.snapshots[&id].1;
+            let whose = self.sent[&id];
             let effect =
                 whose.and_then(|whose| self.effects.get(&whose)).cloned().unwrap_or_default();
+            let mut own = match effect.kind {
+                Kind::Refresh => BTreeSet::new(),
+                Kind::Change | Kind::Merge => BTreeSet::clone(&rows),
+            };
             for gone in effect.removes {
                 assert!(own.remove(&gone), "{whose:?} removed {gone}, which was not there");
             }
@@ -139,7 +236,7 @@ impl Inner {
     }
 }
 
-/// Writes down every snapshot that is sent to the catalog behind it.
+/// Writes down every snapshot that is sent to the catalog behind it, and every one that is there.
 #[derive(Debug)]
 pub(super) struct Recorder {
     pub(super) inner: Arc<dyn Catalog>,
@@ -150,6 +247,14 @@ pub(super) struct Recorder {
 impl Between for Recorder {
     fn inner(&self) -> &dyn Catalog {
         &*self.inner
+    }
+
+    async fn load(&self, ident: &TableIdent) -> Result<Option<TableState>> {
+        let found = self.inner.load(ident).await?;
+        if let Some(found) = &found {
+            self.ledger.saw(found);
+        }
+        Ok(found)
     }
 
     async fn commit(
@@ -163,10 +268,23 @@ impl Between for Recorder {
             let said = &snapshot.summary().additional_properties;
             let id = |key: &str| said.get(key).and_then(|id| id.parse().ok());
             let whose = id("polder.run-id").or_else(|| id("polder.commit-id"));
-            let known = (snapshot.parent_snapshot_id(), whose);
-            // Attempts of one commit share an id; the last that is sent is the one that can land.
-            self.ledger.with(|inner| inner.snapshots.insert(snapshot.snapshot_id(), known));
+            self.ledger.with(|inner| {
+                inner.sent.insert(snapshot.snapshot_id(), whose);
+                let unique = unique(name(snapshot.manifest_list()));
+                inner.owners.extend(unique.map(str::to_owned).zip(whose));
+            });
         }
-        self.inner.commit(ident, requirements, updates).await
+        let concerned: Vec<Uuid> = self
+            .ledger
+            .with(|inner| updates.iter().flat_map(|update| inner.concerned(update)).collect());
+        let outcome = self.inner.commit(ident, requirements, updates).await;
+        match &outcome {
+            Ok(landed) => self.ledger.saw(landed),
+            Err(CommitFailure::Unknown(_)) => {
+                self.ledger.with(|inner| inner.unclear.extend(concerned));
+            }
+            Err(_) => {}
+        }
+        outcome
     }
 }

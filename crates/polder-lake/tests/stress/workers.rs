@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, new_null_array};
+use async_trait::async_trait;
 use futures::TryStreamExt;
 use polder_core::{ErrorCode, Field, LakeType, Result, TableSchema};
 use polder_lake::{
-    CmpOp, Lake, LakeTable, Literal, Predicate, ScanFile, ScanRequest, SnapshotInfo, Stage,
-    StageKind, StageRequest, StagedFile,
+    CmpOp, Gate, Lake, LakeTable, Literal, Predicate, RowDelta, ScanFile, ScanRequest,
+    SnapshotInfo, Stage, StageKind, StageRequest, StagedFile,
 };
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use uuid::Uuid;
 
-use super::ledger::Effect;
+use super::ledger::{Effect, Kind, Ledger};
 use super::{PATIENCE, RETENTION, WRITERS, World};
 use crate::faulty::catalog::Fault;
 use crate::faulty::changes::staged;
@@ -40,9 +41,11 @@ const FAULTS: [Fault; 8] = [
 const BACK_MAX: usize = 4;
 /// Columns beside `id` and `text`.
 const MORE_COLUMNS_MAX: usize = 4;
+/// How often a merge is made anew on a newer state, as other runs are faster.
+const MERGES_MAX: usize = 8;
 
 pub(super) struct Worker {
-    world: Arc<World>,
+    pub(super) world: Arc<World>,
     number: i64,
     next_id: i64,
     random: StdRng,
@@ -54,24 +57,26 @@ impl Worker {
         Self { world: Arc::clone(world), number, next_id: number * RANGE, random }
     }
 
-    fn lake(&self) -> &Lake {
+    pub(super) fn lake(&self) -> &Lake {
         &self.world.lakes[self.number as usize % self.world.lakes.len()]
     }
 
-    async fn now(&self) -> LakeTable {
-        let found = self.lake().table(&org("401"), &self.world.table).await;
+    pub(super) async fn now(&self) -> LakeTable {
+        let found = self.lake().table(&self.world.org, &self.world.table).await;
         found.expect("load").expect("table")
     }
 
     /// Until the time is up; on a busy machine, until there is something to judge.
-    fn goes_on(&self) -> bool {
-        let now = Instant::now();
-        let world = &self.world;
-        let too_few = world.ledger.acknowledged() < WRITERS as usize;
-        now < world.until || too_few && now < world.until + PATIENCE
+    pub(super) fn goes_on(&self) -> bool {
+        let (now, world) = (Instant::now(), &self.world);
+        now < world.until || now < world.until + PATIENCE && !self.has_enough()
     }
 
-    async fn pause(&mut self, most_ms: u64) {
+    fn has_enough(&self) -> bool {
+        self.world.ledger.acknowledged() >= WRITERS as usize
+    }
+
+    pub(super) async fn pause(&mut self, most_ms: u64) {
         let pause = self.random.random_range(most_ms / 2..=most_ms);
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }
@@ -131,13 +136,31 @@ impl Worker {
         }
     }
 
-    /// A run, tried until it is made. Only the last failure counts.
     async fn append(&mut self) {
+        self.run(StageKind::Append, Kind::Change).await;
+    }
+
+    /// Full refreshes, now and then: the rows of everybody go.
+    pub(super) async fn refresh(mut self) {
+        while self.goes_on() || self.lacks(Kind::Refresh) {
+            self.pause(4_000).await;
+            self.run(StageKind::Replace, Kind::Refresh).await;
+        }
+    }
+
+    /// Whether none was made yet, as where a catalog is slow and others always come first: once those
+    /// have stopped it is.
+    fn lacks(&self, kind: Kind) -> bool {
+        self.world.ledger.made(kind) == 0 && Instant::now() < self.world.until + PATIENCE * 2
+    }
+
+    /// A run, tried until it is made. Only the last failure counts.
+    async fn run(&mut self, how: StageKind, kind: Kind) {
         let (id, ids) = (Uuid::new_v4(), self.fresh());
-        self.world.ledger.plan(id, Effect { adds: ids.clone(), removes: Vec::new() });
+        self.world.ledger.plan(id, Effect { kind, adds: ids.clone(), removes: Vec::new() });
         loop {
             let now = self.now().await;
-            let outcome = match self.stage(&now, StageKind::Append, id) {
+            let outcome = match self.stage(&now, how, id) {
                 Ok(stage) => self.commit_run(stage, &now, &ids).await,
                 Err(error) => Err(error),
             };
@@ -157,15 +180,15 @@ impl Worker {
         Ok(stage.commit(files, &checkpoint(0), summary).await?.snapshot_id)
     }
 
+    fn own_ids(&self) -> Predicate {
+        let first = self.number * RANGE;
+        bound(CmpOp::GtEq, first).and(bound(CmpOp::Lt, first + RANGE))
+    }
+
     /// This writer's ids, and its files: those that hold no others' rows.
     async fn own(&self, now: &LakeTable) -> (BTreeSet<i64>, Vec<ScanFile>) {
-        let id = |op, value| {
-            let value = Literal::Long(value);
-            Predicate::Cmp { column: "id".to_owned(), op, value }
-        };
-        let first = self.number * RANGE;
-        let own = id(CmpOp::GtEq, first).and(id(CmpOp::Lt, first + RANGE));
-        let scan = ScanRequest { snapshot: None, filter: own, columns: Some(vec!["id".into()]) };
+        let columns = Some(vec!["id".into()]);
+        let scan = ScanRequest { snapshot: None, filter: self.own_ids(), columns };
         let rows = async {
             let files = now.plan(scan.clone()).await?.files;
             let batches: Vec<RecordBatch> = now.read(scan).await?.try_collect().await?;
@@ -192,25 +215,17 @@ impl Worker {
 
     async fn row_delta(&mut self) {
         let now = self.now().await;
-        let (own, files) = self.own(&now).await;
         let (id, adds) = (Uuid::new_v4(), self.fresh());
-        let mut deletes = Vec::new();
-        let mut removes = Vec::new();
-        if let Some(file) = files.choose(&mut self.random) {
-            // Any file may hold rows of ours, also a compacted one; only ours are deleted.
-            let all = self.world.ledger.ids_of(&file.path);
-            let found = all.iter().enumerate().filter(|(_, id)| own.contains(id)).take(2);
-            let (positions, ids): (Vec<u64>, Vec<i64>) =
-                found.map(|(position, id)| (position as u64, *id)).unzip();
-            removes = ids;
-            deletes.extend((!positions.is_empty()).then(|| (file.clone(), positions)));
-        }
-        self.world.ledger.plan(id, Effect { adds: adds.clone(), removes });
+        let (deletes, removes) = self.some_to_delete(&now).await;
+        self.world.ledger.plan(id, Effect { adds: adds.clone(), removes, ..Effect::default() });
         let outcome = async {
             let stage = self.stage(&now, StageKind::Files, id)?;
             let files = self.rows(&stage, &now, &adds).await?;
             match stage.write_deletes(&deletes).await {
-                Ok(deletes) => Ok(stage.row_delta(deletes, files).await?.snapshot_id),
+                Ok(deletes) => {
+                    self.world.ledger.deleted(id, &deletes);
+                    Ok(stage.row_delta(deletes, files).await?.snapshot_id)
+                }
                 Err(error) => {
                     stage.abort(files).await;
                     Err(error)
@@ -219,6 +234,62 @@ impl Worker {
         };
         let outcome = outcome.await;
         self.ended_on(&now, id, outcome).await;
+    }
+
+    /// Where rows of ours are that are to go, and their ids; none where there are none.
+    async fn some_to_delete(&mut self, now: &LakeTable) -> (Vec<(ScanFile, Vec<u64>)>, Vec<i64>) {
+        let (own, files) = self.own(now).await;
+        let Some(file) = files.choose(&mut self.random) else { return Default::default() };
+        // Any file may hold rows of ours, also a compacted one; only ours are deleted.
+        let all = self.world.ledger.ids_of(&file.path);
+        let found = all.iter().enumerate().filter(|(_, id)| own.contains(id)).take(2);
+        let (positions, ids): (Vec<u64>, Vec<i64>) =
+            found.map(|(position, id)| (position as u64, *id)).unzip();
+        let deletes = (!positions.is_empty()).then(|| (file.clone(), positions));
+        (deletes.into_iter().collect(), ids)
+    }
+
+    /// Runs that delete rows of theirs and add others, each looked at before it is published.
+    pub(super) async fn merge(mut self) {
+        while self.goes_on() || self.lacks(Kind::Merge) {
+            for _ in 0..MERGES_MAX {
+                if self.merge_once().await {
+                    break;
+                }
+            }
+            self.pause(150).await;
+        }
+    }
+
+    /// `true` if it was made. What is deleted depends on the state, so each attempt is a run of its own.
+    async fn merge_once(&mut self) -> bool {
+        let now = self.now().await;
+        let (id, adds) = (Uuid::new_v4(), self.fresh());
+        let (deletes, removes) = self.some_to_delete(&now).await;
+        let effect = Effect { kind: Kind::Merge, adds: adds.clone(), removes };
+        self.world.ledger.plan(id, effect);
+        let outcome = async {
+            let stage = self.stage(&now, StageKind::Merge, id)?;
+            let files = self.rows(&stage, &now, &adds).await?;
+            let deletes = match stage.write_deletes(&deletes).await {
+                Ok(deletes) => deletes,
+                Err(error) => {
+                    stage.abort(files).await;
+                    return Err(error);
+                }
+            };
+            self.world.ledger.deleted(id, &deletes);
+            let (rows, among) = (summary(&files), self.own_ids());
+            let delta = RowDelta { files, deletes, among };
+            let gate = Adds { ledger: Arc::clone(&self.world.ledger) };
+            let (start, gate) = (checkpoint(0), Some(&gate as &dyn Gate));
+            let done = Box::pin(stage.commit_delta(delta, &start, rows, gate)).await?;
+            Ok(done.snapshot_id)
+        };
+        let outcome = outcome.await;
+        let made = outcome.is_ok();
+        self.ended_on(&now, id, outcome).await;
+        made
     }
 
     /// As [`Self::ended`]; a state that was rolled back and expired cannot be read any more either.
@@ -233,7 +304,7 @@ impl Worker {
         }
     }
 
-    async fn is_current(&self, now: &LakeTable) -> bool {
+    pub(super) async fn is_current(&self, now: &LakeTable) -> bool {
         let id = now.current_snapshot().expect("current").id;
         self.now().await.current_snapshot().expect("current").id == id
     }
@@ -242,13 +313,11 @@ impl Worker {
         let now = self.now().await;
         let Some((file, all, left)) = self.own_file(&now).await else { return };
         let (Some(first), Some(last)) = (all.iter().min(), all.iter().max()) else { return };
-        let bound = |op, value: i64| {
-            let value = Literal::Long(value);
-            Predicate::Cmp { column: "id".to_owned(), op, value }
-        };
         let filter = bound(CmpOp::GtEq, *first).and(bound(CmpOp::LtEq, *last));
         let (id, adds) = (Uuid::new_v4(), self.fresh());
-        self.world.ledger.plan(id, Effect { adds: adds.clone(), removes: left });
+        self.world
+            .ledger
+            .plan(id, Effect { adds: adds.clone(), removes: left, ..Effect::default() });
         let outcome = async {
             let stage = self.stage(&now, StageKind::Files, id)?;
             let files = self.rows(&stage, &now, &adds).await?;
@@ -262,7 +331,7 @@ impl Worker {
         let now = self.now().await;
         let Some((file, _, left)) = self.own_file(&now).await else { return };
         let id = Uuid::new_v4();
-        self.world.ledger.plan(id, Effect { adds: Vec::new(), removes: left });
+        self.world.ledger.plan(id, Effect { removes: left, ..Effect::default() });
         let outcome = async {
             let stage = self.stage(&now, StageKind::Files, id)?;
             Ok(stage.delete_files(vec![file.path]).await?.snapshot_id)
@@ -299,7 +368,7 @@ impl Worker {
         while self.goes_on() {
             self.pause(300).await;
             let id = Uuid::new_v4();
-            let done = self.lake().expire(&org("401"), &self.world.table, &RETENTION, id).await;
+            let done = self.lake().expire(&self.world.org, &self.world.table, &RETENTION, id).await;
             if let Err(error) = done {
                 assert!(error.retryable(), "{error:?}");
             }
@@ -337,7 +406,7 @@ impl Worker {
             let states = states_to_go_to(&self.now().await);
             let Some(to) = states.choose(&mut self.random) else { continue };
             let id = Uuid::new_v4();
-            match self.lake().rollback(&org("401"), &self.world.table, to, id).await {
+            match self.lake().rollback(&self.world.org, &self.world.table, to, id).await {
                 Ok(done) => {
                     if let Some(done) = done.done {
                         self.world.ledger.roll_back(done.from_snapshot);
@@ -368,13 +437,37 @@ impl Worker {
                     Err(error) => {
                         assert!(may_be_gone(&error), "{error:?}");
                         let age = chrono::Utc::now().timestamp_millis() - current.timestamp_ms;
-                        assert!(age > RETENTION.history_ms, "expired when it was {age} ms old");
+                        assert!(
+                            age > RETENTION.history_ms,
+                            "expired when it was {age} ms old: {error:?}"
+                        );
                     }
                 }
                 self.pause(800).await;
             }
         }
     }
+}
+
+/// Lets a run pass whose staged rows are those that its commits add up to.
+struct Adds {
+    ledger: Arc<Ledger>,
+}
+
+#[async_trait]
+impl Gate for Adds {
+    async fn check(&self, staged: &LakeTable, snapshot: i64) -> Result<()> {
+        // The state that it is on top of may have been rolled back and expired meanwhile.
+        if let Ok(found) = ids_at(staged, Some(snapshot)).await {
+            let wanted: Vec<i64> = self.ledger.rows(snapshot).iter().copied().collect();
+            assert_eq!(found, wanted, "what is staged has the rows of its commits");
+        }
+        Ok(())
+    }
+}
+
+fn bound(op: CmpOp, id: i64) -> Predicate {
+    Predicate::Cmp { column: "id".to_owned(), op, value: Literal::Long(id) }
 }
 
 /// A few states back, and those before earlier rollbacks.
@@ -395,7 +488,12 @@ fn may_be_gone(error: &polder_core::Error) -> bool {
 }
 
 async fn read_ids(table: &LakeTable) -> Result<Vec<i64>> {
-    let scan = ScanRequest { snapshot: None, filter: Predicate::True, columns: None };
+    ids_at(table, None).await
+}
+
+/// The ids of a state, sorted.
+pub(super) async fn ids_at(table: &LakeTable, snapshot: Option<i64>) -> Result<Vec<i64>> {
+    let scan = ScanRequest { snapshot, filter: Predicate::True, columns: None };
     let batches: Vec<RecordBatch> = table.read(scan).await?.try_collect().await?;
     let mut ids: Vec<i64> = batches.iter().flat_map(in_order).collect();
     ids.sort_unstable();

@@ -105,6 +105,7 @@ async fn verify(lake: &Lake, org: &Authorized<OrgId>, erasure: &mut Erasure) -> 
             objects: found.objects,
             catalog_entries: entries,
             management_rows: rows,
+            airflow_dags: None,
         });
         ErasureStep::Done
     };

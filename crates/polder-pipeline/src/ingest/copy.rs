@@ -1,18 +1,22 @@
 //! Moves the rows of a plan's splits into staged files, several splits at a time.
 //!
 //! Each worker reads one split after another: one task decodes the next batch while another encodes
-//! the last one. Nothing is committed here.
+//! the last one. In a full load, a split whose connection breaks is read once more, into files of its own,
+//! where the source still has the state that is read. Nothing is committed here.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use polder_core::{
     Content, CursorValue, Error, ErrorCode, ReadPlan, Result, Split, TableSchema, digest,
 };
-use polder_lake::{RowsBefore, Stage, StagedFile, TableWriter};
+use polder_lake::failpoint::{self, Point};
+use polder_lake::{RowsBefore, Stage, StagedFile, TableWriter, Writers};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::IngestRequest;
 use super::conform::Conform;
@@ -21,6 +25,10 @@ use super::merge::Merging;
 
 /// Batches waiting between reading and writing, per worker.
 const BATCHES_WAITING_MAX: usize = 1;
+/// How often a split is read while its connection breaks.
+const SPLIT_READS_MAX: u32 = 4;
+/// Before it is read the second time; later pauses are longer.
+const SPLIT_PAUSE: Duration = Duration::from_millis(500);
 
 /// One copy to do.
 pub(super) struct Transfer<'a> {
@@ -33,6 +41,8 @@ pub(super) struct Transfer<'a> {
     pub(super) merging: Option<Arc<Merging>>,
     /// Rows that the table does not keep.
     pub(super) too_old: Option<RowsBefore>,
+    /// No rows of the table stay.
+    pub(super) full: bool,
     pub(super) stage: &'a Stage,
 }
 
@@ -49,6 +59,8 @@ pub(super) struct Copied {
     pub(super) rows_too_old: u64,
     /// The highest cursor value read, stored before or not.
     pub(super) cursor_max: Option<CursorValue>,
+    /// What the reader of the run's report should know.
+    pub(super) warnings: Vec<String>,
 }
 
 /// A copy that failed, with the files it had finished, for removal.
@@ -67,13 +79,16 @@ impl Failure {
 
 type Splits = Arc<Mutex<VecDeque<Box<dyn Split>>>>;
 
+/// The files of all workers, those that were stopped too.
+type Finished = Arc<Mutex<Vec<StagedFile>>>;
+
 impl Transfer<'_> {
     /// Reads every split and writes what is not stored yet.
     ///
     /// # Errors
     /// The first error of any worker; the others are stopped.
     pub(super) async fn run(self, request: &IngestRequest) -> Result<Copied, Failure> {
-        let Self { plan, schema, cursor, known, merging, too_old, stage } = self;
+        let Self { plan, schema, cursor, known, merging, too_old, full, stage } = self;
         let ReadPlan { schema: read_schema, splits, rows_estimated, .. } = plan;
         if let Some(rows) = rows_estimated {
             request.progress.estimate(rows);
@@ -87,11 +102,16 @@ impl Transfer<'_> {
             merging,
             cursor: cursor.map(str::to_owned),
             too_old: too_old.map(|rows| (rows, Arc::new(schema.clone()))),
+            full,
+            writers: stage.writers(),
+            finished: Finished::default(),
             request: request.clone(),
         };
+        let finished = Arc::clone(&worker.finished);
         let mut tasks = JoinSet::new();
         for _ in 0..workers {
-            tasks.spawn(worker.clone().run(Arc::clone(&splits), stage.writer()));
+            let work = worker.clone().run(Arc::clone(&splits));
+            tasks.spawn(work.in_current_span());
         }
         let mut copied = Copied::default();
         let mut failed = None;
@@ -105,9 +125,20 @@ impl Transfer<'_> {
                 }
             }
         }
-        let Some(error) = failed else { return copied.checked(request) };
-        Err(Failure { error, files: copied.files })
+        copied.files = std::mem::take(&mut *lock(&finished));
+        let reached = match failed {
+            Some(error) => Err(error),
+            None => failpoint::reach(Point::Written).await,
+        };
+        match reached {
+            Ok(()) => copied.checked(request),
+            Err(error) => Err(Failure { error, files: copied.files }),
+        }
     }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn panicked(error: tokio::task::JoinError) -> Error {
@@ -117,7 +148,7 @@ fn panicked(error: tokio::task::JoinError) -> Error {
 
 impl Copied {
     fn add(&mut self, part: Self) {
-        self.files.extend(part.files);
+        self.warnings.extend(part.warnings);
         self.rows_written += part.rows_written;
         self.rows_marked += part.rows_marked;
         self.content = self.content.and(part.content);
@@ -161,19 +192,69 @@ struct Worker {
     cursor: Option<String>,
     /// With the table's columns.
     too_old: Option<(RowsBefore, Arc<TableSchema>)>,
+    full: bool,
+    writers: Writers,
+    finished: Finished,
     request: IngestRequest,
 }
 
 impl Worker {
-    async fn run(self, splits: Splits, mut writer: TableWriter) -> Result<Copied> {
+    async fn run(self, splits: Splits) -> Result<Copied> {
         let mut copied = Copied::default();
+        // Of the splits that can be read once only.
+        let mut writer = None;
         loop {
-            let next = splits.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let next = lock(&splits).pop_front();
             let Some(split) = next else { break };
-            self.copy_split(split, &mut writer, &mut copied).await?;
+            if self.full && split.again().is_some() {
+                copied.add(self.copy_patiently(split).await?);
+            } else {
+                let writer = writer.get_or_insert_with(|| self.writers.writer());
+                self.copy_split(split, writer, &mut copied).await?;
+            }
+            failpoint::reach(Point::SplitRead).await?;
         }
-        copied.files = writer.finish().await?;
+        if let Some(writer) = writer {
+            let files = writer.finish().await?;
+            lock(&self.finished).extend(files);
+        }
         Ok(copied)
+    }
+
+    /// Reads a split into files of its own, and once more from its beginning where its connection breaks.
+    /// Of a read that broke off nothing stays.
+    async fn copy_patiently(&self, mut split: Box<dyn Split>) -> Result<Copied> {
+        let mut warnings = Vec::new();
+        let mut read = 0;
+        loop {
+            read += 1;
+            let (name, again) = (split.describe(), split.again());
+            let mut writer = self.writers.writer();
+            let mut copied = Copied::default();
+            let error = match self.copy_split(split, &mut writer, &mut copied).await {
+                Ok(()) => {
+                    let files = writer.finish().await?;
+                    lock(&self.finished).extend(files);
+                    copied.warnings = warnings;
+                    return Ok(copied);
+                }
+                Err(error) => error,
+            };
+            drop(writer);
+            let broken = error.code() == ErrorCode::SourceUnavailable && read < SPLIT_READS_MAX;
+            let Some(next) = again.filter(|_| broken) else { return Err(error) };
+            tracing::warn!(
+                org = %self.request.org.get(), split = name, read,
+                "the split is read again, of the same state: {error}",
+            );
+            warnings.push(format!("{name} was read again, of the same state, after: {error}"));
+            self.request.progress.take_back_written(copied.rows_written);
+            split = next;
+            tokio::select! {
+                () = self.request.cancel.cancelled() => return Err(super::cancelled()),
+                () = tokio::time::sleep(SPLIT_PAUSE * read) => {}
+            }
+        }
     }
 
     async fn copy_split(
@@ -186,14 +267,15 @@ impl Worker {
         let (sender, mut batches) = mpsc::channel(BATCHES_WAITING_MAX);
         let mut reader = JoinSet::new();
         let mut stream = split.read();
-        reader.spawn(async move {
+        let read = async move {
             while let Some(batch) = stream.next().await {
                 let failed = batch.is_err();
                 if sender.send(batch).await.is_err() || failed {
                     break;
                 }
             }
-        });
+        };
+        reader.spawn(read.in_current_span());
         while let Some(batch) = batches.recv().await {
             if self.request.cancel.is_cancelled() {
                 return Err(super::cancelled());

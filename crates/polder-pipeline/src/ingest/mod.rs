@@ -7,11 +7,15 @@
 //! Readers see the old state until the commit and the new one after it. A run that is killed leaves
 //! staged files that no metadata names; the next run starts from the table's own checkpoint.
 
+mod checkpoint;
 pub(crate) mod conform;
 mod copy;
+mod gate;
+mod guarantee;
 mod known;
 mod merge;
 mod report;
+mod scope;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -22,19 +26,24 @@ use chrono::Utc;
 use polder_core::evolution::{self, Evolution, SchemaChange};
 use polder_core::spec::{Mode, OnSchemaChange, TableSpec};
 use polder_core::{
-    Authorized, Checkpoint, Content, CursorRange, CursorValue, Error, ErrorCode, OrgId, Predicate,
-    ReadPlan, ReadRequest, Result, RunProgress, Source, Stage as RunStage, TableSchema,
+    Authorized, Checkpoint, ConnectionLimits, Content, CursorRange, Engine, Error, ErrorCode,
+    OrgId, Predicate, ReadPlan, ReadRequest, Result, RunProgress, Source, Stage as RunStage,
+    TableSchema,
 };
-use polder_lake::{Lake, LakeTable, RowDelta, RunSummary, Stage, StageKind, StageRequest};
-use serde_json::json;
+use polder_lake::failpoint::{self, Point};
+use polder_lake::{Gate, Lake, LakeTable, RowDelta, RunSummary, Stage, StageKind, StageRequest};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
+pub use guarantee::expected_guarantee;
 pub use report::{IngestReport, Outcome};
 
 use copy::Transfer;
+use gate::{StagedChecks, keep_evidence};
 use known::{Known, Overlap};
 use merge::{Merge, Merging};
+use scope::{Scope, check_columns, decide, scope_words};
 
 use crate::maintain::too_old;
 
@@ -55,6 +64,8 @@ pub struct IngestLimits {
     pub splits: NonZeroUsize,
     /// Bytes for batches and half-written files together.
     pub memory_bytes: usize,
+    /// Connections that the org may have to the source, over all its runs in this process.
+    pub connections: Option<u32>,
 }
 
 /// One run to do.
@@ -67,6 +78,8 @@ pub struct IngestRequest {
     pub full_refresh: bool,
     pub limits: IngestLimits,
     pub progress: Arc<RunProgress>,
+    /// Answers the checks of the table spec, where they are asked before publishing.
+    pub engine: Option<Arc<dyn Engine>>,
     /// Only plan, and report what a run would do; nothing is written.
     pub dry_run: bool,
     /// Stops the run at the next batch; nothing becomes visible.
@@ -87,6 +100,7 @@ pub async fn ingest(
 ) -> Result<IngestReport> {
     let started = Instant::now();
     let mut attempt = 1;
+    let mut begun_anew = Vec::new();
     loop {
         request.progress.restart();
         let outcome = tokio::select! {
@@ -98,6 +112,7 @@ pub async fn ingest(
             Ok(mut report) => {
                 request.progress.enter(RunStage::Done);
                 report.attempts = attempt;
+                report.warnings.append(&mut begun_anew);
                 report.duration_ms = started.elapsed().as_millis() as u64;
                 return Ok(report);
             }
@@ -112,6 +127,8 @@ pub async fn ingest(
                     () = request.cancel.cancelled() => return Err(cancelled()),
                     () = tokio::time::sleep(pause) => {}
                 }
+                let dropped = "what was read by then was dropped";
+                begun_anew.push(format!("begun anew after: {error}; {dropped}"));
                 attempt += 1;
             }
             Err(error) => {
@@ -136,12 +153,6 @@ fn cancelled() -> Error {
         .hint("nothing of it is visible; the next run starts from the last checkpoint")
 }
 
-/// What a run reads, and why.
-enum Scope {
-    Full(&'static str),
-    Since(Checkpoint),
-}
-
 /// A run after planning: the source's fixed state and what it means for the table.
 struct Planned {
     scope: Scope,
@@ -164,7 +175,8 @@ async fn attempt_once(
         return Ok(report::found(request, table));
     }
     let scope = decide(request, source, table.as_ref())?;
-    let mut planned = plan(source, request, table.as_ref(), scope).await?;
+    let planning = plan(source, request, table.as_ref(), scope);
+    let mut planned = planning.instrument(info_span!("plan")).await?;
     if planned.schema.fields.is_empty() {
         let Some(table) = &table else {
             // Its schema comes from its rows, and there are none yet.
@@ -180,59 +192,16 @@ async fn attempt_once(
         planned.plan.splits.clear();
     }
     check_columns(&request.table, &planned.schema, source.capabilities().complete_schema)?;
+    let words = scope_words(request, &planned.scope);
+    tracing::info!(
+        outcome = ?words.0, reason = words.1, splits = planned.plan.splits.len(),
+        schema_changes = planned.changes.len(), "the run is planned",
+    );
     if request.dry_run {
-        let words = scope_words(request, &planned.scope);
         return Ok(report::begin(request, &words, &planned.plan, planned.changes));
     }
+    failpoint::reach(Point::Planned).await?;
     copy_and_commit(lake, request, table.as_ref(), planned).await
-}
-
-fn decide(
-    request: &IngestRequest,
-    source: &dyn Source,
-    table: Option<&LakeTable>,
-) -> Result<Scope> {
-    let full = |reason| Ok(Scope::Full(reason));
-    let spec = &request.table;
-    if spec.mode == Mode::FullRefresh {
-        return full("mode: full_refresh");
-    }
-    let capabilities = source.capabilities();
-    let follows = capabilities.cursor && spec.cursor.is_some();
-    if spec.mode == Mode::Merge && (spec.key.is_empty() || !follows) {
-        return Err(Error::new(ErrorCode::SpecInvalid, "mode: merge needs a key and a cursor")
-            .hint("name them: key: [id], cursor: updated_at; files have none: use mode: append"));
-    }
-    if !(capabilities.objects || follows) {
-        return Err(Error::new(ErrorCode::SpecInvalid, "mode: append needs a cursor here")
-            .hint("name the column by which new and changed rows are found: cursor: updated_at"));
-    }
-    let Some(table) = table else { return full("first load") };
-    if request.full_refresh {
-        return full("asked for");
-    }
-    let Some(checkpoint) = table.checkpoint()? else { return full("no checkpoint") };
-    if checkpoint.reads != reads(spec) {
-        return full("the table spec reads other rows");
-    }
-    if !capabilities.objects && checkpoint.cursor.is_none() {
-        return full("no cursor value seen yet");
-    }
-    Ok(Scope::Since(checkpoint))
-}
-
-/// The parts of a spec that decide which rows and columns are read: see [`Checkpoint::reads`].
-pub(crate) fn reads(spec: &TableSpec) -> String {
-    let mut reads = json!({
-        "source": spec.source, "from": spec.from, "filter": spec.filter, "cursor": spec.cursor,
-        "columns": spec.columns, "types": spec.types, "format": spec.format,
-        "on_unrepresentable": spec.on_unrepresentable,
-    });
-    if spec.mode == Mode::Merge {
-        // A table that holds one row for each key is another one than a table of all states.
-        reads["merge"] = json!({ "key": spec.key, "deleted_at": spec.deleted_at });
-    }
-    reads.to_string()
 }
 
 /// Plans the read; where the source's schema asks for a reload, plans that instead.
@@ -305,6 +274,7 @@ fn read_request(
     };
     ReadRequest {
         cursor,
+        snapshot_read: since.and_then(|checkpoint| checkpoint.snapshot.clone()),
         objects_read: since.map(|checkpoint| checkpoint.objects.clone()).unwrap_or_default(),
         known_schema,
         ..whole_table(spec, request.org.get(), request.limits, &request.progress)
@@ -327,6 +297,7 @@ pub(crate) fn whole_table(
         predicate: Predicate::True,
         columns: spec.columns.clone(),
         cursor: None,
+        snapshot_read: None,
         key: spec.key.clone(),
         objects_read: BTreeMap::new(),
         known_schema: None,
@@ -335,6 +306,7 @@ pub(crate) fn whole_table(
         format: spec.format.clone(),
         splits_max: limits.splits,
         batch_bytes: batch_bytes.clamp(BATCH_BYTES_MIN, BATCH_BYTES_MAX),
+        connections: ConnectionLimits { of_org: limits.connections, patience: None },
         progress: Arc::clone(progress),
     }
 }
@@ -359,35 +331,32 @@ async fn copy_and_commit(
         .zip(cursor.as_deref().zip(lower.as_ref()))
         .map(|(table, (cursor, lower))| Overlap { table, schema: &schema, cursor, lower });
     let known = Arc::new(known_rows(request, overlap, merging.as_deref(), coarse).await?);
-    let stage = stage(lake, request, &schema, full).await?;
+    let stage = stage(lake, request, &schema, full).instrument(info_span!("stage")).await?;
     // What is known was read from `table`: the stage must begin from the same state.
     stage.check_base(table)?;
     let mut report = report::begin(request, &scope_words(request, &scope), &plan, changes);
     request.progress.enter(RunStage::Reading);
-    let (ceiling, objects) = (plan.cursor_ceiling.clone(), plan.objects.clone());
-    let too_old = request.table.retention.as_ref().map(|kept| too_old(kept, Utc::now()));
+    let bounds = (plan.cursor_ceiling.clone(), plan.cursor_floor.clone());
+    let objects = plan.objects.clone();
     let transfer = Transfer {
         plan,
         schema: &schema,
         cursor: cursor.as_deref(),
         known: Arc::clone(&known),
         merging: merging.clone(),
-        too_old,
+        too_old: request.table.retention.as_ref().map(|kept| too_old(kept, Utc::now())),
+        full,
         stage: &stage,
     };
-    let copied = match transfer.run(request).await {
+    let mut copied = match transfer.run(request).instrument(info_span!("read")).await {
         Ok(copied) => copied,
         Err(failure) => return Err(failure.clean_up(stage).await),
     };
+    tell_read(request, copied.rows_written, copied.files.len());
     report.rows_too_old = copied.rows_too_old;
-    let seen = copied.cursor_max.into_iter().chain(lower).reduce(CursorValue::max);
-    let checkpoint = Checkpoint {
-        cursor: seen.map(|seen| ceiling.map_or(seen.clone(), |ceiling| seen.min(ceiling))),
-        objects,
-        reads: reads(&request.table),
-        snapshot: report.source_snapshot.clone(),
-        content: content_after(request, base.as_ref(), &report, copied.content),
-    };
+    report.warnings.append(&mut copied.warnings);
+    let read = (&copied, bounds, objects);
+    let checkpoint = checkpoint::after(request, base.as_ref(), &report, read);
     report.checkpoint = Some(checkpoint.clone());
     let mut rows = copied.rows_written;
     let delta = match &merging {
@@ -397,7 +366,7 @@ async fn copy_and_commit(
             let read_again = known.take_again();
             let merge =
                 Merge { request, stage: &stage, schema: &schema, merging, full, read_again };
-            match merge.work_out(copied.files).await {
+            match merge.work_out(copied.files).instrument(info_span!("merge")).await {
                 Ok(merged) => {
                     rows -= merged.rows_dropped;
                     merged.reported(&mut report, full)
@@ -406,7 +375,21 @@ async fn copy_and_commit(
             }
         }
     };
-    publish(request, table, stage, delta, Decided { base, checkpoint, rows, report }).await
+    let added = copied.content;
+    let decided = Decided { base, checkpoint, rows, added, coarse, report };
+    publish(lake, (request, table), stage, delta, decided).await
+}
+
+fn tell_read(request: &IngestRequest, rows_written: u64, files: usize) {
+    let read = request.progress.snapshot();
+    tracing::info!(
+        rows_read = read.rows_read,
+        bytes_read = read.bytes_read,
+        rows_known = read.rows_known,
+        rows_written,
+        files,
+        "the source is read, and its rows are in files",
+    );
 }
 
 /// What a run knows before it commits.
@@ -416,31 +399,54 @@ struct Decided {
     checkpoint: Checkpoint,
     /// Rows that the files to commit have to hold.
     rows: u64,
+    /// What the run has written; of a merge, before rows of the same key went.
+    added: Content,
+    /// See [`polder_core::Split::cursor_is_coarse`].
+    coarse: bool,
     report: IngestReport,
 }
 
 /// Commits what has changed; nothing if nothing has.
 async fn publish(
-    request: &IngestRequest,
-    table: Option<&LakeTable>,
+    lake: &Lake,
+    (request, table): (&IngestRequest, Option<&LakeTable>),
     stage: Stage,
     delta: RowDelta,
     decided: Decided,
 ) -> Result<IngestReport> {
-    let Decided { base, checkpoint, rows, mut report } = decided;
+    let Decided { base, checkpoint, rows, added, coarse, mut report } = decided;
+    let full = base.is_none();
     let unchanged = delta.files.is_empty() && delta.deletes.is_empty();
     if let Some(base) = base.filter(|base| unchanged && base.objects == checkpoint.objects) {
         let reread = request.progress.snapshot().rows_known + report.rows_too_old;
         if base.cursor == checkpoint.cursor || reread < REREAD_ROWS_MAX {
             stage.abort(delta.files).await;
+            tracing::info!("the source has nothing that the table lacks");
             return Ok(report::nothing_new(report, request, table));
         }
         report.outcome = Outcome::NothingNew;
     }
     request.progress.enter(RunStage::Committing);
     report::count_files(&mut report, &delta.files);
-    let committed = stage.commit_delta(delta, &checkpoint, RunSummary { rows }).await?;
-    Ok(report::committed(report, request, &committed))
+    let gate = StagedChecks::of(request, &delta.files, (full, added), coarse);
+    let summary = RunSummary { rows };
+    let asked = gate.as_ref().map(|gate| gate as &dyn Gate);
+    let publishing = stage.commit_delta(delta, &checkpoint, summary, asked);
+    let outcome = publishing.instrument(info_span!("publish")).await;
+    match outcome {
+        Ok(committed) => {
+            let (snapshot, version) = (committed.snapshot_id, committed.version.as_deref());
+            tracing::info!(snapshot, version, "the new state is published");
+            Ok(report::committed(report, request, &committed))
+        }
+        Err(error) => {
+            if error.code() == ErrorCode::LakeAuditFailed {
+                let found = gate.map(StagedChecks::into_found).unwrap_or_default();
+                keep_evidence(lake, request, &error, found).await;
+            }
+            Err(error)
+        }
+    }
 }
 
 async fn stage(
@@ -458,29 +464,12 @@ async fn stage(
         run_id: request.run_id,
         schema: schema.clone(),
         partition: request.table.partition.clone(),
+        sort: request.table.sort.clone(),
         kind,
         target_file_bytes: TARGET_FILE_BYTES,
         memory_bytes: request.limits.memory_bytes / 2,
     };
     lake.stage(&request.org, &request.table.name, wanted).await
-}
-
-/// What the table holds after the run has added its rows to those of `base`; `None` where its columns
-/// change under these, or where a merge takes rows away.
-fn content_after(
-    request: &IngestRequest,
-    base: Option<&Checkpoint>,
-    report: &IngestReport,
-    added: Content,
-) -> Option<Content> {
-    if request.table.mode == Mode::Merge {
-        return None;
-    }
-    let before = match base {
-        Some(base) => base.content.filter(|_| report.schema_changes.is_empty())?,
-        None => Content::default(),
-    };
-    Some(before.and(added))
 }
 
 /// The rows of the table that the plan may bring again. `schema`: the table's after the run; `coarse`:
@@ -499,35 +488,4 @@ async fn known_rows(
     }
     let key = if coarse { &[][..] } else { &request.table.key };
     Known::of_append(overlap, key).await
-}
-
-fn scope_words(request: &IngestRequest, scope: &Scope) -> (Outcome, Option<String>) {
-    match scope {
-        Scope::Full(reason) => (Outcome::FullRefresh, Some((*reason).to_owned())),
-        Scope::Since(_) if request.table.mode == Mode::Merge => (Outcome::Merge, None),
-        Scope::Since(_) => (Outcome::Append, None),
-    }
-}
-
-/// Every column the spec names has to exist: in the table to partition it, in the source to tell its
-/// rows apart and to find new ones. A schema that was inferred (`complete` is false) may lack a mark
-/// that no row has yet.
-fn check_columns(spec: &TableSpec, schema: &TableSchema, complete: bool) -> Result<()> {
-    let retention = spec.retention.iter().map(|kept| (&kept.column, true));
-    let partition = spec.partition.iter().map(|field| (&field.column, true)).chain(retention);
-    let marks = spec.deleted_at.as_ref().filter(|_| complete);
-    let of_source = spec.key.iter().chain(&spec.cursor).chain(marks);
-    let of_source = of_source.map(|column| (column, false));
-    for (column, may_be_retired) in of_source.chain(partition) {
-        if schema.field(column).is_none_or(|field| field.retired && !may_be_retired) {
-            let present = schema.fields.iter().filter(|field| !field.retired);
-            let names: Vec<_> = present.map(|field| field.name.as_str()).collect();
-            return Err(Error::new(
-                ErrorCode::SpecUnknownName,
-                format!("the source table has no column {column:?}"),
-            )
-            .hint(format!("its columns are: {}", names.join(", "))));
-        }
-    }
-    Ok(())
 }

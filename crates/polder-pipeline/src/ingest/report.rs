@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use polder_core::evolution::SchemaChange;
 use polder_core::spec::Mode;
-use polder_core::{Checkpoint, ReadPlan};
+use polder_core::{Assurance, Checkpoint, Doubt, Guarantee, ReadPlan, Reason};
 use polder_lake::{Committed, LakeTable, StagedFile};
 use serde::Serialize;
 
@@ -55,6 +55,10 @@ pub struct IngestReport {
     /// The version's tag, after a full refresh.
     pub version: Option<String>,
     pub checkpoint: Option<Checkpoint>,
+    /// What is known of the rows read, and of the mark that the checkpoint keeps for the next run.
+    pub guarantee: Guarantee,
+    /// Why it is not `exact`, the gravest first.
+    pub guarantee_reasons: Vec<Reason>,
     /// The source's name for the state that was read.
     pub source_snapshot: Option<String>,
     /// Values changed because the spec says so, by column.
@@ -74,6 +78,7 @@ pub(super) fn begin(
     plan: &ReadPlan,
     schema_changes: Vec<SchemaChange>,
 ) -> IngestReport {
+    let Assurance { guarantee, reasons } = Assurance::of(&request.table, &plan.doubts);
     IngestReport {
         run_id: request.run_id.to_string(),
         org: request.org.get().to_string(),
@@ -95,6 +100,8 @@ pub(super) fn begin(
         snapshot_id: None,
         version: None,
         checkpoint: None,
+        guarantee,
+        guarantee_reasons: reasons,
         source_snapshot: plan.snapshot.clone(),
         altered: BTreeMap::new(),
         altered_keys: BTreeMap::new(),
@@ -134,14 +141,18 @@ pub(super) fn nothing_new(
 
 /// The report of a run whose commit landed although its answer was lost.
 pub(super) fn found(request: &IngestRequest, table: &LakeTable) -> IngestReport {
+    let checkpoint = table.checkpoint().ok().flatten();
+    let exact = checkpoint.is_some_and(|kept| kept.guarantee == Some(Guarantee::Exact));
     let plan = ReadPlan {
         schema: table.schema(),
         snapshot: None,
         splits: Vec::new(),
         rows_estimated: None,
         cursor_ceiling: None,
+        cursor_floor: None,
         key_is_unique: false,
         objects: BTreeMap::new(),
+        doubts: if exact { Vec::new() } else { vec![Doubt::AnswerLost] },
         warnings: vec!["the answer to the commit was lost; the commit was found".to_owned()],
     };
     let own = table.snapshots().into_iter().find(|s| s.run_id == Some(request.run_id));

@@ -2,6 +2,7 @@
 //! `maintenance_history`.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
@@ -9,7 +10,7 @@ use futures::FutureExt;
 use polder_core::optimize::Aim;
 use polder_core::retention::Retention;
 use polder_core::spec::TableSpec;
-use polder_core::{Authorized, OrgId, Result};
+use polder_core::{Authorized, Optimizer, OrgId, Result, RunProgress};
 use polder_lake::{
     ExpiryRequest, Lake, MetadataRequest, MetadataTidied, OrphanRequest, Orphans, RowsBefore,
     TableSize,
@@ -18,6 +19,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::elsewhere;
 use super::history;
 use super::retention::{RetentionReport, RetentionRequest, retain};
 use super::rewrite::{RewriteReport, RewriteRequest, Wanted, load, rewrite};
@@ -32,7 +34,7 @@ const METADATA_MS: i64 = DAY_MS;
 pub enum Maintenance {
     /// Rows that are too old go.
     Retention,
-    /// Small files are merged, deletes applied, partitions brought up to date.
+    /// Small files are merged, deletes applied, partitions brought up to date, rows sorted.
     Optimize,
     /// Only files in partitions that new ones do not have are rewritten.
     Repartition,
@@ -81,6 +83,9 @@ pub struct MaintainRequest {
     pub action: Maintenance,
     pub now: DateTime<Utc>,
     pub limits: MaintainLimits,
+    /// Who carries out `optimize`; this process where there is none.
+    pub optimizer: Option<Arc<dyn Optimizer>>,
+    pub progress: Arc<RunProgress>,
     /// Only say what would be done.
     pub dry_run: bool,
 }
@@ -135,7 +140,7 @@ pub async fn maintain(lake: &Lake, request: &MaintainRequest) -> Result<Maintain
     let before = load(lake, &request.org, name).await?.size();
     let begun = Begun::now(&request.org, Some(name), request.action.as_str(), request.dry_run);
     let begun = Begun { before: Some(before), ..begun };
-    let done = match Box::pin(carry_out(lake, request)).await {
+    let done = match carry_out(lake, request).boxed().await {
         Ok(done) => done,
         Err(error) => return begun.failed(lake, error).await,
     };
@@ -161,27 +166,36 @@ pub async fn sweep(
 
 async fn carry_out(lake: &Lake, request: &MaintainRequest) -> Result<Done> {
     match request.action {
-        Maintenance::Retention => retain_rows(lake, request).await.map(Done::Retained),
-        Maintenance::Optimize => files(lake, request, Wanted::Worthwhile).await,
+        Maintenance::Retention => retain_rows(lake, request).boxed().await.map(Done::Retained),
+        Maintenance::Optimize => match &request.optimizer {
+            Some(optimizer) => elsewhere::optimize(lake, request, &**optimizer).boxed().await,
+            None => files(lake, request, Wanted::Worthwhile).await,
+        },
         Maintenance::Repartition => files(lake, request, Wanted::Misplaced).await,
         Maintenance::Versions => {
             let versions = request.table.maintenance.keep_versions;
-            expire(lake, request, versions).await.map(Done::Expired)
+            expire(lake, request, versions).boxed().await.map(Done::Expired)
         }
-        Maintenance::Snapshots => expire(lake, request, usize::MAX).await.map(Done::Expired),
+        Maintenance::Snapshots => {
+            expire(lake, request, usize::MAX).boxed().await.map(Done::Expired)
+        }
         Maintenance::Metadata => {
             let wanted = MetadataRequest {
                 files: request.table.maintenance.keep_metadata_files,
                 older_than_ms: METADATA_MS,
                 dry_run: request.dry_run,
             };
-            lake.tidy_metadata(&request.org, &request.table.name, &wanted).await.map(Done::Tidied)
+            lake.tidy_metadata(&request.org, &request.table.name, &wanted)
+                .boxed()
+                .await
+                .map(Done::Tidied)
         }
     }
 }
 
 fn aim(request: &MaintainRequest) -> Aim {
-    Aim::at(request.table.maintenance.target_file_mb << 20)
+    let policy = &request.table.maintenance;
+    Aim { sorts: policy.sort_files, ..Aim::at(policy.target_file_mb << 20) }
 }
 
 async fn files(lake: &Lake, request: &MaintainRequest, wanted: Wanted) -> Result<Done> {
@@ -191,10 +205,11 @@ async fn files(lake: &Lake, request: &MaintainRequest, wanted: Wanted) -> Result
         wanted,
         aim: aim(request),
         partition: request.table.partition.clone(),
+        sort: request.table.sort.clone(),
         limits: request.limits.clone(),
         dry_run: request.dry_run,
     };
-    Box::pin(rewrite(lake, &rewriting)).await.map(Done::Rewritten)
+    rewrite(lake, &rewriting).boxed().await.map(Done::Rewritten)
 }
 
 async fn retain_rows(lake: &Lake, request: &MaintainRequest) -> Result<Option<RetentionReport>> {

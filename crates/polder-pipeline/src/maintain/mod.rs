@@ -2,14 +2,17 @@
 
 mod action;
 mod copy;
+mod elsewhere;
 mod history;
 mod retention;
 mod rewrite;
+mod sort;
 
 pub use action::{
     Done, ExpiryReport, MaintainLimits, MaintainReport, MaintainRequest, Maintenance, maintain,
     sweep,
 };
+pub use history::{MaintenancePlace, MaintenanceRecord, maintenance_history};
 pub(crate) use retention::too_old;
 pub use retention::{RetentionReport, RetentionRequest, retain};
 pub use rewrite::{RewriteReport, RewriteRequest, Wanted, rewrite};

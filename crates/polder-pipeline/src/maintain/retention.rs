@@ -156,7 +156,7 @@ async fn plan(
     let columns = table.schema();
     let going = paths(&table, old.older(&columns)?).await?;
     let staying = paths(&table, old.others(&columns)?).await?;
-    let files = table.files(&table.partition()).await?;
+    let files = table.files(&table.partition(), &[]).await?;
     let places = || files.files().iter().enumerate();
     let dropped: Vec<usize> = places()
         .filter(|(_, file)| going.contains(&file.path) && !staying.contains(&file.path))
@@ -205,6 +205,7 @@ async fn remove(
         bins: &group.bins,
         keep: old.others(&table.schema())?,
         partition: &table.partition(),
+        sort: table.sort(),
         target_bytes: request.aim.target_bytes,
     };
     let (stage, copied) = copy.run(lake, &request.limits).await?;

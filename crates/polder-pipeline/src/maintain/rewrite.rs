@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use polder_core::optimize::{self, Aim, Bin, FileCost};
-use polder_core::spec::PartitionField;
+use polder_core::spec::{EngineKind, PartitionField, SortField};
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
 use polder_lake::{Lake, LakeTable, StagedFile, TableFiles};
 use serde::Serialize;
@@ -38,6 +38,8 @@ pub struct RewriteRequest {
     pub aim: Aim,
     /// How all files shall be partitioned.
     pub partition: Vec<PartitionField>,
+    /// How rows of rewritten files shall be sorted; `None` as the table is.
+    pub sort: Option<Vec<SortField>>,
     pub limits: MaintainLimits,
     /// Only say what a rewrite would replace.
     pub dry_run: bool,
@@ -48,6 +50,8 @@ pub struct RewriteRequest {
 pub struct RewriteReport {
     pub org: String,
     pub table: String,
+    /// Who did it.
+    pub engine: EngineKind,
     pub dry_run: bool,
     pub files_replaced: usize,
     pub files_written: usize,
@@ -108,6 +112,7 @@ pub async fn rewrite(lake: &Lake, request: &RewriteRequest) -> Result<RewriteRep
 /// What one commit exchanges.
 struct Group {
     files: TableFiles,
+    sort: Option<Vec<SortField>>,
     bins: Vec<Bin>,
     /// Delete files that delete nothing.
     dead: Vec<String>,
@@ -148,7 +153,8 @@ impl RewriteReport {
 
 async fn plan(lake: &Lake, request: &RewriteRequest, made: &HashSet<String>) -> Result<Group> {
     let table = load(lake, &request.org, &request.table).await?;
-    let files = table.files(&request.partition).await?;
+    let sort = request.sort.clone().or_else(|| table.sort());
+    let files = table.files(&request.partition, sort.as_deref().unwrap_or_default()).await?;
     let old: Vec<usize> =
         (0..files.files().len()).filter(|at| !made.contains(&files.files()[*at].path)).collect();
     let costs: Vec<FileCost> = old.iter().map(|at| files.files()[*at].cost).collect();
@@ -166,7 +172,7 @@ async fn plan(lake: &Lake, request: &RewriteRequest, made: &HashSet<String>) -> 
         Wanted::Worthwhile => files.dead_deletes().to_vec(),
         Wanted::Misplaced => Vec::new(),
     };
-    Ok(Group { files, bins, dead })
+    Ok(Group { files, sort, bins, dead })
 }
 
 pub(super) async fn load(lake: &Lake, org: &Authorized<OrgId>, table: &str) -> Result<LakeTable> {
@@ -182,6 +188,7 @@ async fn exchange(lake: &Lake, request: &RewriteRequest, group: &Group) -> Resul
         bins: &group.bins,
         keep: polder_lake::Predicate::True,
         partition: &request.partition,
+        sort: group.sort.clone(),
         target_bytes: request.aim.target_bytes,
     };
     let (stage, copied) = copy.run(lake, &request.limits).await?;

@@ -10,19 +10,19 @@ use polder_core::{Content, RangeDigest, TableSchema};
 use polder_lake::{FileFault, TagFault};
 
 /// Checks in the making, each with when it began and how long it took.
-pub(super) struct Checks {
-    pub(super) done: Vec<Check>,
+pub(crate) struct Checks {
+    pub(crate) done: Vec<Check>,
     since: Instant,
     started_ms: i64,
 }
 
 impl Checks {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { done: Vec::new(), since: Instant::now(), started_ms: now_ms() }
     }
 
     /// Adds what was found since the last call.
-    pub(super) fn add(&mut self, checks: impl IntoIterator<Item = Check>) {
+    pub(crate) fn add(&mut self, checks: impl IntoIterator<Item = Check>) {
         let duration_ms = self.since.elapsed().as_millis() as u64;
         let started_ms = self.started_ms;
         self.done.extend(checks.into_iter().map(|check| Check {
@@ -35,7 +35,7 @@ impl Checks {
     }
 }
 
-pub(super) fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     chrono::Utc::now().timestamp_millis()
 }
 
@@ -119,10 +119,27 @@ pub(super) fn too_many_pending() -> Check {
 }
 
 /// Whether the rows are those that runs have stored; `None` if that is not known.
-pub(super) fn content(recorded: Option<Content>, found: Content) -> Option<Check> {
+pub(crate) fn content(recorded: Option<Content>, found: Content) -> Option<Check> {
     let recorded = recorded?;
     let verdict = if recorded == found { Verdict::Verified } else { Verdict::Failed };
     Some(Check::new(CheckName::Content, verdict, recorded.to_string(), found.to_string()))
+}
+
+/// Of a state that only its run has seen: `rows` too many by the key, and cursor where keys return.
+pub(crate) fn staged_duplicates(rows: u64, returns: bool) -> Check {
+    let by = if returns { "key and cursor" } else { "key" };
+    let verdict = if rows == 0 { Verdict::Verified } else { Verdict::Failed };
+    let words = |rows: u64| format!("{rows} rows too many by {by}");
+    Check::new(CheckName::Duplicates, verdict, words(0), words(rows))
+}
+
+/// What was compared before: the same state of the table with the same state of the source.
+pub(super) fn proven(at_ms: i64) -> [Check; 4] {
+    let time = chrono::DateTime::from_timestamp_millis(at_ms).unwrap_or_default();
+    let time = time.format("%Y-%m-%d %H:%M:%S");
+    let observed = format!("neither side changed since {time} UTC, when they were equal");
+    [CheckName::RowCount, CheckName::MissingKeys, CheckName::ExtraKeys, CheckName::Values]
+        .map(|name| Check::new(name, Verdict::Verified, "as compared before", observed.clone()))
 }
 
 /// What differences between source and lake mean.
@@ -132,6 +149,8 @@ pub(super) struct Meaning {
     pub(super) content_is_right: Option<bool>,
     /// Whether it is known which rows the table must have.
     pub(super) common_point: bool,
+    /// Whether the source is as the runs have read it: no row is gone from it.
+    pub(super) as_read: bool,
 }
 
 impl Meaning {
@@ -144,10 +163,16 @@ impl Meaning {
         }
     }
 
+    /// Whether a row that the filter leaves out now was never this org's since the run.
+    pub(super) fn tells_foreign(&self) -> bool {
+        self.common_point || self.content_is_right == Some(false)
+    }
+
     /// Of rows that the lake alone has.
     fn of_extra(&self) -> Verdict {
         match (self.content_is_right, self.mode) {
             (Some(false), _) => Verdict::Failed,
+            _ if self.as_read => Verdict::Failed,
             _ if !self.common_point => Verdict::Stale,
             (Some(true), Mode::FullRefresh) => Verdict::Verified,
             _ => Verdict::Warning,
@@ -296,4 +321,29 @@ pub(super) fn freshness(age_ms: i64, target_ms: i64, pending: usize) -> Check {
     };
     let expected = format!("nothing pending {:.1} h after a run", hours(target_ms));
     Check::new(CheckName::Freshness, verdict, expected, observed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_the_lake_alone_has_means_what_is_known_of_both_sides() {
+        use Verdict::{Failed, Stale, Verified, Warning};
+        let cases = [
+            // The content, a common point, as read; and what it is in `full_refresh` and in `append`.
+            (Some(true), true, false, [Verified, Warning]),
+            (Some(false), true, false, [Failed, Failed]),
+            (None, true, false, [Warning, Warning]),
+            (Some(true), false, false, [Stale, Stale]),
+            (Some(false), false, false, [Failed, Failed]),
+            // Nothing can be gone from the very objects that were read: the run has read too much.
+            (Some(true), true, true, [Failed, Failed]),
+        ];
+        for (content_is_right, common_point, as_read, expected) in cases {
+            let of = |mode| Meaning { mode, content_is_right, common_point, as_read }.of_extra();
+            let found = [Mode::FullRefresh, Mode::Append].map(of);
+            assert_eq!(found, expected, "{content_is_right:?} {common_point} {as_read}");
+        }
+    }
 }

@@ -16,49 +16,80 @@ use futures::TryStreamExt;
 use polder_core::digest::{Canonical, content};
 use polder_core::validation::range_of;
 use polder_core::{Content, CursorValue, Error, ErrorCode, RangeDigest, Result, RowDigest};
-use polder_lake::{LakeTable, Predicate, ScanRequest};
+use polder_lake::{BatchStream, LakeTable, Predicate, ScanRequest};
 
 /// Bytes that a key takes in memory, about.
 const KEY_BYTES: u64 = 96;
 
 /// How the table's rows are told apart and digested.
 #[derive(Clone, Debug)]
-pub(super) struct Compared {
+pub(crate) struct Compared {
     /// The columns of a row's word, in their order.
-    pub(super) columns: Vec<String>,
+    pub(crate) columns: Vec<String>,
     /// Some of them; all if empty.
-    pub(super) key: Vec<String>,
+    pub(crate) key: Vec<String>,
     /// The column by which of several rows of a key the newest is found; `None` where a key is there
     /// once.
-    pub(super) cursor: Option<String>,
+    pub(crate) cursor: Option<String>,
     /// Whether a row can change within one value of the cursor.
-    pub(super) coarse: bool,
-    pub(super) bits: u32,
+    pub(crate) coarse: bool,
+    pub(crate) bits: u32,
     /// Keys that are left out.
-    pub(super) pending: Arc<HashSet<u64>>,
+    pub(crate) pending: Arc<HashSet<u64>>,
+    /// The state that is read; `None` for the table as it is now.
+    pub(crate) snapshot: Option<i64>,
+    /// The files of it that are read; `None` for all.
+    pub(crate) files: Option<Arc<HashSet<String>>>,
+}
+
+impl Compared {
+    async fn read(&self, table: &LakeTable, columns: Option<Vec<String>>) -> Result<BatchStream> {
+        let scan = ScanRequest { snapshot: self.snapshot, filter: Predicate::True, columns };
+        match &self.files {
+            Some(files) => table.read_of(files, scan).await,
+            None => table.read(scan).await,
+        }
+    }
+
+    /// Rows that are read, as far as the state says.
+    async fn rows(&self, table: &LakeTable) -> Result<u64> {
+        if let Some(files) = &self.files {
+            let scan =
+                ScanRequest { snapshot: self.snapshot, filter: Predicate::True, columns: None };
+            let plan = table.plan(scan).await?;
+            let own = plan.files.iter().filter(|file| files.contains(&file.path));
+            return Ok(own.filter_map(|file| file.rows).sum());
+        }
+        let found = match self.snapshot {
+            Some(id) => table.snapshots().into_iter().find(|info| info.id == id),
+            None => table.current_snapshot(),
+        };
+        Ok(found.and_then(|info| info.rows).unwrap_or(0))
+    }
 }
 
 /// The table in digests.
 #[derive(Debug, Default)]
-pub(super) struct LakeDigests {
+pub(crate) struct LakeDigests {
     /// All of its rows, in all of its columns.
-    pub(super) content: Content,
-    pub(super) ranges: BTreeMap<u64, RangeDigest>,
+    pub(crate) content: Content,
+    pub(crate) ranges: BTreeMap<u64, RangeDigest>,
     /// Keys that are there more often than they may be, and how many rows too many there are.
-    pub(super) repeated: HashSet<u64>,
-    pub(super) repeated_rows: u64,
+    pub(crate) repeated: HashSet<u64>,
+    pub(crate) repeated_rows: u64,
 }
 
 /// Reads the table's rows and digests them.
 ///
 /// # Errors
 /// As [`LakeTable::read`].
-pub(super) async fn digests(
+pub(crate) async fn digests(
     table: &LakeTable,
     compared: &Compared,
     memory_bytes: usize,
 ) -> Result<LakeDigests> {
-    let rows = table.current_snapshot().and_then(|snapshot| snapshot.rows).unwrap_or(0);
+    // Without columns to compare all rows are one to it: nothing grows with them.
+    let rows = if compared.columns.is_empty() { 0 } else { compared.rows(table).await? };
     let passes = (rows * KEY_BYTES / (memory_bytes as u64).max(1)) + 1;
     let mut all = LakeDigests::default();
     for number in 0..passes {
@@ -66,17 +97,13 @@ pub(super) async fn digests(
         // The content is that of all columns.
         let columns = (!first).then(|| compared.columns.clone());
         let mut pass = Pass::new(compared.clone(), number, passes, first);
-        let mut batches = table.read(whole(columns)).await?;
+        let mut batches = compared.read(table, columns).await?;
         while let Some(batch) = batches.try_next().await? {
             pass = blocking(move || pass.add(&batch)).await?;
         }
         pass.end(&mut all);
     }
     Ok(all)
-}
-
-fn whole(columns: Option<Vec<String>>) -> ScanRequest {
-    ScanRequest { snapshot: None, filter: Predicate::True, columns }
 }
 
 /// Computes away from the threads that wait.
@@ -288,7 +315,7 @@ pub(super) async fn list(
 ) -> Result<Vec<RowDigest>> {
     let mut listing =
         Listing { compared: compared.clone(), wanted, rows: BTreeMap::new(), count: 0 };
-    let mut batches = table.read(whole(Some(compared.columns.clone()))).await?;
+    let mut batches = compared.read(table, Some(compared.columns.clone())).await?;
     while let Some(batch) = batches.try_next().await? {
         listing = blocking(move || listing.add(&batch)).await?;
     }

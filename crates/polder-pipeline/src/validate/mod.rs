@@ -4,12 +4,16 @@
 //! table's state ─► source's snapshot ─► schema ─► pending keys ─► ranges on both sides ─► rows of those that differ
 //! ```
 //!
-//! Nothing is changed, on either side. What is found is a report; who keeps it is the caller's business.
+//! Nothing is changed, on either side, unless [`validate_and_keep`] finds the table wrong and its policy
+//! says so. What is found is a report.
 
-mod checks;
-mod lake;
+mod act;
+pub(crate) mod checks;
+pub(crate) mod lake;
 mod record;
+mod sql;
 mod streamed;
+mod verdicts;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -19,7 +23,7 @@ use polder_core::evolution::{self, Evolution};
 use polder_core::spec::{Mode, OnDroppedColumn, OnSchemaChange, TableSpec};
 use polder_core::validation::{self, Check, Named, PENDING_MAX, Told, Verdict, range_of};
 use polder_core::{
-    Authorized, Checkpoint, CursorRange, DigestRequest, Digests, Error, ErrorCode, OrgId,
+    Authorized, Checkpoint, CursorRange, DigestRequest, Digests, Engine, Error, ErrorCode, OrgId,
     RangeDigest, Result, RowDigest, RunProgress, Source, TableSchema,
 };
 use polder_lake::{FileFault, Lake, LakeTable};
@@ -27,12 +31,18 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::ingest::{IngestLimits, conform::Conform, reads, whole_table};
-use checks::{Checks, Found, Meaning, now_ms};
-use lake::{Compared, LakeDigests, Wanted};
+use crate::ingest::{IngestLimits, conform::Conform, whole_table};
+use checks::{Checks, Found, Meaning};
+use lake::{LakeDigests, Wanted};
 use streamed::Streamed;
 
-pub use record::{LastVerdict, last_verdicts, last_verdicts_of, results};
+pub(crate) use act::keep;
+pub use act::{Quarantine, validate_and_keep};
+pub(crate) use checks::now_ms;
+pub(crate) use lake::Compared;
+use record::results;
+pub(crate) use sql::Asked;
+pub use verdicts::{LastVerdict, Verdicts, verdicts};
 
 /// Ranges whose rows are listed, of those that differ.
 const RANGES_LISTED_MAX: usize = 64;
@@ -49,6 +59,10 @@ pub struct ValidateRequest {
     pub limits: IngestLimits,
     /// How long after a run rows may be pending.
     pub fresh_within: Duration,
+    /// Answers the checks of the table spec; without it they are not asked.
+    pub engine: Option<Arc<dyn Engine>>,
+    /// What is read of the source, and what it waits for.
+    pub progress: Arc<RunProgress>,
     /// Stops the validation at the next step.
     pub cancel: CancellationToken,
 }
@@ -64,17 +78,27 @@ pub struct ValidationReport {
     pub snapshot_id: Option<i64>,
     /// The source's name for the state that was compared.
     pub source_snapshot: Option<String>,
+    /// Its name for the very rows of that state, where it has one and none was pending.
+    #[serde(skip)]
+    pub source_state: Option<String>,
     /// The worst of the checks'.
     pub verdict: Verdict,
     /// Source rows that the table need not have yet.
     pub pending: usize,
     pub checks: Vec<Check>,
+    /// The state was a run's, and was not published.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub staged: bool,
+    /// What the policy `quarantine` did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<Quarantine>,
     /// Milliseconds since the epoch.
     pub started_ms: i64,
     pub duration_ms: u64,
 }
 
-/// Holds a table to its source.
+/// Holds a table to its source. `known`: what was said of it before; a source that tells its state by a
+/// name is not read again for what was proven of the same states.
 ///
 /// # Errors
 /// `lake.not_found` for a table that was never loaded; whatever the source reports; `lake.*` where the
@@ -83,9 +107,10 @@ pub async fn validate(
     lake: &Lake,
     source: &dyn Source,
     request: &ValidateRequest,
+    known: &Verdicts,
 ) -> Result<ValidationReport> {
     let (org, name) = (request.org.get(), &request.table.name);
-    let work = Box::pin(validate_once(lake, source, request));
+    let work = Box::pin(validate_once(lake, source, request, known));
     let done = tokio::select! {
         () = request.cancel.cancelled() => {
             Err(Error::new(ErrorCode::Cancelled, "the validation was cancelled"))
@@ -99,6 +124,7 @@ async fn validate_once(
     lake: &Lake,
     source: &dyn Source,
     request: &ValidateRequest,
+    known: &Verdicts,
 ) -> Result<ValidationReport> {
     let (started, started_ms) = (Instant::now(), now_ms());
     // Before the source's snapshot, so that no row of the lake is newer than it.
@@ -108,14 +134,17 @@ async fn validate_once(
     })?;
     let mut validation = Validation {
         request,
+        known,
         table: &table,
         checkpoint: table.checkpoint()?.unwrap_or_default(),
         checks: Checks::new(),
         pending: 0,
         source_snapshot: None,
+        source_state: None,
     };
     Box::pin(validation.run(source)).await?;
-    let Validation { checks, pending, source_snapshot, .. } = validation;
+    Box::pin(validation.ask()).await?;
+    let Validation { checks, pending, source_snapshot, source_state, .. } = validation;
     let checks = checks.done;
     let current = table.versions().into_iter().find(|version| version.current);
     Ok(ValidationReport {
@@ -125,9 +154,12 @@ async fn validate_once(
         version: current.map(|version| format!("v{}", version.number)),
         snapshot_id: table.current_snapshot().map(|snapshot| snapshot.id),
         source_snapshot,
+        source_state,
         verdict: Verdict::worst(checks.iter().map(|check| check.verdict)).unwrap_or_default(),
         pending,
         checks,
+        staged: false,
+        quarantine: None,
         started_ms,
         duration_ms: started.elapsed().as_millis() as u64,
     })
@@ -135,11 +167,13 @@ async fn validate_once(
 
 struct Validation<'a> {
     request: &'a ValidateRequest,
+    known: &'a Verdicts,
     table: &'a LakeTable,
     checkpoint: Checkpoint,
     checks: Checks,
     pending: usize,
     source_snapshot: Option<String>,
+    source_state: Option<String>,
 }
 
 impl Validation<'_> {
@@ -156,6 +190,18 @@ impl Validation<'_> {
             return Ok(());
         }
         digests.compare(&comparable, &spec.key)?;
+        if let Some(at_ms) = self.proven(&mut *digests).await? {
+            let compared = Compared::of(&comparable, spec, digests.cursor_is_coarse());
+            let before = self.checks.done.len();
+            let Some(lake) = self.files(&compared).await? else { return Ok(()) };
+            if self.content_is_right() == Some(true) && lake.repeated_rows == 0 {
+                self.proven_before(&lake, at_ms);
+                return Ok(());
+            }
+            // Its rows are others, or keys repeat: they have to be named.
+            self.checks.done.truncate(before);
+            self.source_state = None;
+        }
         let pending: HashSet<u64> = digests.pending().await?.into_iter().collect();
         self.pending = pending.len();
         self.freshness();
@@ -168,6 +214,64 @@ impl Validation<'_> {
             self.checks.add([checks::too_many_pending()]);
         } else {
             self.rows_compared(&mut *digests, &comparable, &compared, lake).await?;
+            self.remember(&mut *digests).await?;
+        }
+        Ok(())
+    }
+
+    /// When both sides were found equal in the states they have now, if the source's name for its rows
+    /// tells it.
+    async fn proven(&mut self, digests: &mut dyn Digests) -> Result<Option<i64>> {
+        let current = self.table.current_snapshot().map(|snapshot| snapshot.id);
+        let Some((said, true)) = self.known.of(current) else { return Ok(None) };
+        if said.verdict != Verdict::Verified || said.source_state.is_none() {
+            return Ok(None);
+        }
+        let state = digests.state().await?;
+        let proven = (state == said.source_state).then_some(said.at_ms);
+        self.source_state = state.filter(|_| proven.is_some());
+        Ok(proven)
+    }
+
+    /// Remembers which rows were compared, if all were and are as they have to be.
+    async fn remember(&mut self, digests: &mut dyn Digests) -> Result<()> {
+        let right = self.checks.done.iter().all(|check| check.verdict == Verdict::Verified);
+        if self.pending == 0 && right {
+            self.source_state = digests.state().await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the rows are those that runs have stored; `None` if that is not known.
+    fn content_is_right(&self) -> Option<bool> {
+        let content = self.checks.done.iter().find(|c| c.check == validation::CheckName::Content);
+        content.map(|check| check.verdict == Verdict::Verified)
+    }
+
+    /// What is left to be said where neither side has changed.
+    fn proven_before(&mut self, lake: &LakeDigests, at_ms: i64) {
+        let spec = &self.request.table;
+        self.freshness();
+        if !spec.key.is_empty() {
+            let returns = spec.mode == Mode::Append && spec.cursor.is_some();
+            self.checks.add([checks::staged_duplicates(lake.repeated_rows, returns)]);
+        }
+        self.checks.add(checks::proven(at_ms));
+    }
+
+    /// Asks the checks of the table spec.
+    async fn ask(&mut self) -> Result<()> {
+        let Some(engine) = &self.request.engine else { return Ok(()) };
+        for check in &self.request.table.checks {
+            let asked = Asked {
+                engine: engine.as_ref(),
+                org: &self.request.org,
+                table: &self.request.table.name,
+                snapshot: self.table.current_snapshot().map(|snapshot| snapshot.id),
+                memory_bytes: self.request.limits.memory_bytes,
+            };
+            let found = asked.check(check).await?;
+            self.checks.add([found]);
         }
         Ok(())
     }
@@ -187,8 +291,8 @@ impl Validation<'_> {
                     .hint("correct key: and cursor: in the table spec, or run first"));
             }
         }
-        let asked = &self.checkpoint.reads;
-        if !asked.is_empty() && *asked != reads(spec) {
+        let (asked, reads) = (&self.checkpoint.reads, spec.reads().to_string());
+        if !asked.is_empty() && *asked != reads {
             self.checks.add([checks::other_spec()]);
             return Ok(false);
         }
@@ -203,20 +307,28 @@ impl Validation<'_> {
     /// The source's side, computed there if it can be.
     async fn digests<'s>(&self, source: &'s dyn Source) -> Result<Box<dyn Digests + 's>> {
         let (request, spec) = (self.request, &self.request.table);
-        let progress = Arc::new(RunProgress::default());
-        let mut read = whole_table(spec, request.org.get(), request.limits, &progress);
+        let parallel = spec.validation.parallel(request.limits.splits);
+        let limits = IngestLimits { splits: parallel, ..request.limits };
+        let mut read = whole_table(spec, request.org.get(), limits, &request.progress);
         read.known_schema = (!source.capabilities().complete_schema).then(|| self.table.schema());
-        let cursor = spec.cursor.clone().filter(|_| spec.mode == Mode::Append);
+        // A run reads it, if only as one more column.
+        let cursor = spec.cursor.clone().filter(|_| spec.mode != Mode::FullRefresh);
         read.cursor = cursor.map(|column| CursorRange { column, lower: None });
         let asked = DigestRequest {
-            settled_below: self.checkpoint.cursor.clone().filter(|_| read.cursor.is_some()),
+            settled_below: self.checkpoint.cursor.clone().filter(|_| spec.mode == Mode::Append),
             settled_at: self.checkpoint.snapshot.clone(),
+            statement_timeout: spec.validation.time_per_statement(),
+            parallel,
             read,
         };
         if let Some(digests) = source.digest(asked.clone()).await? {
             return Ok(digests);
         }
         let memory = request.limits.memory_bytes / 2;
+        // Where the server does not say which rows a merge has seen, their cursor does.
+        let settled_below = self.checkpoint.cursor.clone();
+        let settled_below = settled_below.filter(|_| spec.mode != Mode::FullRefresh);
+        let asked = DigestRequest { settled_below, ..asked };
         let streamed = Streamed::plan(source, asked, &self.checkpoint, memory).await?;
         Ok(Box::new(streamed))
     }
@@ -326,14 +438,20 @@ impl Validation<'_> {
             theirs.iter().filter(|row| !pending.contains(&row.key)).cloned().collect();
         let differences = validation::compare(&ours, &settled, told);
         let extra: Vec<u64> = differences.extra.iter().map(|row| row.key).collect();
-        let foreign: HashSet<u64> = if extra.is_empty() {
+        let meaning = Meaning {
+            mode: self.request.table.mode,
+            content_is_right: self.content_is_right(),
+            common_point: digests.has_common_point(),
+            as_read: digests.is_as_read(),
+        };
+        // A row may have become another org's since the run, where nobody can say which rows are settled.
+        let foreign: HashSet<u64> = if extra.is_empty() || !meaning.tells_foreign() {
             HashSet::new()
         } else {
             digests.foreign(&extra).await?.into_iter().collect()
         };
         let foreign =
             differences.extra.iter().filter(|row| foreign.contains(&row.key)).cloned().collect();
-        let content = self.checks.done.iter().find(|c| c.check == validation::CheckName::Content);
         let found = Found {
             spec: &self.request.table,
             columns,
@@ -345,11 +463,7 @@ impl Validation<'_> {
             foreign,
             repeated: (lake.repeated_rows, named(&repeated, &theirs)),
             has_key: !compared.key.is_empty(),
-            meaning: Meaning {
-                mode: self.request.table.mode,
-                content_is_right: content.map(|check| check.verdict == Verdict::Verified),
-                common_point: digests.has_common_point(),
-            },
+            meaning,
         };
         self.checks.add(found.checks());
         Ok(())
@@ -378,7 +492,7 @@ impl Validation<'_> {
 
 impl Compared {
     /// By the table spec's key and cursor, if there are columns.
-    fn of(columns: &TableSchema, spec: &TableSpec, coarse: bool) -> Self {
+    pub(crate) fn of(columns: &TableSchema, spec: &TableSpec, coarse: bool) -> Self {
         let some = !columns.fields.is_empty();
         let cursor = spec.cursor.clone().filter(|_| some && spec.mode == Mode::Append);
         Self {
@@ -388,6 +502,8 @@ impl Compared {
             coarse,
             bits: 0,
             pending: Arc::default(),
+            snapshot: None,
+            files: None,
         }
     }
 }

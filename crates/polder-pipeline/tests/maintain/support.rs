@@ -97,7 +97,7 @@ impl Scratch {
     }
 
     pub(crate) async fn data_files(&self) -> usize {
-        self.table().await.files(&[]).await.expect("files").files().len()
+        self.table().await.files(&[], &[]).await.expect("files").files().len()
     }
 
     pub(crate) async fn maintain(&self, spec: &TableSpec, action: Maintenance) -> MaintainReport {
@@ -110,6 +110,7 @@ fn staging(kind: StageKind, partition: &[PartitionField]) -> StageRequest {
         run_id: Uuid::new_v4(),
         schema: dated(),
         partition: partition.to_vec(),
+        sort: None,
         kind,
         target_file_bytes: 128 << 20,
         memory_bytes: 64 << 20,
@@ -139,6 +140,8 @@ pub(crate) fn request(spec: &TableSpec, action: Maintenance) -> MaintainRequest 
             workers: NonZeroUsize::new(2).expect("two"),
             cancel: CancellationToken::new(),
         },
+        optimizer: None,
+        progress: Arc::default(),
         dry_run: false,
     }
 }

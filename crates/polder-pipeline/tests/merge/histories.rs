@@ -113,6 +113,8 @@ impl Model {
             key: if vouched { vec!["id".to_owned()] } else { Vec::new() },
             fail_after: None,
             cursor_ceiling: Some(CursorValue::Int(self.clock - LAG)),
+            doubts: Vec::new(),
+            again: false,
         }
     }
 

@@ -17,20 +17,24 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::optimizer::{Analyzer, AnalyzerRule};
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 use futures::StreamExt;
-use polder_core::{Engine, Error, ErrorCode, QueryStream, Result, Session};
+use polder_core::{Description, Engine, Error, ErrorCode, QueryStream, Result, Session};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use super::bounded::{self, Allowance};
 use super::doubles::DoublesWithDecimals;
 use super::error::{planning, running};
 use super::names::{CATALOG, INFORMATION_SCHEMA, Listing, Names, Sources, default_schema};
+use super::postgres::{self, Value};
+use super::pushdown;
 use super::source::OpenSource;
 use super::statement;
 use super::table::Files;
@@ -82,6 +86,13 @@ struct Shared {
     functions: SessionState,
 }
 
+/// A statement in DataFusion's terms, found to be one that may be run.
+struct Logical {
+    plan: LogicalPlan,
+    state: SessionState,
+    allowance: Arc<Allowance>,
+}
+
 /// A query that can be started.
 struct Planned {
     plan: Arc<dyn ExecutionPlan>,
@@ -122,15 +133,28 @@ impl DataFusionEngine {
     }
 
     async fn plan(&self, sql: &str, session: &Session) -> Result<Planned> {
+        let (sql, session) = (sql.to_owned(), session.clone());
+        self.on_planner(move |shared| async move { shared.plan(&sql, &session).await }).await
+    }
+
+    /// Does what plans on a thread of the engine, and not for ever.
+    async fn on_planner<T, F>(
+        &self,
+        work: impl FnOnce(Arc<Shared>) -> F + Send + 'static,
+    ) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>>,
+    {
         let turn = turn(&self.planners, 1).await?;
-        let (shared, sql, session) = (Arc::clone(&self.shared), sql.to_owned(), session.clone());
+        let shared = Arc::clone(&self.shared);
         let io = Handle::current();
         let mut tasks = JoinSet::new();
         tasks.spawn_blocking_on(
             move || {
                 let _turn = turn;
                 // The lake's connections belong to the caller's runtime; the stack is ours.
-                io.block_on(shared.plan(&sql, &session))
+                io.block_on(work(shared))
             },
             self.workers.handle(),
         );
@@ -159,6 +183,11 @@ impl Engine for DataFusionEngine {
             run(planned, rows_max, sender).await;
         });
         Ok(QueryStream { schema, batches: Box::pin(batches) })
+    }
+
+    async fn describe(&self, sql: &str, session: &Session) -> Result<Description> {
+        let (sql, session) = (sql.to_owned(), session.clone());
+        self.on_planner(move |shared| async move { shared.describe(&sql, &session).await }).await
     }
 }
 
@@ -206,7 +235,7 @@ async fn run(planned: Planned, rows_max: Option<u64>, sender: Sender) {
 }
 
 impl Shared {
-    async fn plan(&self, sql: &str, session: &Session) -> Result<Planned> {
+    async fn logical(&self, sql: &str, session: &Session) -> Result<Logical> {
         let prepared = statement::prepare(sql)?;
         let listing_tables = matches!(prepared.statement, ast::Statement::ShowTables { .. });
         let statement = Statement::Statement(Box::new(prepared.statement));
@@ -217,6 +246,7 @@ impl Shared {
         let names = Names {
             principal: &session.principal,
             versions: &prepared.versions,
+            snapshots: &session.snapshots,
             files: self.files.clone(),
             sources: &self.sources,
         };
@@ -225,20 +255,52 @@ impl Shared {
         for (name, catalog) in names.resolve(&references, listing).await? {
             catalogs.register_catalog(name, Arc::new(catalog));
         }
-        let state = SessionStateBuilder::new_from_existing(self.functions.clone())
+        let allowance = Arc::new(Allowance::new(self.memory(session), sql));
+        let mut builder = SessionStateBuilder::new_from_existing(self.functions.clone())
             .with_config(self.config(session))
             .with_catalog_list(Arc::new(catalogs))
-            .with_runtime_env(self.environment(session)?)
-            .build();
-        let logical = state.statement_to_plan(statement).await.map_err(planning)?;
+            .with_runtime_env(self.environment(session)?);
+        let bounded = bounded::functions(&self.functions, &allowance);
+        // The last of a name is the one that is called.
+        builder.scalar_functions().get_or_insert_default().extend(bounded);
+        let state = builder.build();
+        let plan = state.statement_to_plan(statement).await.map_err(planning)?;
         let options = SQLOptions::new()
             .with_allow_ddl(false)
             .with_allow_dml(false)
             .with_allow_statements(false);
-        options.verify_plan(&logical).map_err(planning)?;
-        weight::check(&logical)?;
-        let plan = state.create_physical_plan(&logical).await.map_err(planning)?;
+        options.verify_plan(&plan).map_err(planning)?;
+        weight::check(&plan)?;
+        Ok(Logical { plan, state, allowance })
+    }
+
+    async fn plan(&self, sql: &str, session: &Session) -> Result<Planned> {
+        let Logical { plan, state, allowance } = self.logical(sql, session).await?;
+        allowance.divide(&plan).map_err(planning)?;
+        let mut plan = state.optimize(&plan).map_err(planning)?;
+        if session.pushdown {
+            plan = pushdown::push(plan).await?;
+        }
+        let planner = state.query_planner();
+        let plan = planner.create_physical_plan(&plan, &state).await.map_err(planning)?;
         Ok(Planned { plan, context: state.task_ctx() })
+    }
+
+    /// The parameters' types as the statement says them, and the columns it gives for nulls of these types.
+    async fn describe(&self, sql: &str, session: &Session) -> Result<Description> {
+        let count = postgres::parameters(sql)?;
+        let mut parameters = vec![None; count];
+        if count > 0 {
+            let plan = self.logical(sql, session).await?.plan;
+            // Fails for one that is used as two types: then nothing is known of any.
+            let found = plan.get_parameter_types().unwrap_or_default();
+            for (at, parameter) in parameters.iter_mut().enumerate() {
+                *parameter = found.get(&format!("${}", at + 1)).cloned().flatten();
+            }
+        }
+        let nulls: Vec<_> = parameters.iter().cloned().map(Value::Null).collect();
+        let schema = self.plan(&postgres::bind(sql, &nulls)?, session).await?.plan.schema();
+        Ok(Description { parameters, schema })
     }
 
     fn config(&self, session: &Session) -> SessionConfig {
@@ -258,8 +320,13 @@ impl Shared {
         config
     }
 
+    /// Bytes that a query of the session may hold.
+    fn memory(&self, session: &Session) -> usize {
+        session.memory_bytes_max.min(self.settings.memory_bytes)
+    }
+
     fn environment(&self, session: &Session) -> Result<Arc<RuntimeEnv>> {
-        let memory = session.memory_bytes_max.min(self.settings.memory_bytes);
+        let memory = self.memory(session);
         let spill = DiskManagerBuilder::default()
             .with_mode(DiskManagerMode::Directories(vec![self.settings.spill_dir.clone()]))
             .with_max_temp_directory_size(SPILL_BYTES_MAX);

@@ -59,11 +59,11 @@ fn convert(error: DataFusionError, otherwise: ErrorCode) -> Error {
                 .detail(redact(&inner.to_string()))
         }
         DataFusionError::IoError(inner) => {
-            Error::new(ErrorCode::QueryFailed, "the query could not use its spill files")
+            Error::new(ErrorCode::Internal, "the query could not use its spill files")
                 .hint("look at the free space of the spill directory")
                 .caused_by(inner)
         }
-        other => Error::new(ErrorCode::QueryFailed, "the query failed inside the engine")
+        other => Error::new(ErrorCode::Internal, "the query failed inside the engine")
             .detail(redact(&first_line(&other.strip_backtrace()))),
     }
 }

@@ -118,7 +118,7 @@ fn starts_with(like: &Like, schema: &TableSchema) -> Option<Predicate> {
 /// A constant of exactly the column's type; null compares to nothing and is left out.
 ///
 /// Floating-point columns are left out too: their bounds do not know NaN, see `may_prune`.
-fn literal(value: &ScalarValue, data_type: &LakeType) -> Option<Literal> {
+pub(super) fn literal(value: &ScalarValue, data_type: &LakeType) -> Option<Literal> {
     Some(match (value, data_type) {
         (ScalarValue::Boolean(Some(v)), LakeType::Boolean) => Literal::Boolean(*v),
         (ScalarValue::Int32(Some(v)), LakeType::Int) => Literal::Int(*v),

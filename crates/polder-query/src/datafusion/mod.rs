@@ -1,5 +1,6 @@
 //! DataFusion over the lake and the sources.
 
+mod bounded;
 mod doubles;
 mod engine;
 mod error;
@@ -8,7 +9,10 @@ mod filter;
 mod metadata;
 mod names;
 mod parquet;
+mod postgres;
+mod pushdown;
 mod rewrite;
+mod series;
 mod source;
 mod statement;
 mod table;
@@ -19,4 +23,7 @@ mod with_queries;
 mod workers;
 
 pub use engine::{DataFusionEngine, DataFusionSettings};
+pub use postgres::{
+    Column, Listed, Piece, PostgresCatalog, Shown, Value, Word, bind, parameters, pieces,
+};
 pub use source::OpenSource;

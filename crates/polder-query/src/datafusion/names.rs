@@ -52,6 +52,8 @@ pub(super) struct Sources {
 pub(super) struct Names<'a> {
     pub(super) principal: &'a Principal,
     pub(super) versions: &'a HashMap<String, Clause>,
+    /// Of tables whose reference has no version, where the principal is one org.
+    pub(super) snapshots: &'a BTreeMap<String, i64>,
     pub(super) files: Files,
     pub(super) sources: &'a Sources,
 }
@@ -142,7 +144,9 @@ impl Names<'_> {
                      <source>.<database>.<collection>, files are <source>.\"<glob>\"",
             )
         })?;
-        SourceTable::open(source, place, from, self.sources.partitions).await.map(Some)
+        let opened =
+            SourceTable::open(source, name.to_owned(), place, from, self.sources.partitions);
+        opened.await.map(Some)
     }
 
     fn org(&self, reference: &TableReference) -> Result<Authorized<OrgId>> {
@@ -170,7 +174,7 @@ impl Names<'_> {
         loaded: &mut HashMap<(OrgId, String), LakeTable>,
     ) -> Result<Arc<dyn TableProvider>> {
         if let Some(table) = self.load(org, name, loaded).await? {
-            let snapshot = snapshot(&table, version)?;
+            let snapshot = snapshot(&table, version)?.or_else(|| self.fixed(name));
             return Ok(Arc::new(LakeTableProvider::new(table, snapshot, self.files.clone())?));
         }
         if let Some((base, kind)) = metadata::split(name)
@@ -179,10 +183,16 @@ impl Names<'_> {
             if version.is_some() && kind != metadata::Kind::Files {
                 return Err(version::misplaced());
             }
-            let snapshot = snapshot(&table, version)?;
+            let snapshot = snapshot(&table, version)?.or_else(|| self.fixed(base));
             return metadata::table(&table, kind, snapshot).await;
         }
         Err(self.unknown_table(org, name).await?)
+    }
+
+    /// The snapshot at which the session reads a table.
+    fn fixed(&self, table: &str) -> Option<i64> {
+        let one_org = matches!(self.principal, Principal::Org(_));
+        self.snapshots.get(table).copied().filter(|_| one_org)
     }
 
     async fn load(

@@ -1,5 +1,6 @@
 //! A table of a source as DataFusion scans it: columns and what can be said of the rows go to the
-//! source, its splits become partitions.
+//! source, its splits become partitions. Parts of a query that the source answers as a whole are found
+//! in `pushdown`, and read here.
 //!
 //! The source's connections belong to the runtime that asked the query, so reading happens there; the
 //! engine's threads get batches.
@@ -9,8 +10,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use arrow::array::RecordBatch;
+use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -29,8 +31,8 @@ use datafusion::physical_plan::{
 use futures::{Stream, StreamExt};
 use polder_core::spec::{FormatOptions, OnUnrepresentable};
 use polder_core::{
-    Error, ErrorCode, OrgId, Predicate, ReadPlan, ReadRequest, RunProgress, Source, Split,
-    TableSchema,
+    ConnectionLimits, Error, ErrorCode, OrgId, Predicate, ReadPlan, ReadRequest, RunProgress,
+    Source, Split, TableSchema,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -43,6 +45,9 @@ use super::workers::lost;
 const BATCH_BYTES: usize = 1 << 20;
 /// Batches read ahead of the engine, for each split.
 const BATCHES_AHEAD: usize = 2;
+/// How long a connection to a source is waited for: less than a query may be planned, as nobody ends one
+/// that waits.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(20);
 /// A limit below which one split is enough.
 const FEW_ROWS: usize = 10_000;
 
@@ -52,11 +57,13 @@ pub type OpenSource =
 
 /// A source's table that a query names.
 pub(super) struct SourceTable {
-    source: Arc<dyn Source>,
+    pub(super) source: Arc<dyn Source>,
+    /// The source's.
+    pub(super) name: String,
     /// As EXPLAIN shows it.
     place: String,
-    from: String,
-    columns: TableSchema,
+    pub(super) from: String,
+    pub(super) columns: TableSchema,
     schema: SchemaRef,
     rows: Option<u64>,
     splits: NonZeroUsize,
@@ -69,6 +76,7 @@ impl SourceTable {
     /// What [`Source::plan`] says of the table.
     pub(super) async fn open(
         source: Arc<dyn Source>,
+        name: String,
         place: String,
         from: String,
         partitions: usize,
@@ -81,7 +89,7 @@ impl SourceTable {
         let (columns, rows) = (plan.schema.clone(), plan.rows_estimated);
         let schema = columns.to_arrow();
         let learnt = Mutex::new((!complete).then_some(plan));
-        Ok(Self { source, place, from, columns, schema, rows, splits, learnt })
+        Ok(Self { source, name, place, from, columns, schema, rows, splits, learnt })
     }
 
     /// A plan for these columns, and where in its batches they are.
@@ -116,7 +124,7 @@ impl SourceTable {
 }
 
 /// All of a table, as Polder's own request.
-fn request(from: &str, splits_max: NonZeroUsize) -> ReadRequest {
+pub(super) fn request(from: &str, splits_max: NonZeroUsize) -> ReadRequest {
     ReadRequest {
         org: OrgId::management(),
         from: from.to_owned(),
@@ -124,6 +132,7 @@ fn request(from: &str, splits_max: NonZeroUsize) -> ReadRequest {
         predicate: Predicate::True,
         columns: None,
         cursor: None,
+        snapshot_read: None,
         key: Vec::new(),
         objects_read: BTreeMap::new(),
         known_schema: None,
@@ -132,6 +141,7 @@ fn request(from: &str, splits_max: NonZeroUsize) -> ReadRequest {
         format: FormatOptions::default(),
         splits_max,
         batch_bytes: BATCH_BYTES,
+        connections: ConnectionLimits { of_org: None, patience: Some(CONNECTION_PATIENCE) },
         progress: Arc::new(RunProgress::default()),
     }
 }
@@ -180,7 +190,7 @@ impl TableProvider for SourceTable {
         let planned = self.plan(&wanted, &predicate, splits).await;
         let (plan, positions) = planned.map_err(|error| external(error.within(&self.place)))?;
         let rows = if predicate == Predicate::True { self.rows } else { plan.rows_estimated };
-        Ok(Arc::new(SourceScan::new(&self.place, schema, positions, plan, rows)))
+        Ok(Arc::new(SourceScan::new(&self.place, schema, positions, plan.splits, rows)))
     }
 }
 
@@ -188,9 +198,11 @@ fn external(error: Error) -> DataFusionError {
     DataFusionError::External(Box::new(error))
 }
 
-/// The splits of one plan, read once.
-struct SourceScan {
+/// The splits of one plan, or of one answer, read once.
+pub(super) struct SourceScan {
     place: String,
+    /// What the source was asked, where it answers a part of the query.
+    statement: Option<String>,
     positions: Vec<usize>,
     splits: Vec<Mutex<Option<Box<dyn Split>>>>,
     rows: Option<u64>,
@@ -200,14 +212,14 @@ struct SourceScan {
 }
 
 impl SourceScan {
-    fn new(
+    pub(super) fn new(
         place: &str,
         schema: SchemaRef,
         positions: Vec<usize>,
-        plan: ReadPlan,
+        splits: Vec<Box<dyn Split>>,
         rows: Option<u64>,
     ) -> Self {
-        let partitions = Partitioning::UnknownPartitioning(plan.splits.len());
+        let partitions = Partitioning::UnknownPartitioning(splits.len());
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema),
             partitions,
@@ -216,12 +228,18 @@ impl SourceScan {
         );
         Self {
             place: place.to_owned(),
+            statement: None,
             positions,
-            splits: plan.splits.into_iter().map(|split| Mutex::new(Some(split))).collect(),
+            splits: splits.into_iter().map(|split| Mutex::new(Some(split))).collect(),
             rows,
             properties: Arc::new(properties),
             io: Handle::current(),
         }
+    }
+
+    /// The scan of an answer to this statement.
+    pub(super) fn answering(self, statement: String) -> Self {
+        Self { statement: Some(statement), ..self }
     }
 }
 
@@ -233,6 +251,9 @@ impl fmt::Debug for SourceScan {
 
 impl DisplayAs for SourceScan {
     fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(statement) = &self.statement {
+            return write!(f, "SourceAnswer: {}, sql={statement}", self.place);
+        }
         let schema = self.schema();
         let columns: Vec<&str> =
             schema.fields().iter().map(|field| field.name().as_str()).collect();
@@ -248,7 +269,7 @@ impl DisplayAs for SourceScan {
 
 impl ExecutionPlan for SourceScan {
     fn name(&self) -> &'static str {
-        "SourceScan"
+        if self.statement.is_some() { "SourceAnswer" } else { "SourceScan" }
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -283,10 +304,13 @@ impl ExecutionPlan for SourceScan {
             external(Error::new(ErrorCode::Internal, "a source's split was read twice"))
         })?;
         let (schema, positions) = (self.schema(), self.positions.clone());
-        let place = self.place.clone();
+        let (place, named) = (self.place.clone(), self.schema());
         let batches = read(split, &self.io).map(move |batch| {
             let batch = batch.map_err(|error| external(error.within(&place)))?;
-            Ok(batch.project(&positions)?)
+            let batch = batch.project(&positions)?;
+            let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+            let columns = batch.columns().to_vec();
+            Ok(RecordBatch::try_new_with_options(Arc::clone(&named), columns, &rows)?)
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
     }

@@ -46,25 +46,9 @@ pub(super) struct Prepared {
 /// # Errors
 /// `query.invalid`, or `query.limit` for text that would cost too much to plan.
 pub(super) fn prepare(sql: &str) -> Result<Prepared> {
-    if sql.len() > SQL_BYTES_MAX {
-        let message = format!("the SQL text has {} bytes", sql.len());
-        return Err(limit(&message, &format!("at most {SQL_BYTES_MAX} are accepted")));
-    }
-    let dialect = GenericDialect {};
-    let tokens = Tokenizer::new(&dialect, sql)
-        .tokenize_with_location()
-        .map_err(|error| syntax(&error.to_string()))?;
-    let tokens: Vec<TokenWithSpan> =
-        tokens.into_iter().filter(|t| !matches!(t.token, Token::Whitespace(_))).collect();
-    if tokens.iter().filter(|t| nests(&t.token)).count() > OPERATORS_MAX {
-        return Err(limit("the SQL text has too many operators", "use IN (…) or a join instead"));
-    }
-    // The parser gives up on these at about this depth, and not always with a word on depth.
-    if tokens.chunk_by(|a, b| opens(&a.token) && opens(&b.token)).any(|run| run.len() > OPEN_MAX) {
-        return Err(limit("the SQL text is nested too deeply", "write a simpler query"));
-    }
+    let tokens = bounded(sql)?;
     let (tokens, clauses) = version::take(&tokens)?;
-    let mut statements = Parser::new(&dialect)
+    let mut statements = Parser::new(&GenericDialect {})
         .with_tokens_with_locations(tokens)
         .parse_statements()
         .map_err(|error| match error {
@@ -91,6 +75,43 @@ pub(super) fn prepare(sql: &str) -> Result<Prepared> {
         return Err(version::misplaced());
     }
     Ok(Prepared { statement, versions: clauses.by_name })
+}
+
+/// The text's tokens, if it is not too much to parse.
+///
+/// # Errors
+/// `query.limit`; `query.invalid` for text that has no tokens.
+pub(super) fn bounded(sql: &str) -> Result<Vec<TokenWithSpan>> {
+    if sql.len() > SQL_BYTES_MAX {
+        let message = format!("the SQL text has {} bytes", sql.len());
+        return Err(limit(&message, &format!("at most {SQL_BYTES_MAX} are accepted")));
+    }
+    let tokens = Tokenizer::new(&GenericDialect {}, sql)
+        .tokenize_with_location()
+        .map_err(|error| syntax(&error.to_string()))?;
+    let tokens: Vec<TokenWithSpan> =
+        tokens.into_iter().filter(|t| !matches!(t.token, Token::Whitespace(_))).collect();
+    if tokens.iter().filter(|t| nests(&t.token)).count() > OPERATORS_MAX {
+        return Err(limit("the SQL text has too many operators", "use IN (…) or a join instead"));
+    }
+    // The parser gives up on these at about this depth, and not always with a word on depth.
+    if tokens.chunk_by(|a, b| opens(&a.token) && opens(&b.token)).any(|run| run.len() > OPEN_MAX) {
+        return Err(limit("the SQL text is nested too deeply", "write a simpler query"));
+    }
+    Ok(tokens)
+}
+
+/// Holds a statement that was parsed elsewhere to what [`prepare`] lets through.
+///
+/// # Errors
+/// As [`prepare`].
+pub(super) fn hold(statement: &mut Statement) -> Result<()> {
+    only_queries(statement)?;
+    let clauses = version::Clauses::default();
+    match statement.visit(&mut Check::new(&clauses)) {
+        ControlFlow::Break(error) => Err(error),
+        ControlFlow::Continue(()) => with_queries::check(statement),
+    }
 }
 
 /// Whether what follows the token is nested in what it begins.

@@ -8,7 +8,10 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::compute::cast;
+use arrow::datatypes::{FieldRef, SchemaRef};
+use arrow::error::ArrowError;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
@@ -232,9 +235,23 @@ impl PartitionStream for IcebergRead {
         };
         let batches = futures::stream::once(async move { table.read(request).await })
             .try_flatten()
-            .map(move |batch| {
-                batch.map_err(external)?.with_schema(Arc::clone(&schema)).map_err(Into::into)
-            });
+            .map(move |batch| Ok(typed(&batch.map_err(external)?, &schema)?));
         Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), batches))
     }
+}
+
+/// The batch with exactly the types of the schema: Iceberg's reader leaves out what is said of the fields
+/// inside lists, structs and maps, and operators that put batches together compare that too.
+fn typed(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    let one = |(column, field): (&ArrayRef, &FieldRef)| {
+        let (is, wanted) = (column.data_type(), field.data_type());
+        if is == wanted || !is.equals_datatype(wanted) {
+            return Ok(Arc::clone(column));
+        }
+        // The same but for metadata: no value changes.
+        cast(column, wanted)
+    };
+    let columns = batch.columns().iter().zip(schema.fields()).map(one).collect::<Result<_, _>>()?;
+    let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(Arc::clone(schema), columns, &rows)
 }

@@ -40,7 +40,13 @@ fn operator_of(id: &str) -> Authorized<OrgId> {
 }
 
 pub(crate) fn session(principal: Principal) -> Session {
-    Session { principal, rows_max: None, memory_bytes_max: 256 * MIB }
+    Session {
+        principal,
+        rows_max: None,
+        memory_bytes_max: 256 * MIB,
+        snapshots: std::collections::BTreeMap::default(),
+        pushdown: true,
+    }
 }
 
 impl TestLake {
@@ -80,6 +86,7 @@ impl TestLake {
             run_id: Uuid::new_v4(),
             schema: rows.schema.clone(),
             partition: rows.partition.iter().map(|p| p.parse().expect("a field")).collect(),
+            sort: None,
             kind,
             target_file_bytes: 128 * MIB as u64,
             memory_bytes: 64 * MIB,

@@ -10,7 +10,13 @@ use super::lake::{TestLake, session};
 const MIB: usize = 1024 * 1024;
 
 fn operator(rows_max: Option<u64>, memory_bytes_max: usize) -> Session {
-    Session { principal: Principal::Operator, rows_max, memory_bytes_max }
+    Session {
+        principal: Principal::Operator,
+        rows_max,
+        memory_bytes_max,
+        snapshots: std::collections::BTreeMap::default(),
+        pushdown: true,
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use arrow::array::{ArrayRef, Date32Array, Int64Array, StringArray};
 use polder_core::{Field, LakeType, TableSchema};
+use uuid::Uuid;
 
 use super::lake::{Rows, TestLake, array};
 
@@ -78,6 +79,47 @@ async fn partitions_choose_files() {
         .await
         .expect("rows")
     );
+}
+
+/// Bytes of data files that a query reads.
+async fn bytes_read(test: &TestLake, sql: &str) -> f64 {
+    let run = test.text(&format!("EXPLAIN ANALYZE {sql}")).await.expect("a plan with numbers");
+    let (_, found) = run.split_once("bytes_scanned=").expect("a scan");
+    let end = found.find([',', ']']).expect("its end");
+    let (number, unit) = match found[..end].split_once(' ') {
+        Some((number, "K")) => (number, 1e3),
+        Some((number, "M")) => (number, 1e6),
+        Some(other) => panic!("{other:?} bytes"),
+        None => (&found[..end], 1.0),
+    };
+    number.parse::<f64>().expect("a number") * unit
+}
+
+#[tokio::test]
+async fn a_month_of_a_year_is_a_small_part_of_its_bytes() {
+    let test = TestLake::new().await;
+    // By ids, as the source has them: every part has rows of every month of 2026.
+    let day_of = |id: i64| (id * 7 % 365) as i32;
+    let part = |part: i64| -> Vec<ArrayRef> {
+        let ids = part * 1_000..(part + 1) * 1_000;
+        let words: Vec<String> = ids.clone().map(|_| Uuid::new_v4().to_string()).collect();
+        vec![
+            array(Int64Array::from_iter_values(ids.clone())),
+            array(Date32Array::from_iter_values(ids.map(|id| 20_454 + day_of(id)))),
+            array(StringArray::from(words)),
+        ]
+    };
+    let (schema, parts) = (schema(), (0..4).map(part).collect());
+    let partition = &["month(day)"];
+    test.replace(Rows { org: "1", table: "t", schema: &schema, partition, parts }).await;
+    let february = "SELECT * FROM lake.org_1.t \
+                    WHERE day >= DATE '2026-02-01' AND day < DATE '2026-03-01'";
+    let wanted = (0..4_000).filter(|id| (31..59).contains(&day_of(*id))).count();
+    let counted = test.text(&format!("SELECT count(*) FROM ({february})")).await.expect("rows");
+    assert_eq!(counted, wanted.to_string());
+    let month = bytes_read(&test, february).await;
+    let year = bytes_read(&test, "SELECT * FROM lake.org_1.t").await;
+    assert!(month > 0.0 && month < year / 6.0, "{month} of {year} bytes");
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use polder_core::checkpoint::ObjectState;
 use polder_core::spec::{FileFormat, Mode};
 use polder_core::{
     BatchStream, Capabilities, Error, ErrorCode, LakeType, ReadPlan, ReadRequest, Result, Source,
-    SourceTable, Split, Stage, TableSchema,
+    SourceTable, Split, Stage, TableSchema, digest,
 };
 
 use self::object::{Input, Object};
@@ -194,7 +194,7 @@ impl Source for FilesSource {
         objects.extend(
             new.iter().map(|new| (new.key.clone(), ObjectState { etag: new.etag.clone() })),
         );
-        let snapshot = Some(format!("{} new files of {}", new.len(), objects.len()));
+        let snapshot = Some(named(new.len(), &objects));
         if new.is_empty() {
             let known = request.known_schema.clone().unwrap_or_default();
             let none = format!("no file matches {}", request.from);
@@ -204,8 +204,10 @@ impl Source for FilesSource {
                 splits: Vec::new(),
                 rows_estimated: Some(0),
                 cursor_ceiling: None,
+                cursor_floor: None,
                 key_is_unique: false,
                 objects,
+                doubts: Vec::new(),
                 warnings: if any { Vec::new() } else { vec![none] },
             });
         }
@@ -219,11 +221,23 @@ impl Source for FilesSource {
             splits,
             rows_estimated: learnt.rows,
             cursor_ceiling: None,
+            cursor_floor: None,
             key_is_unique: false,
             objects,
+            // Each file is read once, as it was listed: an etag that moves is an error.
+            doubts: Vec::new(),
             warnings: learnt.warnings,
         })
     }
+}
+
+/// A state's name: another one as soon as an object came, went or changed.
+fn named(new: usize, objects: &BTreeMap<String, ObjectState>) -> String {
+    let mut text = Vec::new();
+    for (key, object) in objects {
+        text.extend(format!("{}:{key}{}:{}", key.len(), object.etag.len(), object.etag).bytes());
+    }
+    format!("{new} new files of {}, state {:016x}", objects.len(), digest::word(&text))
 }
 
 /// The format all files of the table have.

@@ -53,6 +53,13 @@ fn denied() -> Error {
         .hint("check user, password, authSource and the user's read role")
 }
 
+/// Whether the server closed a connection as soon as it was made, as one does that has no more to give.
+pub(super) fn is_refusal(error: &DriverError) -> bool {
+    let closed = matches!(*error.kind, ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. });
+    // A refused login arrives as a cleared pool, too.
+    closed && !error.to_string().contains("uthentication failed")
+}
+
 /// Whether the server has no snapshot reads, or has this snapshot no more.
 pub(super) fn is_without_snapshot(error: &DriverError) -> bool {
     match &*error.kind {

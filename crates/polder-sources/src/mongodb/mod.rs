@@ -9,6 +9,8 @@ mod failure;
 mod query;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,17 +22,21 @@ use mongodb::results::CollectionType;
 use mongodb::{Client, Database};
 use polder_core::spec::Mode;
 use polder_core::{
-    Capabilities, CursorRange, CursorValue, Error, ErrorCode, Field, LakeType, ReadPlan,
-    ReadRequest, Result, Source, SourceTable, Stage, TableSchema, TextOf,
+    Capabilities, CursorRange, CursorValue, Doubt, Error, ErrorCode, Field, LakeType, ReadPlan,
+    ReadRequest, Result, RunProgress, Source, SourceTable, Stage, TableSchema, TextOf,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
 
-use self::failure::source_error;
+use self::failure::{is_refusal, source_error};
+use crate::backoff::Backoff;
+use crate::connections::{Connections, Line};
 use crate::document::{self, Dialect, Inference, InferenceOptions};
 use crate::names::{self, nearest};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Servers from this version of the protocol on, MongoDB 5.0, read in snapshots.
+const SNAPSHOT_WIRE: i32 = 13;
 /// Every collection's key.
 const ID: &str = "_id";
 /// Collections `discover` lists at most.
@@ -40,18 +46,30 @@ const COLLECTIONS_MAX: usize = 1_000;
 const ARRIVAL_LAG_MICROS: i64 = 5 * 60 * 1_000_000;
 
 /// One database of a MongoDB server.
+///
+/// A read counts as one connection while it reads: decoding what it has set aside needs none. Connections
+/// that the driver keeps for the next read, or to watch the server with, do not count.
 pub struct MongodbSource {
     name: String,
     url: SecretString,
     database: String,
+    line: Line,
     client: OnceCell<Client>,
 }
 
 impl MongodbSource {
     /// Does not connect yet.
     pub fn new(name: &str, url: SecretString, database: &str) -> Self {
+        let line = Line::new(name, &Connections::new(), None);
         let (name, database) = (name.to_owned(), database.to_owned());
-        Self { name, url, database, client: OnceCell::new() }
+        Self { name, url, database, line, client: OnceCell::new() }
+    }
+
+    /// The same with its connections among those of the process, `max` of them at most.
+    #[must_use]
+    pub fn within(self, connections: &Arc<Connections>, max: Option<NonZeroU32>) -> Self {
+        let line = Line::new(&self.name, connections, max);
+        Self { line, ..self }
     }
 
     async fn client(&self) -> Result<&Client> {
@@ -86,8 +104,21 @@ impl MongodbSource {
         Ok(self.client().await?.database(&self.database))
     }
 
-    async fn hello(&self) -> Result<Document> {
-        self.database().await?.run_command(doc! { "hello": 1 }).await.map_err(source_error)
+    /// What the server says of itself. One that takes no further connection is asked again for a while.
+    async fn hello(&self, progress: &RunProgress) -> Result<Document> {
+        let database = self.database().await?;
+        let mut backoff = Backoff::default();
+        loop {
+            let error = match database.run_command(doc! { "hello": 1 }).await {
+                Ok(hello) => return Ok(hello),
+                Err(error) => error,
+            };
+            let pause = if is_refusal(&error) { backoff.pause() } else { None };
+            let Some(pause) = pause else { return Err(source_error(error)) };
+            progress.wait_for(format!("a connection to {}: its server refuses it", self.name));
+            tokio::time::sleep(pause).await;
+            progress.go_on();
+        }
     }
 
     /// Fails for a collection that does not exist: an empty table would hide a wrong name.
@@ -118,6 +149,7 @@ impl Source for MongodbSource {
     }
 
     async fn check(&self) -> Result<String> {
+        let _open = self.line.wait_to_ask().await?;
         let database = self.database().await?;
         let info = database.run_command(doc! { "buildInfo": 1 }).await.map_err(source_error)?;
         let names = database.list_collection_names().await.map_err(source_error)?;
@@ -126,6 +158,7 @@ impl Source for MongodbSource {
     }
 
     async fn discover(&self) -> Result<Vec<SourceTable>> {
+        let _open = self.line.wait_to_ask().await?;
         let database = self.database().await?;
         let found = database.list_collections().await.map_err(source_error)?;
         let mut found: Vec<_> = found.try_collect().await.map_err(source_error)?;
@@ -164,9 +197,12 @@ impl Source for MongodbSource {
         query::check_cursor(request.cursor.as_ref(), request.columns.as_deref())?;
         let projection = query::projection(request.columns.as_deref());
         request.progress.enter(Stage::Inferring);
+        // Until all documents are read: the splits need no server.
+        let _open = self.line.wait(&request).await?;
+        // Its time is taken before the first document is: what arrives later is the next read's.
+        let hello = self.hello(&request.progress).await?;
+        let server_time = hello.get_datetime("localTime").ok().copied();
         self.require(&collection).await?;
-        // Taken before the first document is: what arrives later is the next read's.
-        let server_time = self.hello().await?.get_datetime("localTime").ok().copied();
         let documents = self.database().await?.collection(&collection);
         if filter.is_empty() {
             request.progress.estimate(documents.estimated_document_count().await.unwrap_or(0));
@@ -192,17 +228,48 @@ impl Source for MongodbSource {
         });
         let key_is_unique = request.key.iter().any(|column| column == ID)
             && schema.field(ID).is_some_and(is_one_kind);
+        let mut doubts = Vec::new();
+        if request.cursor.is_some() {
+            doubts.extend(of_cursor(ceiling.is_some()));
+            let ambiguous = !key_is_unique && !request.key.is_empty();
+            doubts.extend(ambiguous.then_some(Doubt::KeyNotUnique));
+        }
+        doubts.extend(drained.snapshot.is_none().then_some(Doubt::NoSnapshot));
         Ok(ReadPlan {
             splits: document::splits(drained.spill, &schema, Dialect::Extended, &request),
             schema,
             snapshot: drained.snapshot,
             rows_estimated: Some(rows),
             cursor_ceiling: ceiling,
+            cursor_floor: None,
             key_is_unique,
             objects: BTreeMap::new(),
+            doubts,
             warnings,
         })
     }
+
+    /// Of what type a cursor is, only its documents tell.
+    async fn doubts(&self, request: &ReadRequest) -> Result<Vec<Doubt>> {
+        let mut doubts = Vec::new();
+        if request.cursor.is_some() {
+            doubts.extend(of_cursor(true));
+        }
+        let _open = self.line.wait(request).await?;
+        let hello = self.hello(&request.progress).await?;
+        let shards = hello.get_str("msg").is_ok_and(|text| text == "isdbgrid");
+        let version = hello.get_i32("maxWireVersion").unwrap_or(0);
+        let has_snapshots = (shards || hello.contains_key("setName")) && version >= SNAPSHOT_WIRE;
+        doubts.extend((!has_snapshots).then_some(Doubt::NoSnapshot));
+        Ok(doubts)
+    }
+}
+
+/// Whoever writes a document sets all of its members, its `_id` too: an `ObjectId` starts with the time of
+/// the client's clock. Documents without the cursor are not read again once there is a bound.
+fn of_cursor(tells_time: bool) -> [Doubt; 2] {
+    let order = if tells_time { Doubt::ApplicationClock } else { Doubt::UnorderedCursor };
+    [order, Doubt::ChangesUnstamped]
 }
 
 /// Whether all values of `_id` are of one BSON type, so that none are equal in the lake: a text may

@@ -19,7 +19,7 @@ pub(super) struct Relation {
     /// Whether tables inherit from it, which may allow nulls that it does not.
     has_heirs: bool,
     /// Whether partitions of it are foreign tables, where nobody enforces its NOT NULL.
-    has_foreign: bool,
+    pub(super) has_foreign: bool,
     /// Whether row-level security hides rows from the role that reads.
     pub(super) row_security: bool,
     pub(super) rows: Option<u64>,
@@ -387,6 +387,8 @@ pub(super) struct Tree {
     /// Whether rows of some come from other transactions than this database's: a foreign table's,
     /// those before a materialized view's refresh, a publisher's.
     pub(super) written_elsewhere: bool,
+    /// How many are foreign tables.
+    pub(super) foreign: usize,
 }
 
 /// Looks up partitions, heirs and sizes.
@@ -416,6 +418,7 @@ pub(super) async fn tree(session: &Session, relation: u32) -> Result<Tree> {
         has_blocks: rows.iter().all(has_blocks),
         analysed: rows.iter().all(|row| row.get::<_, f64>(2) >= 0.0),
         written_elsewhere: rows.iter().any(|row| row.get(6)),
+        foreign: rows.iter().filter(|row| Kind::of(row.get(1)) == Some(Kind::Foreign)).count(),
     })
 }
 

@@ -11,6 +11,7 @@ use polder_core::{Error, ErrorCode, Field, LakeType, ReadRequest, Result};
 use super::catalog::{Column, ColumnType, Relation, nearest};
 use super::cursor::Cursor;
 use super::names::identifier;
+use super::transactions;
 use super::written::Written;
 
 /// One column of a read.
@@ -129,16 +130,22 @@ fn decimal(modifier: i32) -> Option<LakeType> {
     (precision <= 38 && scale <= precision).then_some(LakeType::Decimal { precision, scale })
 }
 
-/// The columns to read, in the order of the batches.
+/// The columns to read, in the order of the batches; a cursor that is no column comes last.
 ///
 /// # Errors
 /// `source.not_found` for a column that does not exist; `spec.invalid` for a type that cannot be
 /// declared, a column named twice, or a cursor that cannot be one.
 pub(super) fn choose(relation: &Relation, request: &ReadRequest) -> Result<Vec<ColumnRead>> {
+    let by_transaction = match &request.cursor {
+        Some(range) => transactions::are_cursor(relation, &range.column)?,
+        None => false,
+    };
     let chosen: Vec<&Column> = match &request.columns {
         None => relation.columns.iter().collect(),
         Some(names) => {
-            let found = names.iter().map(|name| find(relation, name, "columns"));
+            let names =
+                names.iter().filter(|name| !(by_transaction && *name == transactions::XMIN));
+            let found = names.map(|name| find(relation, name, "columns"));
             found.collect::<Result<_>>()?
         }
     };
@@ -150,7 +157,7 @@ pub(super) fn choose(relation: &Relation, request: &ReadRequest) -> Result<Vec<C
     for name in request.types.keys() {
         find(relation, name, "types")?;
     }
-    if let Some(cursor) = &request.cursor {
+    if let Some(cursor) = request.cursor.as_ref().filter(|_| !by_transaction) {
         find(relation, &cursor.column, "cursor")?;
         if !names.contains(&*cursor.column) {
             let message = format!("the cursor {:?} is not among the columns", cursor.column);
@@ -159,7 +166,8 @@ pub(super) fn choose(relation: &Relation, request: &ReadRequest) -> Result<Vec<C
                 .hint("add it to `columns`: its values say how far the table was read"));
         }
     }
-    chosen.into_iter().map(|column| read(relation, column, request)).collect()
+    let read = chosen.into_iter().map(|column| read(relation, column, request));
+    read.chain(by_transaction.then(|| Ok(transactions::column()))).collect()
 }
 
 /// Where the columns of these names are among those read; names that are not are left out.

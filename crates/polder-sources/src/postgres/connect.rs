@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use polder_core::{Error, ErrorCode, Result};
+use polder_core::{Error, ErrorCode, OrgId, ReadRequest, Result, RunProgress};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -15,7 +15,11 @@ use tokio_postgres::{CancelToken, Client, Config, Row, SimpleQueryMessage};
 
 use super::failure;
 use super::tls::{self, Connector, CopyBytes};
+use crate::backoff::Backoff;
+use crate::connections::{Connection, Connections, Line};
 
+/// The application name of sessions that serve no org.
+const APPLICATION: &str = "polder";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an abandoned session may take to cancel its statement and say goodbye.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,6 +38,7 @@ pub(super) struct Server {
     name: String,
     config: Config,
     connector: Connector,
+    line: Line,
     farewells: Arc<Farewells>,
 }
 
@@ -81,7 +86,13 @@ impl Server {
         }
         patience(&mut config, &url);
         let connector = Connector::new(&mut config, root_file.as_deref())?;
-        Ok(Self { name: name.to_owned(), config, connector, farewells: Arc::default() })
+        let line = Line::new(name, &Connections::new(), None);
+        Ok(Self { name: name.to_owned(), config, connector, line, farewells: Arc::default() })
+    }
+
+    /// The same with its connections among those of the process.
+    pub(super) fn within(self, line: Line) -> Self {
+        Self { line, ..self }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -114,14 +125,47 @@ impl Server {
         format!("{host}:{port}/{}", database.unwrap_or_default())
     }
 
-    /// Opens a session in `database`, or in the one of the address.
+    /// Opens the session that a read begins with, in `database` or in the one of the address. Waits
+    /// until it may be open; a server that has no connection left is asked again for a while.
     ///
     /// # Errors
     /// `source.unavailable`, `source.denied`, or `source.not_found` for an unknown database.
-    pub(super) async fn connect(
+    pub(super) async fn session(
+        &self,
+        database: Option<&str>,
+        request: &ReadRequest,
+    ) -> Result<Session> {
+        let open = self.line.wait(request).await?;
+        let application = application(&request.org);
+        self.connect(database, &application, open, Some(&request.progress)).await
+    }
+
+    /// Opens a further session for a read that has one; `None` if no further one may be open now.
+    pub(super) async fn another(
+        &self,
+        database: Option<&str>,
+        request: &ReadRequest,
+    ) -> Option<Result<Session>> {
+        let open = self.line.another(request)?;
+        Some(self.connect(database, &application(&request.org), open, None).await)
+    }
+
+    /// Opens a session that serves no org's read.
+    ///
+    /// # Errors
+    /// As [`Self::session`].
+    pub(super) async fn session_to_ask(&self) -> Result<Session> {
+        let open = self.line.wait_to_ask().await?;
+        self.connect(None, APPLICATION, open, None).await
+    }
+
+    /// `patient`: told while the server has no connection left; without it that is an error at once.
+    async fn connect(
         &self,
         database: Option<&str>,
         application: &str,
+        open: Connection,
+        patient: Option<&RunProgress>,
     ) -> Result<Session> {
         let mut config = self.config.clone();
         config.application_name(application);
@@ -132,11 +176,23 @@ impl Server {
         // The driver's own timeout ends with the socket: a server may accept and say nothing.
         let timeout = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
         let timeout = timeout * (config.get_hosts().len().max(1) as u32 + 1);
-        let connector = self.connector.anew();
-        let connected = tokio::time::timeout(timeout, config.connect(connector.clone())).await;
-        let (client, connection) = connected
-            .map_err(|_| failure::silent(&self.name, &place, timeout))?
-            .map_err(|error| failure::connecting(&error, &self.name, &place))?;
+        let mut backoff = Backoff::default();
+        let (client, connection, connector) = loop {
+            let connector = self.connector.anew();
+            let connected = tokio::time::timeout(timeout, config.connect(connector.clone())).await;
+            let error = match connected {
+                Ok(Ok((client, connection))) => break (client, connection, connector),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(failure::silent(&self.name, &place, timeout)),
+            };
+            let pause = patient.filter(|_| failure::is_full(&error)).zip(backoff.pause());
+            let Some((progress, pause)) = pause else {
+                return Err(failure::connecting(&error, &self.name, &place));
+            };
+            progress.wait_for(format!("a connection to {}: its server has none left", self.name));
+            tokio::time::sleep(pause).await;
+            progress.go_on();
+        };
         let version = connection.parameter("server_version").unwrap_or_default().to_owned();
         let mut task = JoinSet::new();
         task.spawn(async move {
@@ -145,7 +201,7 @@ impl Server {
             }
         });
         let session = Session {
-            live: Some(Live { client, task, busy: false }),
+            live: Some(Live { client, task, busy: false, open }),
             major: major(&version),
             version,
             place,
@@ -160,6 +216,11 @@ impl Server {
         }
         Ok(session)
     }
+}
+
+/// The application name of an org's sessions.
+fn application(org: &OrgId) -> String {
+    format!("polder/{org}")
 }
 
 /// Whether a part of the password may have been taken for the host or the database. Neither has an
@@ -252,6 +313,8 @@ struct Live {
     client: Client,
     task: JoinSet<()>,
     busy: bool,
+    /// Given back when the connection has ended.
+    open: Connection,
 }
 
 impl Session {
@@ -394,7 +457,7 @@ impl Drop for Session {
 
 /// Cancels what runs, says goodbye and waits for the connection to end.
 async fn farewell(live: Live, cancel: Option<(CancelToken, Connector)>) {
-    let Live { client, mut task, .. } = live;
+    let Live { client, mut task, open, .. } = live;
     let goodbye = async {
         if let Some((token, connector)) = cancel {
             // A failure here means that the server is gone, or that the statement just ended.
@@ -405,6 +468,8 @@ async fn farewell(live: Live, cancel: Option<(CancelToken, Connector)>) {
     };
     // After the timeout the task is aborted, which closes the socket.
     tokio::time::timeout(FAREWELL_TIMEOUT, goodbye).await.ok();
+    drop(task);
+    drop(open);
 }
 
 /// The tasks that close abandoned sessions, owned by the source.

@@ -1,13 +1,15 @@
 //! The cursor column: which types can be one, how values compare, and the bound of a read.
 //!
-//! How far a cursor may move is decided in `horizon`.
+//! What is particular to `cursor: xmin`, which is no column, is in `transactions`. How far a cursor may
+//! move is decided in `horizon`.
 
 use polder_core::{CursorValue, Error, ErrorCode, Result};
 
-use super::catalog::{ColumnType, Kind, Relation};
+use super::catalog::{ColumnType, Kind, Relation, Tree};
 use super::columns::{self, oid};
 use super::connect::Session;
 use super::names::{identifier, literal};
+use super::transactions;
 
 /// 0001-01-01: the first day a lake column holds.
 const FIRST_DAY: i32 = -719_162;
@@ -23,6 +25,8 @@ pub(super) enum Comparison {
     /// Byte by byte.
     Text,
     Uuid,
+    /// The transaction that wrote the row.
+    Transaction,
 }
 
 impl Comparison {
@@ -54,6 +58,10 @@ impl Cursor {
     /// # Errors
     /// `source.not_found` for an unknown column, `spec.invalid` for one that cannot be a cursor.
     pub(super) fn of(relation: &Relation, name: &str) -> Result<Self> {
+        if transactions::are_cursor(relation, name)? {
+            let comparison = Comparison::Transaction;
+            return Ok(Self { name: name.to_owned(), comparison, rounding: 0, required: true });
+        }
         let column = columns::find(relation, name, "cursor")?;
         let comparison = Comparison::of_type(&column.data_type).ok_or_else(|| {
             let message = format!("column {name:?} cannot be a cursor");
@@ -70,12 +78,30 @@ impl Cursor {
         Ok(Self { name: name.to_owned(), comparison, rounding, required: column.required })
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Whether its values are times, which the server's clock bounds.
     pub(super) fn follows_clock(&self) -> bool {
         matches!(
             self.comparison,
             Comparison::Timestamptz | Comparison::Timestamp | Comparison::Date
         )
+    }
+
+    /// Whether it is the transactions that wrote the rows.
+    pub(super) fn is_by_transaction(&self) -> bool {
+        self.comparison == Comparison::Transaction
+    }
+
+    /// # Errors
+    /// `spec.invalid` where rows come from foreign tables, whose servers have transactions of their own.
+    pub(super) fn check_tree(&self, tree: &Tree) -> Result<()> {
+        if self.is_by_transaction() && tree.foreign > 0 {
+            return Err(transactions::refused("some of its rows are in foreign tables"));
+        }
+        Ok(())
     }
 
     /// Whether a row can easily change twice within one of the cursor's values.
@@ -86,7 +112,7 @@ impl Cursor {
     /// A bound with everything at or above it.
     pub(super) fn least(&self) -> CursorValue {
         match self.comparison {
-            Comparison::Int => CursorValue::Int(i64::MIN),
+            Comparison::Int | Comparison::Transaction => CursorValue::Int(i64::MIN),
             Comparison::Date => CursorValue::Date(FIRST_DAY),
             Comparison::Timestamp => CursorValue::Timestamp(i64::from(FIRST_DAY) * DAY),
             Comparison::Timestamptz => CursorValue::Timestamptz(i64::from(FIRST_DAY) * DAY),
@@ -125,13 +151,16 @@ impl Cursor {
         let column = identifier(&self.name);
         match self.comparison {
             Comparison::Text => format!("{column} COLLATE \"C\""),
+            Comparison::Transaction => transactions::NUMBER.to_owned(),
             _ => column,
         }
     }
 
     fn bound(&self, lower: &CursorValue) -> Option<String> {
         match (self.comparison, lower) {
-            (Comparison::Int, CursorValue::Int(value)) => Some(format!("({value})")),
+            (Comparison::Int | Comparison::Transaction, CursorValue::Int(value)) => {
+                Some(format!("({value})"))
+            }
             (Comparison::Date, CursorValue::Date(days)) => {
                 days_text(*days).map(|text| format!("'{text}'::pg_catalog.date"))
             }
@@ -162,7 +191,7 @@ impl Cursor {
     ) -> Result<Option<CursorValue>> {
         // What others wrote has no order here (see `horizon`).
         let foreign = matches!(relation.kind, Kind::Foreign | Kind::Materialized);
-        if foreign || self.follows_clock() {
+        if foreign || self.follows_clock() || self.is_by_transaction() {
             return Ok(None);
         }
         let doing = "looking for the cursor's highest value";

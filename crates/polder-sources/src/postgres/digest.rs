@@ -23,6 +23,8 @@ use super::cursor::Cursor;
 use super::names::{TableName, identifier};
 use super::plan;
 use super::select::Select;
+use super::transactions;
+use super::versions;
 
 const DOING: &str = "computing digests";
 /// Half the numbers of transactions there are: of two 32-bit numbers within it, one is the older.
@@ -36,13 +38,11 @@ pub(super) async fn digests(
     let read = &request.read;
     let name = TableName::parse(&read.from, &read.org)?;
     let filter = plan::filter_sql(read, &name)?;
-    let application = format!("polder/{}", read.org);
-    let session = server.connect(name.database.as_deref(), &application).await?;
+    let session = server.session(name.database.as_deref(), read).await?;
     // No horizon is asked for.
     let plain = ReadRequest { cursor: None, ..read.clone() };
     let (relation, _) = plan::enter(&session, &name, &plain).await?;
-    // One process of the server, however large the table.
-    session.run("SET LOCAL max_parallel_workers_per_gather = 0", DOING).await?;
+    bounds(&session, request).await?;
     let columns = columns::choose(&relation, read)?;
     let tree = catalog::tree(&session, relation.oid).await?;
     let encoding = session.text("SELECT pg_catalog.getdatabaseencoding()", DOING).await?;
@@ -55,6 +55,7 @@ pub(super) async fn digests(
     let cursor = cursor.transpose()?;
     let settled = settled(&session, request, &relation, &tree, cursor.as_ref()).await?;
     let snapshot = session.text("SELECT pg_catalog.pg_current_snapshot()", DOING).await?;
+    let meaning = versions::meaning(&session, &relation, &tree).await?;
     let select = Select::new(&relation, &columns, Vec::new(), &tree);
     Ok(Some(Box::new(PostgresDigests {
         identity: relation.identity(),
@@ -70,15 +71,29 @@ pub(super) async fn digests(
         filter,
         settled,
         snapshot,
+        meaning,
         cursor_is_coarse: cursor.is_some_and(|cursor| cursor.is_coarse()),
         session,
     })))
 }
 
+/// How much of the server the statements may take, and for how long each.
+async fn bounds(session: &Session, request: &DigestRequest) -> Result<()> {
+    // Beside the process of the session itself.
+    let workers = request.parallel.get() - 1;
+    let ms = request.statement_timeout.map_or(0, |time| time.as_millis().max(1));
+    let ms = ms.min(i32::MAX as u128);
+    let sql = format!(
+        "SET LOCAL max_parallel_workers_per_gather = {workers}; SET LOCAL statement_timeout = {ms}"
+    );
+    session.run(&sql, DOING).await
+}
+
 fn forms(encoding: Encoding, relation: &Relation, columns: &[ColumnRead]) -> Option<Vec<String>> {
     let form = |column: &ColumnRead| {
-        let origin = relation.columns.iter().find(|found| found.name == column.field.name)?;
-        encoding.form(column, &origin.data_type)
+        let found = relation.columns.iter().find(|found| found.name == column.field.name);
+        let origin = found.map_or_else(transactions::data_type, |found| found.data_type.clone());
+        encoding.form(column, &origin)
     };
     columns.iter().map(form).collect()
 }
@@ -138,6 +153,8 @@ struct PostgresDigests {
     filter: Option<String>,
     settled: Option<String>,
     snapshot: Option<String>,
+    /// What numbers of row versions mean here; `None` where versions do not tell.
+    meaning: Option<String>,
     cursor_is_coarse: bool,
 }
 
@@ -216,6 +233,18 @@ impl Digests for PostgresDigests {
 
     fn cursor_is_coarse(&self) -> bool {
         self.cursor_is_coarse
+    }
+
+    async fn state(&mut self) -> Result<Option<String>> {
+        let Some(meaning) = self.meaning.clone() else { return Ok(None) };
+        let sql = self.sql(versions::COLUMNS, self.filter.clone());
+        let rows = self.ask(&sql, &[]).await?;
+        let name = |row: &Row| {
+            let (rows, sum, oldest): (i64, &str, i64) = (row.get(0), row.get(1), row.get(2));
+            let known = oldest >= versions::FIRST_TRANSACTION;
+            known.then(|| format!("{meaning} {rows} rows {sum}"))
+        };
+        Ok(rows.first().and_then(name))
     }
 
     async fn pending(&mut self) -> Result<Vec<u64>> {

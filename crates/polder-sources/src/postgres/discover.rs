@@ -3,10 +3,11 @@
 use polder_core::spec::Mode;
 use polder_core::{Field, Result, SourceTable, TableSchema};
 
-use super::catalog::{self, Column, Relation};
+use super::catalog::{self, Column, Kind, Relation};
 use super::columns::natural;
 use super::connect::Session;
 use super::cursor::Comparison;
+use super::transactions::XMIN;
 
 /// Tables, partitioned tables, views and the like that the role can read from.
 pub(super) async fn tables(session: &Session) -> Result<Vec<SourceTable>> {
@@ -39,7 +40,7 @@ fn schema(relation: &Relation) -> TableSchema {
 }
 
 /// The columns that can serve as cursor, best first: when a row was changed, when it was created,
-/// the number it got. And the mode that suits the best of them.
+/// the number it got, the transaction that wrote it. And the mode that suits the best of them.
 fn cursors(relation: &Relation, key: &[String]) -> (Vec<String>, Mode) {
     let mut ranked: Vec<(Rank, &str)> = relation
         .columns
@@ -47,12 +48,25 @@ fn cursors(relation: &Relation, key: &[String]) -> (Vec<String>, Mode) {
         .filter_map(|column| rank(column, key).map(|rank| (rank, &*column.name)))
         .collect();
     ranked.sort();
+    // Without a key it would be of little use: every run scans the table.
+    let by_transaction = !key.is_empty() && has_transactions(relation);
     let mode = match ranked.first() {
         Some((best, _)) if !key.is_empty() && best.purpose == IS_CHANGED => Mode::Merge,
         Some(_) if !key.is_empty() => Mode::Append,
+        None if by_transaction => Mode::Merge,
         _ => Mode::FullRefresh,
     };
-    (ranked.into_iter().map(|(_, name)| name.to_owned()).collect(), mode)
+    let names = ranked.into_iter().map(|(_, name)| name).chain(by_transaction.then_some(XMIN));
+    (names.map(str::to_owned).collect(), mode)
+}
+
+/// Whether all of its rows were written by transactions of the database.
+fn has_transactions(relation: &Relation) -> bool {
+    match relation.kind {
+        Kind::Table => true,
+        Kind::Partitioned => !relation.has_foreign,
+        Kind::View | Kind::Materialized | Kind::Foreign => false,
+    }
 }
 
 /// Smaller is better.
@@ -89,7 +103,9 @@ fn rank(column: &Column, key: &[String]) -> Option<Rank> {
             (purpose, coarse)
         }
         Comparison::Int if column.sequential || (key.len() == 1 && key[0] == column.name) => (2, 3),
-        Comparison::Int | Comparison::Text | Comparison::Uuid => return None,
+        Comparison::Int | Comparison::Text | Comparison::Uuid | Comparison::Transaction => {
+            return None;
+        }
     };
     Some(Rank {
         purpose,

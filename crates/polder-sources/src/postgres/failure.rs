@@ -58,6 +58,11 @@ pub(super) fn silent(source: &str, place: &str, waited: Duration) -> Error {
         .hint("check that a PostgreSQL server listens there; connect_timeout allows it more time")
 }
 
+/// Whether the server, the database or the role has as many connections as it may have.
+pub(super) fn is_full(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
+}
+
 /// A statement that failed. `doing` says what it was for.
 pub(super) fn asking(error: &tokio_postgres::Error, doing: &str, place: &str) -> Error {
     if let Some(refusal) = error.as_db_error() {
@@ -140,15 +145,22 @@ fn meaning(state: &SqlState) -> (ErrorCode, Option<&'static str>) {
         ),
         "53300" => (
             ErrorCode::SourceUnavailable,
-            Some("the server has no connection left: lower limits.splits or limits.runs"),
+            Some(
+                "the server has no connection left: set max_connections of the source, or lower \
+                 limits.splits or limits.runs",
+            ),
         ),
         other if ["08", "53", "57P"].iter().any(|class| other.starts_with(class)) => {
             (ErrorCode::SourceUnavailable, None)
         }
         "55P03" | "40P01" => (ErrorCode::SourceUnavailable, None),
-        "57014" => {
-            (ErrorCode::SourceFailed, Some("somebody cancelled the statement at the server"))
-        }
+        "57014" => (
+            ErrorCode::SourceFailed,
+            Some(
+                "somebody cancelled the statement at the server, or a validation's statement_timeout \
+                 was over: `validation:` of the table spec allows it more time",
+            ),
+        ),
         _ => (ErrorCode::SourceFailed, None),
     }
 }

@@ -15,7 +15,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use polder_core::{CursorValue, Result};
+use polder_core::{CursorValue, Doubt, Result};
 
 use super::catalog::Relation;
 use super::connect::Session;
@@ -130,6 +130,18 @@ impl Horizon {
             standby: self.standby || later.standby,
             ..self
         }
+    }
+
+    /// Why a row may be missed although the cursor does not pass [`Self::ceiling`]. That of a number stays
+    /// where it was instead.
+    pub(super) fn doubts(&self, cursor: &Cursor) -> Vec<Doubt> {
+        let found = [
+            (self.standby, Doubt::Standby),
+            (self.hidden > 0 && !self.standby, Doubt::HiddenTransactions),
+            (self.prepared.is_some(), Doubt::PreparedTransaction),
+        ];
+        let found = found.into_iter().filter(|_| cursor.follows_clock());
+        found.filter_map(|(holds, doubt)| holds.then_some(doubt)).collect()
     }
 
     /// What the next checkpoint's cursor must not pass, after a read from `lower` on. Warns of what
@@ -319,6 +331,24 @@ mod tests {
             let lower = CursorValue::Int(3);
             let held = horizon.ceiling(&int, Some(&lower), elsewhere, &mut Vec::new());
             assert_eq!(held, lower, "{horizon:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_seen_of_others_is_in_doubt_for_times_alone() {
+        let hidden = Horizon { hidden: 2, open: 2, ..seen() };
+        let prepared = Horizon { prepared: Some(NOW), ..seen() };
+        let cases = [
+            (seen(), vec![]),
+            (Horizon { open: 1, oldest: Some(NOW), ..seen() }, vec![]),
+            (hidden.clone(), vec![Doubt::HiddenTransactions]),
+            (prepared, vec![Doubt::PreparedTransaction]),
+            (Horizon { standby: true, ..hidden }, vec![Doubt::Standby]),
+        ];
+        for (horizon, expected) in cases {
+            let of = |comparison| horizon.doubts(&cursor(comparison, 0));
+            assert_eq!(of(Comparison::Timestamptz), expected, "{horizon:?}");
+            assert!(of(Comparison::Int).is_empty(), "{horizon:?}");
         }
     }
 

@@ -12,10 +12,14 @@
 //! | `catalog`, `discover` | the server's tables, columns and types |
 //! | `columns` | PostgreSQL types → lake types |
 //! | `cursor`, `horizon` | the bound of an incremental read, and how far it may move |
-//! | `plan`, `select`, `read` | snapshot, splits, batches |
+//! | `transactions` | `cursor: xmin`: by the transactions that wrote the rows |
+//! | `doubts` | what sets the cursor's values, and who may see it |
+//! | `plan`, `select`, `read`, `spares` | snapshot, splits, batches, sessions when one breaks |
+//! | `answer`, `relational` | parts of queries that the server answers by itself |
 //! | `digest`, `canonical` | digests that the server computes, for validation |
 //! | `frame`, `decode`, `bytes`, `numeric`, `written` | COPY's binary form |
 
+mod answer;
 mod bytes;
 mod canonical;
 mod catalog;
@@ -25,6 +29,7 @@ mod cursor;
 mod decode;
 mod digest;
 mod discover;
+mod doubts;
 mod failure;
 mod filter;
 mod frame;
@@ -34,30 +39,36 @@ mod numeric;
 mod plan;
 mod predicate;
 mod read;
+mod relational;
 mod select;
+mod spares;
 mod tap;
 mod times;
 mod tls;
 mod trace;
+mod transactions;
+mod versions;
 mod written;
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use polder_core::{
-    Capabilities, DigestRequest, Digests, Error, ReadPlan, ReadRequest, Result, Source, SourceTable,
+    Answer, AnswerRequest, Capabilities, DigestRequest, Digests, Doubt, Error, ErrorCode, ReadPlan,
+    ReadRequest, Result, Source, SourceTable,
 };
 use secrecy::SecretString;
 
 pub use self::connect::Place;
 
 use self::connect::Server;
-
-/// The application name of sessions that serve no org.
-const APPLICATION: &str = "polder";
+use crate::connections::{Connections, Line};
 
 /// A PostgreSQL database, version 13 or later.
 ///
-/// A read holds one connection for each of its splits, `splits_max` at most, from its plan on until
-/// the split is read or dropped. Each shows the application name `polder/<org>`.
+/// A read holds one connection for each of its splits, `splits_max` at most and no more than may be open,
+/// from its plan on until the split is read or dropped; one of them until all are, in case another breaks. Each shows the application name `polder/<org>`.
 pub struct PostgresSource {
     server: Server,
 }
@@ -75,6 +86,13 @@ impl PostgresSource {
     #[expect(clippy::needless_pass_by_value, reason = "a secret is handed over, not kept around")]
     pub fn open(name: &str, url: SecretString) -> Result<Self> {
         Server::new(name, &url).map(|server| Self { server })
+    }
+
+    /// The same with its connections among those of the process, `max` of them at most.
+    #[must_use]
+    pub fn within(self, connections: &Arc<Connections>, max: Option<NonZeroU32>) -> Self {
+        let line = Line::new(self.server.name(), connections, max);
+        Self { server: self.server.within(line) }
     }
 
     /// What of the address is no secret, for systems that connect by themselves.
@@ -99,14 +117,14 @@ impl Source for PostgresSource {
     }
 
     async fn check(&self) -> Result<String> {
-        let session = self.server.connect(None, APPLICATION).await?;
+        let session = self.server.session_to_ask().await?;
         let found = format!("PostgreSQL {} at {}", session.version, self.server.address(None));
         session.close().await;
         Ok(found)
     }
 
     async fn discover(&self) -> Result<Vec<SourceTable>> {
-        let session = self.server.connect(None, APPLICATION).await?;
+        let session = self.server.session_to_ask().await?;
         let tables = discover::tables(&session).await;
         session.close().await;
         tables
@@ -123,9 +141,26 @@ impl Source for PostgresSource {
         plan.map_err(|error| self.of_table(error, &request.from))
     }
 
+    async fn doubts(&self, request: &ReadRequest) -> Result<Vec<Doubt>> {
+        let doubts = Box::pin(doubts::doubts(&self.server, request)).await;
+        doubts.map_err(|error| self.of_table(error, &request.from))
+    }
+
     /// Holds one session and its snapshot until the digests are dropped.
     async fn digest(&self, request: DigestRequest) -> Result<Option<Box<dyn Digests>>> {
         let digests = Box::pin(digest::digests(&self.server, &request)).await;
         digests.map_err(|error| self.of_table(error, &request.read.from))
+    }
+
+    /// Holds one session and its snapshot until the split is read or dropped.
+    async fn answer(&self, request: AnswerRequest) -> Result<Option<Answer>> {
+        match Box::pin(answer::answer(&self.server, &request)).await {
+            // Not a statement for this server; its tables can be read all the same.
+            Err(error) if error.code() != ErrorCode::SourceUnavailable => {
+                tracing::debug!(code = ?error.code(), "a part of a query is not pushed down");
+                Ok(None)
+            }
+            answer => answer,
+        }
     }
 }

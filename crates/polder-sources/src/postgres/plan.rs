@@ -15,12 +15,14 @@ use super::catalog::{self, Identity, Kind, Relation, Tree};
 use super::columns;
 use super::connect::{Server, Session};
 use super::cursor::Cursor;
+use super::doubts;
 use super::filter;
 use super::horizon::{self, Horizon};
 use super::names::TableName;
 use super::predicate;
 use super::read::Job;
 use super::select::Select;
+use super::transactions::{self, State};
 
 /// Tables below this size are not worth a second connection.
 const SPLIT_BYTES_MIN: u64 = 8 << 20;
@@ -29,15 +31,14 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// TID range scans came with this version; before it a ctid condition reads the whole table.
 const TID_RANGE_VERSION: u32 = 14;
 /// So did infinite intervals; before it their bits are those of a long one.
-const INFINITE_INTERVALS_VERSION: u32 = 17;
+pub(super) const INFINITE_INTERVALS_VERSION: u32 = 17;
 const DOING: &str = "planning the read";
 
 /// Fixes a snapshot and says what reading it will bring.
 pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadPlan> {
     let name = TableName::parse(&request.from, &request.org)?;
     let filter = filter_sql(request, &name)?;
-    let application = format!("polder/{}", request.org);
-    let session = server.connect(name.database.as_deref(), &application).await?;
+    let session = server.session(name.database.as_deref(), request).await?;
     let oldest = horizon::oldest_writer(&session).await?;
     let (relation, seen) = enter(&session, &name, request).await?;
     let columns = columns::choose(&relation, request)?;
@@ -45,36 +46,37 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
         Some(range) => Some(Cursor::of(&relation, &range.column)?),
         None => None,
     };
-    let mut warnings = Vec::new();
-    if relation.row_security {
-        let table = relation.display();
-        warnings.push(format!(
-            "row-level security is active on {table}: only the rows its policies show to the role \
-             are read"
-        ));
-    }
+    let mut warnings: Vec<String> = policies(&relation).into_iter().collect();
     let tree = catalog::tree(&session, relation.oid).await?;
+    if let Some(cursor) = &cursor {
+        cursor.check_tree(&tree)?;
+    }
     let mut conditions = conditions(request, filter, cursor.as_ref())?;
     conditions.extend(predicate::condition(&session, &relation, &columns, request).await?);
     let select = Select::new(&relation, &columns, conditions, &tree);
     // The first statement that locks what LOCK did not.
     let outlook = Outlook::of(&session, &select, &tree).await?;
     catalog::not_rewritten(&session).await?;
-    let cursor_ceiling = match (&cursor, seen) {
-        (Some(cursor), Some(seen)) => {
-            let seen = seen.and(&Horizon::observe(&session).await?);
-            let lower = request.cursor.as_ref().and_then(|range| range.lower.as_ref());
-            Some(seen.ceiling(cursor, lower, tree.written_elsewhere, &mut warnings))
-        }
-        _ => None,
-    };
+    let mut open = Vec::new();
+    let lower = request.cursor.as_ref().and_then(|range| range.lower.as_ref());
+    let mut cursor_ceiling = None;
+    if let (Some(cursor), Some(seen)) = (&cursor, seen) {
+        let seen = seen.and(&Horizon::observe(&session).await?);
+        open = seen.doubts(cursor);
+        cursor_ceiling = Some(seen.ceiling(cursor, lower, tree.written_elsewhere, &mut warnings));
+    }
     let key_is_unique = key_is_unique(&session, request, &relation, &tree).await?;
-    let snapshot = session.text("SELECT pg_catalog.pg_current_snapshot()", DOING).await?;
-    // What a validation will ask of it: see `digest`.
-    let snapshot = snapshot.zip(oldest).map(|(snapshot, oldest)| format!("{snapshot}/{oldest}"));
+    let ambiguous = !key_is_unique && !request.key.is_empty();
+    let doubts = doubts::of_catalog(&session, &relation, &tree, cursor.as_ref(), ambiguous).await?;
+    let by_transaction = cursor.as_ref().is_some_and(Cursor::is_by_transaction);
+    let state = state(&session, oldest, by_transaction).await?;
+    if let Some(state) = state.as_ref().filter(|_| by_transaction) {
+        let known = request.snapshot_read.as_deref();
+        cursor_ceiling = Some(state.ceiling(lower, known)?);
+    }
     let wanted = splits_wanted(&session, request, &select, &tree, &outlook);
     let (identity, major) = (relation.identity(), session.major);
-    let helpers = Helpers { server, name: &name, identity: &identity, application: &application };
+    let helpers = Helpers { server, name: &name, identity: &identity, request };
     let sessions = helpers.join(session, wanted, &mut warnings).await?;
     let schema = TableSchema::new(columns.iter().map(|column| column.field.clone()).collect());
     let job = Job {
@@ -82,6 +84,7 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
         columns: columns.clone(),
         schema: schema.to_arrow(),
         table: identity.clone(),
+        others: Vec::new(),
         infinite_intervals: major >= INFINITE_INTERVALS_VERSION,
         cursor_is_coarse: cursor.is_some_and(|cursor| cursor.is_coarse()),
         batch_bytes: request.batch_bytes,
@@ -90,18 +93,43 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
     Ok(ReadPlan {
         splits: select.splits(sessions, &tree.blocks, job),
         schema,
-        snapshot,
+        snapshot: state.map(|state| state.name()),
         rows_estimated: outlook.rows,
+        // A snapshot says more than the rows do: many may be of the last transaction.
+        cursor_floor: cursor_ceiling.clone().filter(|_| by_transaction),
         cursor_ceiling,
         key_is_unique,
         objects: BTreeMap::new(),
+        doubts: [doubts, open].concat(),
         warnings,
+    })
+}
+
+/// The state that is read, which a validation will ask for: see `digest`.
+async fn state(
+    session: &Session,
+    oldest: Option<String>,
+    by_transaction: bool,
+) -> Result<Option<State>> {
+    let snapshot = session.text("SELECT pg_catalog.pg_current_snapshot()", DOING).await?;
+    let server = if by_transaction { transactions::server(session).await? } else { None };
+    Ok(snapshot.zip(oldest).map(|(snapshot, oldest)| State { server, snapshot, oldest }))
+}
+
+/// A warning of policies that hide rows.
+fn policies(relation: &Relation) -> Option<String> {
+    let table = relation.display();
+    relation.row_security.then(|| {
+        format!(
+            "row-level security is active on {table}: only the rows its policies show to the role \
+             are read"
+        )
     })
 }
 
 /// Whether an index vouches for the key: of the table named, as those of its heirs know nothing of
 /// each other. Clamped values may be equal although the source's are not.
-async fn key_is_unique(
+pub(super) async fn key_is_unique(
     session: &Session,
     request: &ReadRequest,
     relation: &Relation,
@@ -141,7 +169,12 @@ pub(super) async fn enter(
         Some(range) => {
             let cursor = Cursor::of(&found, &range.column)?;
             cursor.check_encoding(session).await?;
-            Some(Horizon::before(session, &found, &cursor, range.lower.as_ref()).await?)
+            // Of transactions' numbers the snapshot itself tells how far they may move.
+            if cursor.is_by_transaction() {
+                None
+            } else {
+                Some(Horizon::before(session, &found, &cursor, range.lower.as_ref()).await?)
+            }
         }
         None => None,
     };
@@ -159,7 +192,7 @@ pub(super) async fn enter(
 /// Takes the lock that reading takes anyway before the snapshot is taken: a TRUNCATE or a rewriting
 /// ALTER TABLE that commits in between would leave an old snapshot with an empty table (PostgreSQL
 /// manual 13.6). What cannot be locked like that is locked by its first statement.
-async fn lock(
+pub(super) async fn lock(
     session: &Session,
     name: &TableName,
     kind: Kind,
@@ -262,12 +295,12 @@ struct Helpers<'a> {
     server: &'a Server,
     name: &'a TableName,
     identity: &'a Identity,
-    application: &'a str,
+    request: &'a ReadRequest,
 }
 
 impl Helpers<'_> {
-    /// Opens sessions with the first one's snapshot until there are `wanted`. What keeps them from
-    /// it costs speed only, so it ends in a warning.
+    /// Opens sessions with the first one's snapshot until there are `wanted`, or as many as may be open.
+    /// What else keeps them from it costs speed only, so it ends in a warning.
     async fn join(
         &self,
         first: Session,
@@ -290,7 +323,13 @@ impl Helpers<'_> {
         let snapshot = snapshot.unwrap_or_default();
         let mut sessions = vec![first];
         while sessions.len() < wanted {
-            match self.session(&snapshot).await {
+            let database = self.name.database.as_deref();
+            let Some(opened) = self.server.another(database, self.request).await else { break };
+            let joined = match opened {
+                Ok(session) => self.joined(session, &snapshot).await,
+                Err(error) => Err(error),
+            };
+            match joined {
                 Ok(session) => sessions.push(session),
                 Err(error) => {
                     let count = sessions.len();
@@ -302,8 +341,7 @@ impl Helpers<'_> {
         Ok(sessions)
     }
 
-    async fn session(&self, snapshot: &str) -> Result<Session> {
-        let session = self.server.connect(self.name.database.as_deref(), self.application).await?;
+    async fn joined(&self, session: Session, snapshot: &str) -> Result<Session> {
         session.begin().await?;
         // A lock that is queued behind an ALTER TABLE, which waits for the first session's, would
         // never come: hence the timeout. The table is locked now, not when the split is read, for

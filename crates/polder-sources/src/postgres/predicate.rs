@@ -191,7 +191,7 @@ impl Conditions<'_> {
 }
 
 /// `unscaled` divided by ten to the power of `scale`, in digits.
-fn decimal_text(unscaled: i128, scale: u8) -> String {
+pub(super) fn decimal_text(unscaled: i128, scale: u8) -> String {
     let sign = if unscaled < 0 { "-" } else { "" };
     let scale = usize::from(scale);
     let digits = format!("{:0>width$}", unscaled.unsigned_abs(), width = scale + 1);

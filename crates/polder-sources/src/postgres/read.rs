@@ -9,14 +9,14 @@ use std::sync::Arc;
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
 use futures::{StreamExt, stream};
-use polder_core::{Batch, BatchStream, Error, ErrorCode, Result, RunProgress, Split};
+use polder_core::{Batch, BatchStream, Error, ErrorCode, Result, RunProgress, Split, Tally};
 use tokio_postgres::CopyOutStream;
 
 use super::catalog::Identity;
 use super::columns::ColumnRead;
-use super::connect::Session;
 use super::decode::{Column, Refusal, Room, Rules, widths};
 use super::frame::{Broken, Frames, Row, Rows, Sink};
+use super::spares::{Reading, Spares};
 use super::tls::CopyBytes;
 use super::trace;
 
@@ -36,18 +36,65 @@ pub(super) struct Job {
     /// The columns that name a row.
     pub(super) key: Vec<usize>,
     pub(super) table: Identity,
+    /// The tables that are read beside it.
+    pub(super) others: Vec<Identity>,
     pub(super) infinite_intervals: bool,
     pub(super) cursor_is_coarse: bool,
     pub(super) batch_bytes: usize,
     pub(super) progress: Arc<RunProgress>,
 }
 
-/// A split and the session that sees the plan's snapshot.
+/// A split, and the session that sees the plan's snapshot.
 pub(super) struct TableSplit {
-    pub(super) session: Session,
-    pub(super) sql: String,
-    pub(super) describe: String,
-    pub(super) job: Arc<Job>,
+    /// `None` when it is read again: then it is one of the others'.
+    reading: Option<Reading>,
+    spares: Arc<Spares>,
+    /// Whether there are other sessions than its own.
+    shared: bool,
+    sql: String,
+    describe: String,
+    job: Arc<Job>,
+    /// What was counted of it, by whichever read.
+    tally: Arc<Tally>,
+}
+
+impl TableSplit {
+    pub(super) fn new(
+        reading: Reading,
+        spares: &Arc<Spares>,
+        (sql, describe): (String, String),
+        job: Arc<Job>,
+    ) -> Self {
+        let (spares, tally) = (Arc::clone(spares), Arc::default());
+        let shared = reading.is_shared();
+        Self { reading: Some(reading), spares, shared, sql, describe, job, tally }
+    }
+
+    /// The session to read with, which a split that is read again has to wait for.
+    async fn reading(&mut self) -> Result<&mut Reading> {
+        let reading = if let Some(reading) = self.reading.take() {
+            reading
+        } else {
+            self.tally.take_back(&self.job.progress);
+            self.spares.take().await.ok_or_else(|| {
+                let message = "no connection is left that sees the state that is read";
+                Error::new(ErrorCode::SourceUnavailable, message)
+                    .detail(self.job.table.display.clone())
+            })?
+        };
+        Ok(self.reading.insert(reading))
+    }
+
+    fn failed(&mut self, error: &tokio_postgres::Error) -> Error {
+        let doing = format!("reading {}", self.job.table.display);
+        match &mut self.reading {
+            Some(reading) => {
+                reading.session.set_busy(false);
+                reading.session.failed(error, &doing)
+            }
+            None => Error::new(ErrorCode::Internal, format!("{doing} without a session")),
+        }
+    }
 }
 
 impl Split for TableSplit {
@@ -59,9 +106,24 @@ impl Split for TableSplit {
         self.job.cursor_is_coarse
     }
 
+    fn again(&self) -> Option<Box<dyn Split>> {
+        let Self { spares, shared, sql, describe, job, tally, .. } = self;
+        shared.then(|| {
+            Box::new(Self {
+                reading: None,
+                spares: Arc::clone(spares),
+                shared: true,
+                sql: sql.clone(),
+                describe: describe.clone(),
+                job: Arc::clone(job),
+                tally: Arc::clone(tally),
+            }) as _
+        })
+    }
+
     fn read(self: Box<Self>) -> BatchStream {
         let reader = Reader {
-            assembly: Assembly::new(Arc::clone(&self.job)),
+            assembly: Assembly::new(Arc::clone(&self.job), Arc::clone(&self.tally)),
             frames: Frames::new(self.job.columns.len()),
             split: *self,
             copy: None,
@@ -114,11 +176,7 @@ impl Reader {
                     let fed = fed.and_then(|()| assembly.settle(&chunk));
                     fed.map_err(|stop| stop.into_error(&self.split.job))?;
                 }
-                Some(Err(error)) => {
-                    self.split.session.set_busy(false);
-                    let doing = format!("reading {}", self.split.job.table.display);
-                    return Err(self.split.session.failed(&error, &doing));
-                }
+                Some(Err(error)) => return Err(self.split.failed(&error)),
                 None => return self.end().await,
             }
         }
@@ -126,13 +184,17 @@ impl Reader {
 
     async fn start(&mut self) -> Result<()> {
         let split = &mut self.split;
-        let doing = format!("reading {}", split.job.table.display);
-        split.job.table.check(&split.session).await?;
         let sql = format!("COPY ({}) TO STDOUT (FORMAT binary)", split.sql);
-        split.session.set_busy(true);
-        let bytes = split.session.take_copy();
-        let started = split.session.client()?.copy_out(&sql).await;
-        let copy = started.map_err(|error| split.session.failed(&error, &doing))?;
+        let job = Arc::clone(&split.job);
+        let session = &mut split.reading().await?.session;
+        job.table.check(session).await?;
+        for other in &job.others {
+            other.check(session).await?;
+        }
+        session.set_busy(true);
+        let bytes = session.take_copy();
+        let started = session.client()?.copy_out(&sql).await;
+        let copy = started.map_err(|error| split.failed(&error))?;
         (self.copy, self.bytes) = (Some(Box::pin(copy)), bytes);
         Ok(())
     }
@@ -141,8 +203,10 @@ impl Reader {
         let job = &self.split.job;
         self.frames.finish().map_err(|broken| Stop::from(broken).into_error(job))?;
         self.assembly.flush(&[]).map_err(|stop| stop.into_error(job))?;
-        self.split.session.set_busy(false);
-        self.split.session.close().await;
+        if let Some(mut reading) = self.split.reading.take() {
+            reading.session.set_busy(false);
+            reading.done().await;
+        }
         // After a row's flush no more than this one is left.
         Ok(self.assembly.done.pop_front().map(|batch| (batch, None)))
     }
@@ -235,10 +299,11 @@ struct Assembly {
     widths: (usize, usize),
     bytes_max: usize,
     done: VecDeque<Batch>,
+    tally: Arc<Tally>,
 }
 
 impl Assembly {
-    fn new(job: Arc<Job>) -> Self {
+    fn new(job: Arc<Job>, tally: Arc<Tally>) -> Self {
         let widths = job
             .columns
             .iter()
@@ -257,6 +322,7 @@ impl Assembly {
             wire: 0,
             widths,
             done: VecDeque::new(),
+            tally,
         }
     }
 
@@ -276,7 +342,7 @@ impl Assembly {
         let mut arrays = Vec::with_capacity(full.len());
         while let Some(mut column) = full.next() {
             let name = &self.job.columns[arrays.len()].field.name;
-            self.job.progress.add_altered(name, column.take_altered());
+            self.tally.add_altered(&self.job.progress, name, column.take_altered());
             match column.finish() {
                 Ok(array) => arrays.push(array),
                 Err(refusal) => return Err(trace::unfinished(&self.job, arrays, refusal, full)),
@@ -286,7 +352,7 @@ impl Assembly {
         let schema = Arc::clone(&self.job.schema);
         let records =
             RecordBatch::try_new_with_options(schema, arrays, &options).map_err(Stop::Batch)?;
-        self.job.progress.add_read(rows as u64, wire as u64);
+        self.tally.add_read(&self.job.progress, rows as u64, wire as u64);
         self.done.push_back(Batch { records });
         Ok(())
     }

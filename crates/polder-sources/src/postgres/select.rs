@@ -10,6 +10,7 @@ use super::catalog::{Kind, Relation, Tree};
 use super::columns::ColumnRead;
 use super::connect::Session;
 use super::read::{Job, TableSplit};
+use super::spares::{Reading, Spares};
 
 /// The statement, but for the split's own range.
 pub(super) struct Select<'a> {
@@ -82,13 +83,14 @@ impl<'a> Select<'a> {
         let ends = cuts.iter().copied().map(Some).chain(std::iter::once(None));
         let ranges = firsts.zip(ends).map(|(first, end)| Range { first, end });
         let job = Arc::new(job);
-        let split = |(session, range): (Session, Range)| {
+        let (spares, readings) = Spares::of(sessions);
+        let split = |(reading, range): (Reading, Range)| {
             let describe = format!("{} {}", self.relation.display(), range.describe());
-            let job = Arc::clone(&job);
-            Box::new(TableSplit { session, sql: self.sql(Some(range)), describe, job }) as _
+            let (sql, job) = (self.sql(Some(range)), Arc::clone(&job));
+            Box::new(TableSplit::new(reading, &spares, (sql, describe), job)) as _
         };
         // Sessions left over, if there are fewer ranges, are closed here.
-        sessions.into_iter().zip(ranges).map(split).collect()
+        readings.into_iter().zip(ranges).map(split).collect()
     }
 }
 

@@ -214,6 +214,17 @@ async fn splits_share_the_files_by_size() {
     assert_eq!(plan.splits.len(), 5);
 }
 
+/// A source as the configuration opens it.
+fn configured(spec: &SourceSpec) -> polder_core::Result<std::sync::Arc<dyn Source>> {
+    let means = polder_sources::Means {
+        storage: &StorageConfig::default(),
+        secrets: &Environment,
+        base: std::path::Path::new("/nowhere"),
+        connections: &polder_sources::Connections::new(),
+    };
+    polder_sources::open("up", spec, means)
+}
+
 #[tokio::test]
 async fn places_are_told_by_their_address() {
     let folder = Folder::with(&[("a.csv", "id\n1\n")]);
@@ -226,15 +237,13 @@ async fn places_are_told_by_their_address() {
     for url in [root.display().to_string(), format!("file://{}", root.display())] {
         let spec = json!({ "type": "files", "url": url });
         let spec: SourceSpec = serde_json::from_value(spec).expect("spec");
-        let source =
-            polder_sources::open("up", &spec, &StorageConfig::default(), &Environment, here);
+        let source = configured(&spec);
         let found = read(&*source.expect("opened"), request("a.csv")).await.expect("read");
         assert_eq!(found.shown("id"), ["1"], "{url}");
     }
     let spec: SourceSpec =
         serde_json::from_value(json!({ "type": "files", "url": "gone" })).expect("spec");
-    let source = polder_sources::open("up", &spec, &StorageConfig::default(), &Environment, here);
-    let source = source.expect("opened");
+    let source = configured(&spec).expect("opened");
     let error = source.check().await.expect_err("no folder");
     assert_eq!(error.code(), ErrorCode::SourceNotFound);
     let error = refused(&*source, request("a.csv")).await;

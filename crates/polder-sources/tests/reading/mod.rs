@@ -14,8 +14,8 @@ use futures::TryStreamExt;
 use polder_core::checkpoint::ObjectState;
 use polder_core::spec::{Filter, FormatOptions, OnUnrepresentable};
 use polder_core::{
-    CursorRange, CursorValue, Error, Field, LakeType, ReadPlan, ReadRequest, Result, RunProgress,
-    Source, TableSchema,
+    CursorRange, CursorValue, Doubt, Error, Field, LakeType, ReadPlan, ReadRequest, Result,
+    RunProgress, Source, TableSchema,
 };
 
 /// How a null is shown.
@@ -30,6 +30,7 @@ pub(crate) fn request(from: &str) -> ReadRequest {
         predicate: polder_core::Predicate::True,
         columns: None,
         cursor: None,
+        snapshot_read: None,
         key: Vec::new(),
         objects_read: BTreeMap::new(),
         known_schema: None,
@@ -38,6 +39,7 @@ pub(crate) fn request(from: &str) -> ReadRequest {
         format: FormatOptions::default(),
         splits_max: NonZeroUsize::MIN,
         batch_bytes: 4 << 20,
+        connections: polder_core::ConnectionLimits::default(),
         progress: Arc::new(RunProgress::default()),
     }
 }
@@ -104,6 +106,8 @@ pub(crate) struct Read {
     pub(crate) splits: usize,
     pub(crate) batches: usize,
     pub(crate) warnings: Vec<String>,
+    pub(crate) doubts: Vec<Doubt>,
+    pub(crate) floor: Option<CursorValue>,
     pub(crate) snapshot: Option<String>,
     pub(crate) ceiling: Option<CursorValue>,
     pub(crate) rows_estimated: Option<u64>,
@@ -146,8 +150,10 @@ pub(crate) async fn drain(plan: ReadPlan) -> Result<Read> {
         splits,
         batches: batches.len(),
         warnings: plan.warnings,
+        doubts: plan.doubts,
         snapshot: plan.snapshot,
         ceiling: plan.cursor_ceiling,
+        floor: plan.cursor_floor,
         rows_estimated: plan.rows_estimated,
         objects: plan.objects,
     })

@@ -11,6 +11,7 @@ const TOKEN_BYTES: u64 = 3;
 
 /// The most that one answer may hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_field_names, reason = "the API's words")]
 pub(crate) struct Budget {
     pub(crate) rows_max: Option<u64>,
     pub(crate) bytes_max: Option<u64>,

@@ -155,18 +155,17 @@ impl Encoder {
                 Ok(std::mem::take(writer.get_mut()))
             }
             Form::Parquet { part, parts } => {
-                let (_, writer) = match part {
-                    Some(part) => part,
-                    None => {
-                        *parts += 1;
-                        let name: String = utf8_percent_encode(table, NON_ALPHANUMERIC)
-                            .to_string()
-                            .chars()
-                            .take(NAME_CHARS_MAX)
-                            .collect();
-                        let name = format!("{parts:06}-{name}.parquet");
-                        part.insert((name, Box::new(parquet_writer(table, batch.schema())?)))
-                    }
+                let (_, writer) = if let Some(part) = part {
+                    part
+                } else {
+                    *parts += 1;
+                    let name: String = utf8_percent_encode(table, NON_ALPHANUMERIC)
+                        .to_string()
+                        .chars()
+                        .take(NAME_CHARS_MAX)
+                        .collect();
+                    let name = format!("{parts:06}-{name}.parquet");
+                    part.insert((name, Box::new(parquet_writer(table, batch.schema_ref())?)))
                 };
                 writer.write(&batch).map_err(unwritable)?;
                 Ok(Vec::new())
@@ -229,7 +228,7 @@ fn labelled(name: &str, text: &str) -> Result<Vec<u8>> {
     writer.into_inner().map_err(crate::answer::failed)
 }
 
-fn parquet_writer(table: &str, schema: SchemaRef) -> Result<ArrowWriter<Vec<u8>>> {
+fn parquet_writer(table: &str, schema: &SchemaRef) -> Result<ArrowWriter<Vec<u8>>> {
     let metadata = HashMap::from([("polder.table".to_owned(), table.to_owned())]);
     let schema = Arc::new(schema.as_ref().clone().with_metadata(metadata));
     let properties = WriterProperties::builder()

@@ -6,7 +6,7 @@
 //! does not fit; the sorted tables are then walked through side by side. In memory are one
 //! document and a part of a batch of each table.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -191,6 +191,8 @@ impl Entities {
             // Whole MiB, in which the engine hands it out: together never more than there is, or two
             // bootstraps would wait for each other.
             memory_bytes_max: (context.memory_bytes / states.len().max(1)) >> 20 << 20,
+            snapshots: BTreeMap::default(),
+            pushdown: true,
         };
         let open = async |sql: String| {
             let found = context.engine.query(&sql, &session).await?;

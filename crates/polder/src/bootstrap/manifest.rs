@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use polder_core::{Authorized, OrgId, Result};
 use polder_lake::{Lake, LakeTable};
-use polder_pipeline::last_verdicts_of;
+use polder_pipeline::verdicts;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -19,6 +19,7 @@ pub(crate) struct Manifest {
     /// How the states of different tables belong together.
     consistent: Chosen,
     /// Rows of earlier events are left out, RFC 3339.
+    #[schema(format = "date-time")]
     since: Option<String>,
     /// The table whose rows are documents, with what belongs to them; null for rows as they are.
     entity: Option<String>,
@@ -48,6 +49,7 @@ pub(crate) struct TableState {
     /// Reads exactly this state in SQL.
     from: String,
     /// When the state was written, RFC 3339.
+    #[schema(format = "date-time")]
     updated_at: String,
     age_seconds: u64,
     /// Rows of the whole state, whatever `since` leaves out; null where another engine did not say.
@@ -81,6 +83,7 @@ struct LastVerdict {
     /// `verified`, `warning`, `stale` or `failed`.
     verdict: String,
     /// RFC 3339.
+    #[schema(format = "date-time")]
     at: String,
     /// It was said of this very state.
     of_this_state: bool,
@@ -93,14 +96,16 @@ pub(super) async fn write(
     states: &[State],
     (token, left_out, consistent): (&Token, Vec<LeftOut>, Chosen),
 ) -> Result<Manifest> {
-    let verdicts = last_verdicts_of(lake, org).await?;
+    let said = verdicts(lake, Some((org, None))).await?;
     let now_ms = chrono::Utc::now().timestamp_millis();
     let mut tables = Vec::with_capacity(states.len());
     for state in states {
-        let verdict = verdicts.get(state.name()).map(|last| LastVerdict {
+        let of_table = said.get(&(org.get().to_string(), state.name().to_owned()));
+        let said_last = of_table.and_then(|said| said.of(Some(state.snapshot.id)));
+        let verdict = said_last.map(|(last, of_this_state)| LastVerdict {
             verdict: last.verdict.as_str().to_owned(),
             at: rfc3339(last.at_ms),
-            of_this_state: last.snapshot_id == Some(state.snapshot.id),
+            of_this_state,
         });
         tables.push(table(state, verdict, now_ms)?);
     }

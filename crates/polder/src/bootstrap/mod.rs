@@ -142,7 +142,7 @@ impl Bootstraps {
             return Err(Error::new(ErrorCode::SpecInvalid, "as_of is in the future")
                 .hint("leave it out for the present states"));
         }
-        let States { mut states, mut left_out, chosen } =
+        let States { found: mut states, mut left_out, chosen } =
             states::find(&self.lake, org, specs, &wanted).await?;
         if let Some(root) = &wanted.entity {
             let apart = entity::keep_related(&mut states, root, wanted.tables.is_some())?;
@@ -196,7 +196,7 @@ impl Bootstrap {
         }
         let pieces = self.pieces().await?;
         let tables = self.states.iter().map(|state| state.table.name().to_owned()).collect();
-        Sender::new(format, budget, &self.manifest, (self.token, tables, pieces))
+        Sender::start(format, budget, &self.manifest, (self.token, tables, pieces))
     }
 
     async fn pieces(&self) -> Result<Pieces> {

@@ -53,12 +53,11 @@ impl Rows {
                 self.next = Place { table: self.next.table + 1, file: 0, rows: 0 };
                 continue;
             }
-            let open = match &mut self.open {
-                Some(open) => open,
-                None => {
-                    self.next.rows = 0;
-                    self.open.insert(scan.read(self.next.file)?)
-                }
+            let open = if let Some(open) = &mut self.open {
+                open
+            } else {
+                self.next.rows = 0;
+                self.open.insert(scan.read(self.next.file)?)
             };
             let Some(batch) = open.try_next().await? else {
                 self.open = None;

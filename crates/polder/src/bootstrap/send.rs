@@ -104,12 +104,11 @@ impl Pieces {
 /// a client that has stopped reading.
 async fn handed_on(sender: &mpsc::Sender<Result<Piece>>, piece: Result<Piece>) -> Result<bool> {
     let failed = piece.is_err();
-    match tokio::time::timeout(STALLED_MAX, sender.send(piece)).await {
-        Ok(sent) => Ok(sent.is_ok() && !failed),
-        Err(_) => {
-            let message = format!("nobody took the rows for {} s", STALLED_MAX.as_secs());
-            Err(Error::new(ErrorCode::QueryLimit, message).hint("go on with resume"))
-        }
+    if let Ok(sent) = tokio::time::timeout(STALLED_MAX, sender.send(piece)).await {
+        Ok(sent.is_ok() && !failed)
+    } else {
+        let message = format!("nobody took the rows for {} s", STALLED_MAX.as_secs());
+        Err(Error::new(ErrorCode::QueryLimit, message).hint("go on with resume"))
     }
 }
 
@@ -128,7 +127,7 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(
+    pub(super) fn start(
         format: Format,
         budget: Budget,
         manifest: &Manifest,

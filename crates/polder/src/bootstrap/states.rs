@@ -55,7 +55,7 @@ pub(crate) struct LeftOut {
 }
 
 pub(super) struct States {
-    pub(super) states: Vec<State>,
+    pub(super) found: Vec<State>,
     pub(super) left_out: Vec<LeftOut>,
     pub(super) chosen: Chosen,
 }
@@ -113,7 +113,7 @@ pub(super) async fn find(
         None => lake.tables(org).await?,
     };
     let specs: Specs = specs.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
-    let named = wanted.tables.is_some();
+    let asked_for = wanted.tables.is_some();
     let (tables, found, chosen): (_, Vec<Result<SnapshotInfo>>, _) = match &wanted.as_of {
         AsOf::Now => at_once(lake, org, &names).await?,
         AsOf::Time(ms) => {
@@ -132,7 +132,7 @@ pub(super) async fn find(
             (tables, found, Chosen::Pin)
         }
     };
-    gather((tables, found, chosen), specs, named)
+    gather((tables, found, chosen), specs, asked_for)
 }
 
 /// The states that were found; those that were not are an error where tables were named.
@@ -156,7 +156,7 @@ fn gather(
         return Err(Error::new(ErrorCode::LakeNotFound, "there is no table with rows")
             .hint("the first run makes them"));
     }
-    Ok(States { states, left_out, chosen })
+    Ok(States { found: states, left_out, chosen })
 }
 
 /// The states of a token, in its order.
@@ -184,14 +184,13 @@ pub(super) async fn again(
 async fn load(lake: &Lake, org: &Authorized<OrgId>, names: &[String]) -> Result<Vec<LakeTable>> {
     let mut tables = Vec::with_capacity(names.len());
     for name in names {
-        match lake.table(org, name).await? {
-            Some(table) => tables.push(table),
-            None => {
-                let message = format!("the lake has no table {name:?} of org {}", org.get());
-                let there = lake.tables(org).await?.join(", ");
-                return Err(Error::new(ErrorCode::LakeNotFound, message)
-                    .hint(format!("its tables are: {there}")));
-            }
+        if let Some(table) = lake.table(org, name).await? {
+            tables.push(table);
+        } else {
+            let message = format!("the lake has no table {name:?} of org {}", org.get());
+            let there = lake.tables(org).await?.join(", ");
+            return Err(Error::new(ErrorCode::LakeNotFound, message)
+                .hint(format!("its tables are: {there}")));
         }
     }
     Ok(tables)

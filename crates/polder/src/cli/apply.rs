@@ -1,11 +1,11 @@
 //! `polder plan` and `polder apply`: pipeline files into the desired state, seen from the lake.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
 use polder_control::Store;
-use polder_control::audit::{self, Event};
-use polder_control::desired::{self, Action, LakeFacts, Plan, PlannedTable};
+use polder_control::desired::{self, Action, LakeFacts, Plan, PlannedTable, Unreadable};
 use polder_core::{Error, ErrorCode, Principal, Result};
 use polder_lake::Lake;
 use serde_json::json;
@@ -28,10 +28,10 @@ pub(crate) struct ApplyFiles {
     /// The folder of the pipeline files; the one beside `polder.toml` when absent.
     #[arg(short, long, value_name = "FOLDER")]
     files: Option<PathBuf>,
-    /// Only if the plan is the one with this hash.
+    /// Only if the plan is the one with this hash, or that begins so, as `polder plan` shows it.
     #[arg(long, value_name = "HASH")]
     plan: Option<String>,
-    /// Also what takes tables out of pipelines.
+    /// Also what takes tables out of pipelines or has rows go; goes with --plan.
     #[arg(long)]
     yes: bool,
     /// Why, for the history.
@@ -64,25 +64,11 @@ impl ApplyFiles {
             return Err(Error::new(ErrorCode::ControlStale, message)
                 .hint("look at the difference again: polder plan"));
         }
-        if plan.destructive > 0 && !self.yes {
-            if !self.json {
-                show(&plan);
-            }
-            let message = format!("{} tables would leave their pipelines", plan.destructive);
-            return Err(Error::new(ErrorCode::ControlConflict, message)
-                .hint("if that is meant: polder apply --yes"));
+        if plan.destructive > 0 {
+            self.confirm(&plan)?;
         }
         let author = author(self.why.clone());
         let applied = desired::apply(&store, &plan, &author).await?;
-        let event = Event {
-            who: author.who,
-            action: "plan.apply".to_owned(),
-            subject: Some(plan.hash.clone()),
-            outcome: "done".to_owned(),
-            detail: Some(format!("{} documents", applied.documents)),
-            org: None,
-        };
-        audit::record(&store, &event).await?;
         if self.json {
             output::document(&json!({ "applied": applied, "plan": plan }));
             return Ok(exit::OK);
@@ -90,6 +76,34 @@ impl ApplyFiles {
         show(&plan);
         output::line(&format!("applied: the desired state is at revision {}", applied.revision));
         Ok(exit::OK)
+    }
+}
+
+impl ApplyFiles {
+    /// Whoever has something go has seen what: by the plan's hash, or here and now.
+    ///
+    /// # Errors
+    /// `control.conflict` for what was not confirmed.
+    fn confirm(&self, plan: &Plan) -> Result<()> {
+        if self.yes && self.plan.is_some() {
+            return Ok(());
+        }
+        if !self.json {
+            show(plan);
+        }
+        let tables = plan.destructive;
+        let what = format!("{tables} tables would leave their pipelines, or have rows go");
+        let is_asked = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+        if is_asked && !self.json {
+            output::note(&format!("{what}: type yes if that is meant"));
+            let mut said = String::new();
+            let read = std::io::stdin().read_line(&mut said);
+            if read.is_ok() && said.trim() == "yes" {
+                return Ok(());
+            }
+        }
+        let hint = format!("if that is meant: polder apply --plan {} --yes", &plan.hash[..12]);
+        Err(Error::new(ErrorCode::ControlConflict, what).hint(hint))
     }
 }
 
@@ -120,7 +134,10 @@ async fn facts(lake: &Lake) -> Result<LakeFacts> {
 }
 
 fn show(plan: &Plan) {
-    if plan.is_empty() {
+    for pending in &plan.pending {
+        output::note(&format!("waits since before: {}", pending.sentence()));
+    }
+    if plan.is_empty() && plan.orgs_unreadable.is_empty() {
         return output::line("no difference: the desired state is what the files say");
     }
     for org in &plan.orgs_added {
@@ -129,8 +146,21 @@ fn show(plan: &Plan) {
     for org in &plan.orgs_removed {
         output::line(&format!("- org {org} (its namespace and its tables stay in the lake)"));
     }
+    for org in &plan.orgs_limited {
+        output::line(&format!("~ org {org}: limits changes"));
+    }
+    for Unreadable { org, why } in &plan.orgs_unreadable {
+        output::line(&format!("! org {org} stays as it is: {why}"));
+    }
     for table in &plan.tables {
         output::line(&sentence(table));
+        for goes in &table.goes {
+            output::line(&format!("    {goes} (destructive)"));
+        }
+    }
+    if plan.tables.iter().any(|table| !table.goes.is_empty()) {
+        let window = output::span(plan.undo_seconds);
+        output::note(&format!("what goes can be taken back for {window} after it is applied"));
     }
     let yes = if plan.destructive > 0 { " --yes" } else { "" };
     output::note(&format!("carry it out with: polder apply --plan {}{yes}", &plan.hash[..12]));
@@ -141,6 +171,9 @@ fn sentence(table: &PlannedTable) -> String {
     let rows = |rows: Option<u64>| rows.map_or_else(|| "all".to_owned(), output::number);
     let settings = table.settings.join(", ");
     match table.action {
+        Action::Create if !table.goes.is_empty() => {
+            format!("~ {place}: comes back, and keeps less")
+        }
         Action::Create => format!("+ {place}: the first run makes it"),
         Action::Rewrite => format!(
             "~ {place}: {settings} changes; the next run reloads it as a new version ({} rows now)",

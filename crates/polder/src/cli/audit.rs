@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use polder_control::Store;
 use polder_control::audit::{self, Entry, Head};
 use polder_core::{Error, ErrorCode, Result};
+use polder_lake::{AuditHead, Lake};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -114,15 +115,7 @@ impl Export {
 
 impl Verify {
     async fn run(&self, app: &App, store: &Store) -> Result<u8> {
-        let lake = app.lake().await?;
-        let written = lake.audit_head().await?;
-        let checkpoint: Option<Head> = match written {
-            Some(text) => Some(serde_json::from_slice(&text).map_err(|error| {
-                Error::new(ErrorCode::LakeCorrupt, "the audit log's checkpoint cannot be read")
-                    .caused_by(error)
-            })?),
-            None => None,
-        };
+        let checkpoint = written(&app.lake().await?).await?;
         let verified = audit::verify(store, checkpoint.as_ref()).await?;
         let whole = verified.problems.is_empty();
         if self.json {
@@ -152,14 +145,45 @@ impl Verify {
     }
 }
 
-/// Writes down in the lake's storage how far the log goes.
+/// What was last written down in the lake's storage.
+async fn written(lake: &Lake) -> Result<Option<Head>> {
+    lake.audit_head().await?.as_ref().map(read).transpose()
+}
+
+fn read(kept: &AuditHead) -> Result<Head> {
+    serde_json::from_slice(kept.bytes()).map_err(|error| {
+        Error::new(ErrorCode::LakeCorrupt, "the audit log's checkpoint cannot be read")
+            .caused_by(error)
+    })
+}
+
+/// Writes down in the lake's storage how far the log goes, in place of what stood there before. That is
+/// kept if the log no longer has its entry: it is the proof.
+///
+/// # Errors
+/// `lake.corrupt` if the log was cut off or changed since the last time.
 pub(crate) async fn checkpoint_audit(app: &App, store: &Store) -> Result<()> {
+    let lake = app.lake().await?;
     let head = audit::head(store).await?;
+    let kept = lake.audit_head().await?;
+    if let Some(before) = kept.as_ref().map(read).transpose()? {
+        if !audit::holds(store, &before).await? {
+            let message = "the audit log was cut off or changed: an entry is gone that was there";
+            return Err(Error::new(ErrorCode::LakeCorrupt, message)
+                .detail(format!("entry {}, as the lake's checkpoint has it", before.seq))
+                .hint("`polder audit verify` says what is wrong; the checkpoint stays as it was"));
+        }
+        // Another server was faster.
+        if head.seq <= before.seq {
+            return Ok(());
+        }
+    }
     let text = serde_json::to_vec(&head).map_err(|error| {
         Error::new(ErrorCode::Internal, "the audit log's checkpoint cannot be written")
             .caused_by(error)
     })?;
-    app.lake().await?.keep_audit_head(text).await
+    // If another server was faster, the next time goes on from there.
+    lake.keep_audit_head(kept.as_ref(), text).await.map(drop)
 }
 
 fn describe(entry: &Entry) -> Value {
@@ -174,4 +198,57 @@ fn describe(entry: &Entry) -> Value {
         "detail": entry.detail,
         "hash": entry.hash,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_control::audit::Event;
+
+    use super::*;
+
+    const PROCESS: &str = r#"
+[lake]
+warehouse = "./lake"
+catalog = "sqlite://./c.db"
+[store]
+url = "sqlite://./c.db"
+"#;
+
+    async fn record(store: &Store, entries: usize) -> Head {
+        for _ in 0..entries {
+            audit::record(store, &Event::default()).await.expect("recorded");
+        }
+        audit::head(store).await.expect("head")
+    }
+
+    #[tokio::test]
+    async fn a_log_that_was_cut_off_is_not_written_down_in_place_of_the_whole_one() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("polder.toml");
+        std::fs::write(&file, PROCESS).expect("written");
+        let app = App::load(Some(&file)).expect("app");
+        let (store, lake) = (app.store().await.expect("store"), app.lake().await.expect("lake"));
+        let whole = record(&store, 5).await;
+        checkpoint_audit(&app, &store).await.expect("written down");
+        assert_eq!(written(&lake).await.expect("read"), Some(whole.clone()));
+        // A log that goes less far, and then one that has gone on from there.
+        let url = format!("sqlite://{}", folder.path().join("cut.db").display());
+        let cut = Store::open(&url).await.expect("store");
+        for entries in [3, 4] {
+            record(&cut, entries).await;
+            let refused = checkpoint_audit(&app, &cut).await.expect_err("the fifth is not there");
+            assert_eq!(refused.code(), ErrorCode::LakeCorrupt);
+            assert_eq!(written(&lake).await.expect("read"), Some(whole.clone()));
+        }
+        let kept = lake.audit_head().await.expect("read");
+        let more = record(&store, 2).await;
+        checkpoint_audit(&app, &store).await.expect("written down");
+        assert_eq!(written(&lake).await.expect("read"), Some(more.clone()));
+        // Whoever read before that was written down does not take it back, nor does who found nothing.
+        for before in [kept.as_ref(), None] {
+            let text = serde_json::to_vec(&whole).expect("text");
+            assert!(!lake.keep_audit_head(before, text).await.expect("asked"));
+        }
+        assert_eq!(written(&lake).await.expect("read"), Some(more));
+    }
 }

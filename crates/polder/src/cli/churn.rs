@@ -1,6 +1,7 @@
 //! `polder churn`: an org leaves.
 
 use clap::Args;
+use polder_control::audit::Event;
 use polder_control::{Churn as Record, ChurnState, Notice, churn};
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
 use serde_json::{Value, json};
@@ -54,12 +55,14 @@ impl Churn {
         }
         let eraser = app.eraser().await?;
         if self.undo {
-            let record = eraser.undo(&org).await?;
+            let done = eraser.undo(&org).await;
+            let record = app.noted(self.event("churn.undo"), done).await?;
             let back = format!("org {} is open again: nothing of it was erased", self.org);
             return Ok(self.said(&record, &back));
         }
         if self.release {
-            let record = eraser.release(&org).await?;
+            let done = eraser.release(&org).await;
+            let record = app.noted(self.event("churn.release"), done).await?;
             let free = format!("org id {} may be used anew", self.org);
             return Ok(self.said(&record, &free));
         }
@@ -75,7 +78,8 @@ impl Churn {
             reason: self.reason.clone(),
             grace_ms: i64::try_from(grace.as_millis()).unwrap_or(i64::MAX),
         };
-        let record = eraser.take(&org, &notice).await?;
+        let taken = eraser.take(&org, &notice).await;
+        let record = app.noted(self.event("churn.take"), taken).await?;
         let waits = record.due_ms > chrono::Utc::now().timestamp_millis();
         if record.state == ChurnState::Waiting && waits && !self.now {
             let (org, due) = (&self.org, rfc3339(record.due_ms));
@@ -85,7 +89,8 @@ impl Churn {
         if !self.json {
             output::note(&format!("org {} is fenced (event {})", self.org, record.event_id));
         }
-        let done = Box::pin(eraser.carry_out(&record.event_id)).await?;
+        let done = Box::pin(eraser.carry_out(&record.event_id)).await;
+        let done = app.noted(self.event("churn.erase"), done).await?;
         let Some(document) = &done.certificate else {
             let text = format!("org {} is {}", self.org, done.state.as_str());
             return Ok(self.said(&done, &text));
@@ -94,9 +99,20 @@ impl Churn {
         Ok(exit::OK)
     }
 
+    /// What the audit log has of it.
+    fn event(&self, action: &str) -> Event {
+        Event {
+            action: action.to_owned(),
+            org: Some(self.org.to_string()),
+            subject: self.event.clone(),
+            detail: self.by.as_ref().map(|by| format!("by {by}")),
+            ..Event::default()
+        }
+    }
+
     /// A mistyped id must not fence an org that comes later.
     async fn check_known(&self, org: &Authorized<OrgId>, app: &App, eraser: &Eraser) -> Result<()> {
-        let known = app.config.pipeline(&self.org).is_some()
+        let known = app.config.declares(&self.org)
             || eraser.lake.knows(org).await?
             || churn::latest(&eraser.store, org).await?.is_some();
         if known {

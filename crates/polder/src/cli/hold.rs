@@ -2,6 +2,7 @@
 
 use chrono::Utc;
 use clap::{Args, Subcommand};
+use polder_control::audit::Event;
 use polder_control::churn;
 use polder_core::{Error, ErrorCode, Hold as Mark, OrgId, Principal, Result};
 use serde_json::json;
@@ -58,14 +59,29 @@ struct List {
 impl Hold {
     pub(crate) async fn run(&self, app: &App) -> Result<u8> {
         match &self.command {
-            Command::Set(change) => change.set(app).await,
-            Command::Release(change) => change.release(app).await,
+            Command::Set(change) => {
+                app.noted(change.event("hold.set"), change.set(app).await).await
+            }
+            Command::Release(change) => {
+                app.noted(change.event("hold.release"), change.release(app).await).await
+            }
             Command::List(list) => list.run(app).await,
         }
     }
 }
 
 impl Change {
+    /// What the audit log has of it.
+    fn event(&self, action: &str) -> Event {
+        Event {
+            action: action.to_owned(),
+            org: Some(self.org.to_string()),
+            subject: self.table.clone(),
+            detail: self.by.as_ref().map(|by| format!("by {by}")),
+            ..Event::default()
+        }
+    }
+
     async fn set(&self, app: &App) -> Result<u8> {
         let (lake, store) = (app.lake().await?, app.store().await?);
         let org = Principal::Operator.authorize(&self.org)?;

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use polder_control::ProcessSecrets;
 use polder_core::spec::{Mode, PostgresSource, SourceSpec, StorageConfig};
-use polder_core::{Error, ErrorCode, OrgId, Result, SecretRef, SourceTable};
+use polder_core::{Error, ErrorCode, LakeType, OrgId, Result, SecretRef, SourceTable};
+use polder_sources::{Connections, Means};
 use serde::Serialize;
 
 use super::schema;
 use crate::{exit, output};
 
+/// The column by which the first pipeline keeps rows for half a year.
+const CREATED_AT: &str = "created_at";
 /// Tables the first pipeline lists at most.
 const TABLES_MAX: usize = 200;
 
@@ -67,10 +70,15 @@ impl Init {
             return Ok(None);
         }
         let url = SecretRef::Env(self.url_env.clone());
-        let spec = SourceSpec::Postgres(PostgresSource { url });
+        let spec = SourceSpec::Postgres(PostgresSource { url, max_connections: None });
         let secrets = ProcessSecrets::new(self.folder.clone());
-        let storage = StorageConfig::default();
-        let source = polder_sources::open("revdb", &spec, &storage, &secrets, &self.folder)?;
+        let means = Means {
+            storage: &StorageConfig::default(),
+            secrets: &secrets,
+            base: &self.folder,
+            connections: &Connections::new(),
+        };
+        let source = polder_sources::open("revdb", &spec, means)?;
         let mut tables = source.discover().await?;
         tables.truncate(TABLES_MAX);
         Ok(Some(tables))
@@ -112,7 +120,16 @@ fn entry(table: &SourceTable) -> String {
         }
         _ => add("mode", "full_refresh"),
     }
+    if is_dated(table) {
+        add("retention", &format!("{{ column: {CREATED_AT}, keep: 6 months }}"));
+    }
     text
+}
+
+/// Whether a column says by its name and type when a row came to be.
+fn is_dated(table: &SourceTable) -> bool {
+    let created = table.schema.field(CREATED_AT).map(|field| &field.data_type);
+    matches!(created, Some(LakeType::Date | LakeType::Timestamp | LakeType::Timestamptz))
 }
 
 /// A YAML scalar, in JSON's quotes where it needs any.
@@ -157,6 +174,7 @@ url = "env:REVDB_URL"
 
 const PIPELINE: &str = "# yaml-language-server: $schema=../schemas/pipelines.json
 # A template is a set of tables; an org takes one, plus what it has differently.
+# retention: rows older than that are neither read nor kept. Without the line they stay for ever.
 templates:
   crm:
     tables:
@@ -170,4 +188,5 @@ const EXAMPLE: &str = "      - name: opportunity
         cursor: updated_at
         key: [id]
         partition: [month(created_at)]
+        retention: { column: created_at, keep: 6 months }
 ";

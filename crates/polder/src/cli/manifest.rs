@@ -1,12 +1,13 @@
 //! `polder manifest`: what an orchestrator has to know of the pipelines, as one document. It says
 //! which tables there are, never where rows come from or how a source is reached.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use polder_control::{Config, OrgPipeline};
+use polder_control::{OrgPipeline, churn};
 use polder_core::spec::Mode;
 use polder_core::{Error, ErrorCode, Result};
 use serde::Serialize;
@@ -57,8 +58,9 @@ struct Table<'a> {
 }
 
 impl Manifest {
-    pub(crate) fn run(&self, app: &App) -> Result<u8> {
-        let content = content(&app.config);
+    pub(crate) async fn run(&self, app: &App) -> Result<u8> {
+        let leaving = churn::leaving(&app.store().await?).await?;
+        let content = content(app, &leaving);
         let (hash, text) = document(&content)?;
         let Some(path) = &self.out else {
             output::line(text.trim_end());
@@ -80,9 +82,11 @@ impl Manifest {
     }
 }
 
-fn content(config: &Config) -> Content<'_> {
-    let limits = Limits { runs: config.process.limits.runs };
-    Content { limits, orgs: config.pipelines.iter().map(org).collect() }
+/// Orgs that leave are none that an orchestrator has to know.
+fn content<'a>(app: &'a App, leaving: &HashSet<String>) -> Content<'a> {
+    let limits = Limits { runs: app.config.process.limits.runs };
+    let stays = |pipeline: &&OrgPipeline| !leaving.contains(pipeline.org.as_str());
+    Content { limits, orgs: app.pipelines.iter().filter(stays).map(org).collect() }
 }
 
 fn org(pipeline: &OrgPipeline) -> Org<'_> {

@@ -22,8 +22,10 @@ mod selection;
 mod serve;
 mod tables;
 mod trino;
+mod undo;
 mod validate;
 mod versions;
+mod worker;
 
 use std::path::PathBuf;
 
@@ -35,6 +37,7 @@ pub(crate) use churn::document as churn_document;
 pub(crate) use query::{bootstraps, engine, flat};
 
 use crate::app::App;
+use crate::telemetry::{self, Telemetry};
 use crate::{exit, output};
 
 /// A data lake for companies that serve many orgs: PostgreSQL, MongoDB and files into per-org
@@ -63,6 +66,8 @@ enum Command {
     Plan(apply::PlanFiles),
     /// Carry out what `polder plan` said.
     Apply(apply::ApplyFiles),
+    /// List settings by which rows or states are going to go, and take them back.
+    Undo(undo::Undo),
     /// Bring lake tables up to date with their sources.
     Run(run::Run),
     /// Prove that lake tables equal their sources, and keep what was found.
@@ -93,6 +98,8 @@ enum Command {
     Audit(audit::Audit),
     /// Serve the API at /v1 and the Iceberg REST catalog at /iceberg, and carry out queued runs.
     Serve(serve::Serve),
+    /// Carry out queued runs beside `polder serve`, which keeps its store in PostgreSQL.
+    Worker(worker::Worker),
     /// Fence an org that leaves, erase everything of it and print the certificate.
     Churn(churn::Churn),
     /// Verify and show certificates of erasures, and make the key that signs them.
@@ -106,6 +113,9 @@ enum Command {
 /// Carries out the command and says with which code to exit.
 pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
     let load = || App::load(arguments.config.as_deref());
+    if !arguments.command.is_watched() {
+        telemetry::print();
+    }
     match arguments.command {
         Command::Init(init) => init.run().await,
         Command::Check(check) => Box::pin(check.run(load)).await,
@@ -113,7 +123,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Discover(discover) => discover.run(&load()?).await,
         Command::Plan(plan) => Box::pin(plan.run(load()?)).await,
         Command::Apply(apply) => Box::pin(apply.run(load()?)).await,
-        Command::Run(run) => Box::pin(run.run(load()?)).await,
+        Command::Undo(undo) => Box::pin(undo.run(&load()?)).await,
+        Command::Run(run) => watched(load()?, |app| Box::pin(run.run(app))).await,
         Command::Validate(validate) => Box::pin(validate.run(&load()?.looked().await?)).await,
         Command::Tables(tables) => tables.run(&load()?).await,
         Command::Versions(versions) => versions.run(&load()?).await,
@@ -121,11 +132,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Pin(pin) => pin.run(&load()?).await,
         Command::Export(export) => Box::pin(export.run(&load()?)).await,
         Command::Maintain(maintain) => Box::pin(maintain.run(&load()?.looked().await?)).await,
-        Command::Manifest(manifest) => manifest.run(&load()?.looked().await?),
+        Command::Manifest(manifest) => manifest.run(&load()?.looked().await?).await,
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
         Command::Trino(trino) => trino.run(&load()?),
         Command::Mcp(mcp) => Box::pin(mcp.run(load()?)).await,
-        Command::Serve(serve) => Box::pin(serve.run(load()?)).await,
+        Command::Serve(serve) => watched(load()?, |app| Box::pin(serve.run(app))).await,
+        Command::Worker(worker) => watched(load()?, |app| Box::pin(worker::run(worker, app))).await,
         Command::Keys(keys) => keys.run(&load()?).await,
         Command::Audit(audit) => Box::pin(audit.run(&load()?)).await,
         Command::Churn(churn) => Box::pin(churn.run(&load()?)).await,
@@ -138,4 +150,22 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
             Ok(exit::OK)
         }
     }
+}
+
+impl Command {
+    /// Whether it has runs or requests, of which there are logs and traces.
+    const fn is_watched(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Serve(_) | Self::Worker(_))
+    }
+}
+
+/// Carries out such a command.
+async fn watched<F>(app: App, work: impl FnOnce(App) -> F) -> Result<u8>
+where
+    F: Future<Output = Result<u8>>,
+{
+    let telemetry = Telemetry::begin(&app)?;
+    let ended = work(app).await;
+    telemetry.end().await;
+    ended
 }

@@ -1,6 +1,7 @@
 //! `polder pin`: states of an org's tables kept under one name, for training that can be repeated.
 
 use clap::{Args, Subcommand};
+use polder_control::audit::Event;
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
 use polder_lake::{Lake, LakeTable, Pin as TablePin, Predicate, ScanRequest};
 use ring::digest::{Context, SHA256};
@@ -68,11 +69,28 @@ impl Pin {
     pub(crate) async fn run(&self, app: &App) -> Result<u8> {
         let lake = app.lake().await?;
         match &self.command {
-            Command::Create(create) => create.run(&lake).await,
+            Command::Create(create) => {
+                let event = event("pin.create", (&create.org, &create.name), &create.table);
+                app.noted(event, create.run(&lake).await).await
+            }
             Command::List(list) => list.run(&lake).await,
             Command::Show(named) => named.show(&lake).await,
-            Command::Release(named) => named.release(&lake).await,
+            Command::Release(named) => {
+                let event = event("pin.release", (&named.org, &named.name), &[]);
+                app.noted(event, named.release(&lake).await).await
+            }
         }
+    }
+}
+
+/// What the audit log has of a change.
+fn event(action: &str, (org, pin): (&OrgId, &str), tables: &[String]) -> Event {
+    Event {
+        action: action.to_owned(),
+        org: Some(org.to_string()),
+        subject: Some(pin.to_owned()),
+        detail: (!tables.is_empty()).then(|| tables.join(" ")),
+        ..Event::default()
     }
 }
 

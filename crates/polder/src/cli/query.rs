@@ -1,5 +1,6 @@
 //! `polder query`: one SQL query, printed as it arrives.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -34,6 +35,21 @@ pub(crate) struct Query {
     /// Fail if the answer has more rows than this.
     #[arg(long, value_name = "ROWS")]
     rows_max: Option<u64>,
+    /// Read the tables of sources, and compute everything here. The rows are the same; EXPLAIN shows
+    /// what a source would be asked.
+    #[arg(long)]
+    no_pushdown: bool,
+    /// Who answers; Trino in its own SQL.
+    #[arg(long, value_enum, default_value = "embedded")]
+    engine: By,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum By {
+    /// Polder itself.
+    Embedded,
+    /// The Trino of `[trino]`.
+    Trino,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -50,20 +66,31 @@ enum Format {
 
 impl Query {
     pub(crate) async fn run(&self, app: &App) -> Result<u8> {
+        if self.engine == By::Trino {
+            let trino = app.named_trino()?;
+            let ended = self.ask(app, &*trino).await;
+            trino.settle().await;
+            return ended;
+        }
         let engine = engine(app, &app.lake().await?)?;
+        self.ask(app, &engine).await
+    }
+
+    async fn ask(&self, app: &App, engine: &dyn Engine) -> Result<u8> {
         let memory_bytes = app.config.process.limits.query_memory_mb << 20;
         let table_max = (self.format == Format::Table).then_some(TABLE_ROWS_MAX);
         let session = Session {
             principal: Principal::Operator,
             rows_max: self.rows_max.or(table_max),
             memory_bytes_max: memory_bytes,
+            snapshots: BTreeMap::default(),
+            pushdown: !self.no_pushdown,
         };
-        let answer = engine.query(&self.sql, &session).await?;
+        let work = async { self.print(engine.query(&self.sql, &session).await?).await };
         tokio::select! {
-            printed = self.print(answer) => printed?,
-            _ = tokio::signal::ctrl_c() => return Ok(exit::INTERRUPTED),
+            printed = work => printed.map(|()| exit::OK),
+            _ = tokio::signal::ctrl_c() => Ok(exit::INTERRUPTED),
         }
-        Ok(exit::OK)
     }
 
     async fn print(&self, answer: QueryStream) -> Result<()> {

@@ -1,6 +1,7 @@
 //! `polder rollback`: an older version of a table becomes the current one.
 
 use clap::Args;
+use polder_control::audit::Event;
 use polder_core::{OrgId, Principal, Result};
 use serde_json::json;
 use uuid::Uuid;
@@ -28,7 +29,15 @@ impl Rollback {
     pub(crate) async fn run(&self, app: &App) -> Result<u8> {
         let lake = app.lake().await?;
         let org = Principal::Operator.authorize(&self.org)?;
-        let outcome = lake.rollback(&org, &self.table, &self.to, Uuid::new_v4()).await?;
+        let event = Event {
+            action: "table.rollback".to_owned(),
+            org: Some(self.org.to_string()),
+            subject: Some(self.table.clone()),
+            detail: Some(format!("to {}", self.to)),
+            ..Event::default()
+        };
+        let done = lake.rollback(&org, &self.table, &self.to, Uuid::new_v4()).await;
+        let outcome = app.noted(event, done).await?;
         if self.json {
             output::document(&json!({
                 "org": self.org.as_str(),

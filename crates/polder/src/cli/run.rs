@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use polder_control::OrgPipeline;
-use polder_control::desired::Left;
-use polder_core::{ErrorCode, Principal, Result};
+use polder_core::{Assurance, ErrorCode, Guarantee, Principal, Result};
 use polder_pipeline::{IngestReport, Outcome};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::App;
 use crate::cli::selection::Selection;
 use crate::progress::Display;
+use crate::room::Room;
 use crate::worker::{Ended, How, Job, Watched, Worker};
 use crate::{exit, output};
 
@@ -35,19 +35,18 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) async fn run(&self, app: App) -> Result<u8> {
         let app = if self.dry { app.looked().await? } else { app.settled().await? };
-        for Left { org, table } in &app.left {
-            output::note(&format!(
-                "{org}/{table}: not in the pipeline files any more, and not run; `polder apply` \
-                 takes it out of the pipeline for good"
-            ));
+        for left in &app.left {
+            output::note(&left.sentence());
         }
-        let pipelines = self.selection.pipelines(&app.config.pipelines)?;
+        let pipelines = self.selection.pipelines(&app.pipelines)?;
         let names = pipelines.iter().flat_map(|p| p.tables.iter().map(|t| t.source.as_str()));
+        let (lake, limits) = (app.lake().await?, &app.config.process.limits);
         let worker = Worker {
             sources: Arc::new(app.sources(names)?),
-            lake: app.lake().await?,
+            engine: Arc::new(crate::cli::engine(&app, &lake)?),
+            lake,
             store: app.store().await?,
-            limits: app.config.process.limits.clone(),
+            room: Arc::new(Room::new(limits.clone(), limits.runs)),
             cancel: CancellationToken::new(),
         };
         let mut display = Display::new(self.json);
@@ -141,6 +140,10 @@ fn sentence(end: &Ended) -> String {
         }
         Outcome::NothingNew => format!("{place}: nothing new ({seconds:.1} s)"),
     };
+    if report.guarantee != Guarantee::Exact {
+        let (guarantee, words) = (report.guarantee, Assurance::words(&report.guarantee_reasons));
+        let _ = write!(text, "\n  guarantee: {guarantee} ({words}); `polder check` says why");
+    }
     for change in &report.schema_changes {
         let _ = write!(text, "\n  schema: {change}");
     }

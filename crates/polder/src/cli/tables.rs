@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use clap::Args;
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
 use polder_lake::{Lake, LakeTable};
-use polder_pipeline::{LastVerdict, last_verdicts};
+use polder_pipeline::{LastVerdict, Verdicts, verdicts};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -25,7 +25,7 @@ impl Tables {
     pub(crate) async fn run(&self, app: &App) -> Result<u8> {
         let lake = app.lake().await?;
         let tables = load(&lake, &self.org).await?;
-        let verdicts = last_verdicts(&lake, &Principal::Operator).await?;
+        let verdicts = verdicts(&lake, None).await?;
         if self.json {
             let described = tables.iter().map(|table| describe(table, last(&verdicts, table)));
             output::document(&described.collect::<Vec<_>>());
@@ -61,21 +61,18 @@ async fn load(lake: &Lake, orgs: &[OrgId]) -> Result<Vec<LakeTable>> {
     Ok(tables)
 }
 
-type Verdicts = HashMap<(String, String), LastVerdict>;
+type Said = HashMap<(String, String), Verdicts>;
 
-fn last<'a>(verdicts: &'a Verdicts, table: &LakeTable) -> Option<&'a LastVerdict> {
-    verdicts.get(&(table.org().to_string(), table.name().to_owned()))
-}
-
-/// Whether a verdict is of the table as it is now.
-fn is_of(verdict: &LastVerdict, table: &LakeTable) -> bool {
-    verdict.snapshot_id == table.current_snapshot().map(|snapshot| snapshot.id)
+/// The last word on the table as it is now; if there is none, on an earlier state, and false.
+fn last<'a>(said: &'a Said, table: &LakeTable) -> Option<(&'a LastVerdict, bool)> {
+    let current = table.current_snapshot().map(|snapshot| snapshot.id);
+    said.get(&(table.org().to_string(), table.name().to_owned()))?.of(current)
 }
 
 /// A verdict for people; one of an earlier state says so.
-fn verdict_words(verdict: &LastVerdict, table: &LakeTable) -> String {
-    let before = if is_of(verdict, table) { "" } else { " before" };
-    format!("{}{before}", verdict.verdict)
+fn verdict_words((said, current): (&LastVerdict, bool)) -> String {
+    let before = if current { "" } else { " before" };
+    format!("{}{before}", said.verdict)
 }
 
 async fn tables_of(lake: &Lake, org: &Authorized<OrgId>) -> Result<Vec<LakeTable>> {
@@ -86,7 +83,7 @@ async fn tables_of(lake: &Lake, org: &Authorized<OrgId>) -> Result<Vec<LakeTable
     Ok(tables)
 }
 
-fn describe(table: &LakeTable, verdict: Option<&LastVerdict>) -> Value {
+fn describe(table: &LakeTable, verdict: Option<(&LastVerdict, bool)>) -> Value {
     let snapshot = table.current_snapshot();
     let refs: Vec<_> = table
         .refs()
@@ -108,16 +105,17 @@ fn describe(table: &LakeTable, verdict: Option<&LastVerdict>) -> Value {
         "refs": refs,
         "partition": table.partition(),
         "columns": output::columns_json(&table.schema()),
-        "validation": verdict.map(|last| json!({
+        "validation": verdict.map(|(last, current)| json!({
             "verdict": last.verdict,
+            "version": last.version,
             "snapshot_id": last.snapshot_id,
             "at_ms": last.at_ms,
-            "current": is_of(last, table),
+            "current": current,
         })),
     })
 }
 
-fn row(table: &LakeTable, verdict: Option<&LastVerdict>) -> Vec<String> {
+fn row(table: &LakeTable, verdict: Option<(&LastVerdict, bool)>) -> Vec<String> {
     let snapshot = table.current_snapshot();
     let refs: Vec<_> = table.refs().iter().map(|r| r.name.clone()).collect();
     vec![
@@ -128,6 +126,6 @@ fn row(table: &LakeTable, verdict: Option<&LastVerdict>) -> Vec<String> {
         snapshot.as_ref().map_or_else(String::new, |s| s.id.to_string()),
         refs.join(" "),
         snapshot.as_ref().map_or_else(String::new, |s| output::time(s.timestamp_ms)),
-        verdict.map_or_else(String::new, |verdict| verdict_words(verdict, table)),
+        verdict.map_or_else(String::new, verdict_words),
     ]
 }

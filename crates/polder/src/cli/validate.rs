@@ -1,21 +1,21 @@
 //! `polder validate`: lake tables held to their sources.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use polder_core::management::VALIDATION_RESULTS;
-use polder_core::spec::TableSpec;
+use polder_control::{Store, alerts, runs};
 use polder_core::validation::{Check, Verdict};
-use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result, Source};
-use polder_lake::Lake;
-use polder_pipeline::{IngestLimits, ValidateRequest, ValidationReport, validate};
+use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
+use polder_pipeline::ValidationReport;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::Alerts;
 use crate::app::App;
 use crate::cli::selection::Selection;
+use crate::validator::{Validator, Wanted};
+use crate::worker::ended;
 use crate::{exit, output};
 
 /// Proves tables: keys and values are compared with the source's, at a common point. Exits with 0
@@ -24,9 +24,10 @@ use crate::{exit, output};
 pub(crate) struct Validate {
     #[command(flatten)]
     selection: Selection,
-    /// How many hours after a run rows of the source may be waiting for the next one.
-    #[arg(long, value_name = "HOURS", default_value_t = 24)]
-    fresh_within: u32,
+    /// How many hours after a run rows of the source may be waiting for the next one; as the table spec
+    /// says when absent.
+    #[arg(long, value_name = "HOURS")]
+    fresh_within: Option<u32>,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -41,10 +42,16 @@ struct Ended {
 
 impl Validate {
     pub(crate) async fn run(&self, app: &App) -> Result<u8> {
-        let pipelines = self.selection.pipelines(&app.config.pipelines)?;
+        let pipelines = self.selection.pipelines(&app.pipelines)?;
         let names = pipelines.iter().flat_map(|p| p.tables.iter().map(|t| t.source.as_str()));
         let sources = app.sources(names)?;
-        let lake = app.lake().await?;
+        let (lake, store) = (app.lake().await?, app.store().await?);
+        let validator = Validator {
+            engine: Arc::new(crate::cli::engine(app, &lake)?),
+            alerts: Alerts::open(app)?,
+            room: Arc::clone(&app.room),
+            lake,
+        };
         let cancel = CancellationToken::new();
         let work = async {
             let mut ended = Vec::new();
@@ -54,8 +61,16 @@ impl Validate {
                     let source = sources.get(&table.source).map(Arc::clone).ok_or_else(|| {
                         Error::new(ErrorCode::Internal, "a source was not opened")
                     })?;
-                    let request = self.request(app, org.clone(), table, &cancel);
-                    ended.push(self.one(&lake, &*source, &request).await);
+                    let wanted = Wanted {
+                        org: &org,
+                        limits: &pipeline.limits,
+                        table,
+                        source: &*source,
+                        fresh_within: self.fresh_within(),
+                        progress: Arc::default(),
+                        cancel: cancel.clone(),
+                    };
+                    ended.push(self.one(&validator, &store, wanted).await);
                 }
             }
             Ok(ended)
@@ -72,40 +87,44 @@ impl Validate {
         Ok(exit_code(&ended))
     }
 
-    fn request(
-        &self,
-        app: &App,
-        org: Authorized<OrgId>,
-        table: &TableSpec,
-        cancel: &CancellationToken,
-    ) -> ValidateRequest {
-        let limits = &app.config.process.limits;
-        ValidateRequest {
-            org,
-            table: table.clone(),
-            limits: IngestLimits {
-                splits: NonZeroUsize::new(limits.splits).unwrap_or(NonZeroUsize::MIN),
-                memory_bytes: limits.memory_mb << 20,
-            },
-            fresh_within: Duration::from_secs(u64::from(self.fresh_within) * 3600),
-            cancel: cancel.clone(),
-        }
+    fn fresh_within(&self) -> Option<Duration> {
+        self.fresh_within.map(|hours| Duration::from_secs(u64::from(hours) * 3600))
     }
 
-    /// Validates a table and keeps the results.
-    async fn one(&self, lake: &Lake, source: &dyn Source, request: &ValidateRequest) -> Ended {
-        let outcome = async {
-            let report = Box::pin(validate(lake, source, request)).await?;
-            let rows = polder_pipeline::validation_results(std::slice::from_ref(&report))?;
-            Box::pin(lake.record(&Principal::Operator, &VALIDATION_RESULTS, rows)).await?;
-            Ok(report)
-        };
-        let org = request.org.get().clone();
-        let ended = Ended { org, table: request.table.name.clone(), outcome: outcome.await };
+    /// Validates a table, and records it in the store.
+    async fn one(&self, validator: &Validator, store: &Store, wanted: Wanted<'_>) -> Ended {
+        let (org, table) = (wanted.org.clone(), wanted.table.clone());
+        let started_ms = chrono::Utc::now().timestamp_millis();
+        let outcome = Box::pin(validator.validate(wanted)).await;
+        let (state, text) = ended(&outcome);
+        let report = outcome.as_ref().ok();
+        let alerts = report.map(|report| validator.alerts_of(&org, &table, report));
+        let alerts = alerts.unwrap_or_default();
+        let said = (state, text.as_str());
+        let kept = runs::keep_validation(store, &org, (&table.name, started_ms), said, &alerts);
+        if let Err(error) = kept.await {
+            // The lake has the results; this is a copy for the API.
+            tracing::warn!(org = %org.get(), table = table.name, "not recorded: {error}");
+        }
+        let ended = Ended { org: org.get().clone(), table: table.name.clone(), outcome };
         if !self.json {
             say(&ended);
         }
+        if let Some(alert) = alerts.first() {
+            tell(validator, store, &org, &alert.id).await;
+        }
         ended
+    }
+}
+
+/// Sends a validation's alerts. Those that are not taken wait in the store, for a server to send them again.
+async fn tell(validator: &Validator, store: &Store, org: &Authorized<OrgId>, id: &str) {
+    match alerts::waiting(store, org, id).await {
+        Ok(waiting) => {
+            let sent = waiting.into_iter().map(|one| validator.alerts.send(store, one));
+            futures::future::join_all(sent).await;
+        }
+        Err(error) => tracing::warn!("alerts are not sent now: {error}"),
     }
 }
 
@@ -126,10 +145,21 @@ fn say(ended: &Ended) {
     for check in report.checks.iter().filter(|check| check.verdict != Verdict::Verified) {
         output::line(&sentence(check));
     }
+    if let Some(quarantine) = &report.quarantine {
+        output::line(&match (quarantine.to_snapshot, &quarantine.kept_as) {
+            (Some(id), kept_as) => format!(
+                "  quarantine: moved back to snapshot {id}, which was verified; the state that \
+                 failed is {}",
+                kept_as.as_deref().unwrap_or("kept"),
+            ),
+            (None, _) => "  quarantine: there is no verified state to move back to".to_owned(),
+        });
+    }
 }
 
 fn sentence(check: &Check) -> String {
-    let column = check.column.as_ref().map(|name| format!(" of {name}")).unwrap_or_default();
+    let of = check.column.as_ref().or(check.name.as_ref());
+    let column = of.map(|name| format!(" of {name}")).unwrap_or_default();
     let mut samples = check.samples.join("; ");
     if !samples.is_empty() {
         samples.insert_str(0, ": ");

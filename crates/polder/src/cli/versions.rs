@@ -3,6 +3,7 @@
 use clap::Args;
 use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
 use polder_lake::LakeTable;
+use polder_pipeline::{Verdicts, verdicts};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -35,12 +36,19 @@ impl Versions {
         for name in present.iter().filter(|name| self.table.as_ref().is_none_or(|t| t == *name)) {
             tables.extend(lake.table(&org, name).await?);
         }
+        let said = verdicts(&lake, Some((&org, None))).await?;
+        let said = |table: &LakeTable| {
+            let place = (table.org().to_string(), table.name().to_owned());
+            said.get(&place).cloned().unwrap_or_default()
+        };
         if self.json {
-            output::document(&tables.iter().map(describe).collect::<Vec<_>>());
+            let described = tables.iter().map(|table| describe(table, &said(table)));
+            output::document(&described.collect::<Vec<_>>());
             return Ok(exit::OK);
         }
-        let rows: Vec<_> = tables.iter().flat_map(rows).collect();
-        let header = ["table", "version", "current", "published", "rows", "files", "snapshot"];
+        let rows: Vec<_> = tables.iter().flat_map(|table| rows(table, &said(table))).collect();
+        let header =
+            ["table", "version", "current", "published", "rows", "files", "snapshot", "verdict"];
         output::columns(&header, &rows, &["rows", "files"]);
         for note in tables.iter().flat_map(rollbacks) {
             output::note(&note);
@@ -49,7 +57,7 @@ impl Versions {
     }
 }
 
-fn rows(table: &LakeTable) -> Vec<Vec<String>> {
+fn rows(table: &LakeTable, said: &Verdicts) -> Vec<Vec<String>> {
     let versions = table.versions();
     versions
         .iter()
@@ -63,6 +71,7 @@ fn rows(table: &LakeTable) -> Vec<Vec<String>> {
                 snapshot.rows.map_or_else(String::new, output::number),
                 snapshot.files.map_or_else(String::new, output::number),
                 snapshot.id.to_string(),
+                verdict(said, version.number).unwrap_or_default(),
             ]
         })
         .collect()
@@ -81,7 +90,12 @@ fn rollbacks(table: &LakeTable) -> Vec<String> {
     table.rollbacks().into_iter().map(said).collect()
 }
 
-fn describe(table: &LakeTable) -> Value {
+/// What was last said of a version, in whichever state it was then.
+fn verdict(said: &Verdicts, version: u64) -> Option<String> {
+    said.of_version(&format!("v{version}")).map(|said| said.verdict.to_string())
+}
+
+fn describe(table: &LakeTable, said: &Verdicts) -> Value {
     let versions = table.versions().into_iter().map(|version| {
         json!({
             "version": format!("v{}", version.number),
@@ -91,6 +105,7 @@ fn describe(table: &LakeTable) -> Value {
             "rows": version.snapshot.rows,
             "files": version.snapshot.files,
             "run_id": version.snapshot.run_id,
+            "verdict": verdict(said, version.number),
         })
     });
     json!({

@@ -11,9 +11,8 @@ use serde_json::{Value, json};
 
 use super::Agent;
 use crate::bootstrap::{AsOf, Budget, Format, Token, Wanted as Choice, microseconds};
+use crate::caps::Caps;
 
-/// Bytes of rows in one answer.
-const BYTES_MAX: u64 = 1 << 20;
 /// Bytes of an answer: one row is sent whatever its size, up to this.
 const ANSWER_BYTES_MAX: usize = 8 << 20;
 
@@ -72,7 +71,7 @@ impl Agent {
         let budget = Budget {
             rows_max: wanted.rows_max,
             tokens_max: wanted.tokens_max,
-            bytes_max: Some(BYTES_MAX),
+            bytes_max: Some(Caps::AGENT.bytes_max as u64),
         };
         let reads = budget.rows_max.is_some() || budget.tokens_max.is_some();
         let resumed = wanted.resume.is_some();
@@ -84,7 +83,7 @@ impl Agent {
                 }
                 self.bootstraps.resume(&org, specs, Token::parse(token)?).await?
             }
-            None => self.bootstraps.open(&org, specs, self.choice(&org, &wanted)?).await?,
+            None => self.bootstraps.open(&org, specs, choice(&org, &wanted)?).await?,
         };
         let manifest = serde_json::to_value(&opened.manifest)
             .map_err(|cause| Error::new(ErrorCode::Internal, "no JSON").caused_by(cause))?;
@@ -147,33 +146,33 @@ impl Agent {
         };
         self.principal.authorize(&org).map_err(|_| missing(named.unwrap_or_default()))
     }
+}
 
-    fn choice(&self, org: &Authorized<OrgId>, wanted: &Wanted) -> Result<Choice> {
-        let mut names = Vec::new();
-        for name in &wanted.tables {
-            names.push(match namespaced(name) {
-                Some((namespace, table)) if namespace == org.get().namespace() => table.to_owned(),
-                Some(_) => {
-                    let message = format!("there is no table {name:?} in this org");
-                    return Err(Error::new(ErrorCode::LakeNotFound, message)
-                        .hint("list_tables says which there are"));
-                }
-                None => name.clone(),
-            });
-        }
-        let as_of = AsOf::parse(wanted.as_of.as_deref(), wanted.pin.as_deref())?;
-        let since = wanted.since.as_deref().map(|text| microseconds("since", text));
-        Ok(Choice {
-            tables: (!names.is_empty()).then_some(names),
-            as_of,
-            since_us: since.transpose()?,
-            entity: wanted.entity.clone(),
-        })
+fn choice(org: &Authorized<OrgId>, wanted: &Wanted) -> Result<Choice> {
+    let mut names = Vec::new();
+    for name in &wanted.tables {
+        names.push(match namespaced(name) {
+            Some((namespace, table)) if namespace == org.get().namespace() => table.to_owned(),
+            Some(_) => {
+                let message = format!("there is no table {name:?} in this org");
+                return Err(Error::new(ErrorCode::LakeNotFound, message)
+                    .hint("list_tables says which there are"));
+            }
+            None => name.clone(),
+        });
     }
+    let as_of = AsOf::parse(wanted.as_of.as_deref(), wanted.pin.as_deref())?;
+    let since = wanted.since.as_deref().map(|text| microseconds("since", text));
+    Ok(Choice {
+        tables: (!names.is_empty()).then_some(names),
+        as_of,
+        since_us: since.transpose()?,
+        entity: wanted.entity.clone(),
+    })
 }
 
 /// `lake.org_401.deal` and `org_401.deal` → namespace and table.
-fn namespaced(name: &str) -> Option<(&str, &str)> {
+pub(super) fn namespaced(name: &str) -> Option<(&str, &str)> {
     let plain = name.strip_prefix("lake.").unwrap_or(name);
     let (namespace, table) = plain.split_once('.')?;
     OrgId::from_namespace(namespace).map(|_| (namespace, table))

@@ -12,7 +12,7 @@ mod tools;
 use std::sync::Arc;
 
 use polder_control::{Store, audit};
-use polder_core::{Error, ErrorCode, Principal, Right};
+use polder_core::{Error, ErrorCode, OrgId, Principal, Right};
 use polder_lake::Lake;
 use polder_query::DataFusionEngine;
 use rmcp::handler::server::ServerHandler;
@@ -27,6 +27,7 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::bootstrap::Bootstraps;
+use crate::caps::Caps;
 use crate::output;
 
 pub(crate) use request::Door;
@@ -79,6 +80,7 @@ impl ServerHandler for Agent {
         _context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let arguments = request.arguments.unwrap_or_default();
+        let foreign = self.foreign(&arguments);
         let answer = match request.name.as_ref() {
             "list_tables" => self.list_tables().await,
             "describe_table" => match parsed(arguments) {
@@ -97,15 +99,23 @@ impl ServerHandler for Agent {
                 Ok(query) => self.explain(query).await,
                 Err(error) => Err(error),
             },
-            "request_table" if self.may_write() => match parsed(arguments) {
+            request::NAME if self.may_write() => match parsed(arguments) {
                 Ok(wanted) => self.request_table(wanted).await,
                 Err(error) => Err(error),
             },
             other => {
+                if other == request::NAME {
+                    self.refused(other, foreign, ErrorCode::ControlDenied).await;
+                }
                 let message = format!("there is no tool {other:?}");
                 return Err(ErrorData::invalid_params(message, None));
             }
         };
+        if let Err(error) = &answer
+            && (foreign.is_some() || error.code() == ErrorCode::ControlDenied)
+        {
+            self.refused(&request.name, foreign, error.code()).await;
+        }
         // An agent can act on an error of its call: it belongs to the answer, not to the protocol.
         Ok(match answer {
             Ok(value) => CallToolResult::structured(value).into(),
@@ -118,6 +128,31 @@ impl Agent {
     /// Whether the agent is offered what changes anything.
     fn may_write(&self) -> bool {
         self.door.is_some() && self.principal.role().has(Right::Write)
+    }
+
+    /// The org that a call names and that is not the agent's.
+    fn foreign(&self, arguments: &Map<String, Value>) -> Option<OrgId> {
+        let tables = arguments.get("tables").and_then(Value::as_array).into_iter().flatten();
+        let named = arguments.get("table").into_iter().chain(tables).filter_map(Value::as_str);
+        let org =
+            |name: &str| boot::namespaced(name).and_then(|(org, _)| OrgId::from_namespace(org));
+        let said = arguments.get("org").and_then(Value::as_str);
+        let said = said.and_then(|name| OrgId::from_namespace(name).or_else(|| name.parse().ok()));
+        let mut orgs = said.into_iter().chain(named.filter_map(org));
+        orgs.find(|org| self.principal.authorize(org).is_err())
+    }
+
+    /// Writes down that a call was refused.
+    async fn refused(&self, tool: &str, org: Option<OrgId>, code: ErrorCode) {
+        let event = audit::Event {
+            action: format!("mcp {tool}"),
+            org: org.map(|org| org.to_string()),
+            outcome: code.as_str().to_owned(),
+            ..audit::Event::default()
+        };
+        if let Err(error) = self.record(event).await {
+            tracing::error!(tool, "an audit entry was lost: {error}");
+        }
     }
 
     /// An entry of the audit log.
@@ -177,7 +212,7 @@ fn offered() -> Vec<Tool> {
                 "type": "object",
                 "properties": {
                     "sql": text("One SELECT statement"),
-                    "rows_max": { "type": "integer", "minimum": 1, "maximum": tools::ROWS_MAX },
+                    "rows_max": { "type": "integer", "minimum": 1, "maximum": Caps::AGENT.rows_max },
                 },
                 "required": ["sql"],
                 "additionalProperties": false,

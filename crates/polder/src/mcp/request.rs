@@ -16,6 +16,8 @@ use tower::ServiceExt;
 use super::Agent;
 use crate::serve::{path_segment, sha256};
 
+/// The tool's name.
+pub(super) const NAME: &str = "request_table";
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 const REASON: &str = "an agent, by request_table";
 
@@ -56,7 +58,7 @@ pub(super) fn tool() -> Tool {
     });
     let writes = ToolAnnotations::new().read_only(false).destructive(false).open_world(false);
     Tool::new(
-        "request_table",
+        NAME,
         "Asks for a table to be brought into the lake. The first call answers with a plan and its hash, and \
          changes nothing; show the plan to whoever asked you. The second call, with plan_hash, adds the \
          table to the org's pipeline and queues its first run. list_tables shows it once it is loaded.",
@@ -104,7 +106,9 @@ impl Agent {
     async fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let lost = || Error::new(ErrorCode::Internal, "the API does not answer");
         let door = self.door.as_ref().ok_or_else(lost)?;
-        let mut request = Request::post(path).header("polder-reason", REASON);
+        let mut request = Request::post(path)
+            .header("polder-reason", REASON)
+            .header(header::CONTENT_TYPE, "application/json");
         if let Some(authorization) = &door.authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }

@@ -1,26 +1,22 @@
 //! What the tools answer.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
 
 use futures::StreamExt;
 use polder_core::{Engine, Error, ErrorCode, OrgId, Result, Session};
 use polder_lake::LakeTable;
+use polder_pipeline::verdicts;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Agent;
 use crate::answer;
 use crate::bootstrap::{Wanted, name_in_sql};
+use crate::caps::Caps;
 use crate::output::{columns_json, rfc3339};
 
-/// Rows of one answer at most, and if nothing is said.
-pub(super) const ROWS_MAX: usize = 10_000;
-const ROWS_USUAL: usize = 1_000;
 const SAMPLE_ROWS: usize = 3;
 const PLAN_ROWS_MAX: usize = 10;
-/// Bytes of JSON after which no more rows are added.
-const BYTES_MAX: usize = 1 << 20;
-const TIME_MAX: Duration = Duration::from_secs(30);
 /// Tables listed at most.
 const TABLES_MAX: usize = 1_000;
 
@@ -34,7 +30,7 @@ pub(super) struct OfTable {
 #[serde(deny_unknown_fields)]
 pub(super) struct Query {
     sql: String,
-    rows_max: Option<usize>,
+    rows_max: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -55,6 +51,7 @@ impl Agent {
         let sample =
             self.rows(&format!("SELECT * FROM {}", name_in_sql(&table)), SAMPLE_ROWS).await?;
         let mut described = headline(&table);
+        described["validation"] = self.validation(&table).await?;
         let versions = table.versions().into_iter().map(|version| {
             json!({
                 "version": format!("v{}", version.number),
@@ -94,13 +91,7 @@ impl Agent {
     }
 
     pub(super) async fn query(&self, query: Query) -> Result<Value> {
-        let rows_max = query.rows_max.unwrap_or(ROWS_USUAL);
-        if !(1..=ROWS_MAX).contains(&rows_max) {
-            let message = format!("rows_max is {rows_max}, and not from 1 to {ROWS_MAX}");
-            return Err(Error::new(ErrorCode::SpecInvalid, message)
-                .hint("aggregate in SQL, or read in parts with ORDER BY and WHERE"));
-        }
-        self.rows(&query.sql, rows_max).await
+        self.rows(&query.sql, Caps::AGENT.rows(query.rows_max)?).await
     }
 
     /// How a query would be answered. Only the planner looks at it.
@@ -114,6 +105,8 @@ impl Agent {
             principal: self.principal.clone(),
             rows_max: None,
             memory_bytes_max: self.app.config.process.limits.query_memory_mb << 20,
+            snapshots: BTreeMap::default(),
+            pushdown: true,
         };
         let reading = async {
             let mut answer = self.engine.query(sql, &session).await?;
@@ -124,7 +117,7 @@ impl Agent {
                 let few = batch.slice(0, batch.num_rows().min(rows_max + 1 - rows.len()));
                 for row in answer::objects(&few)? {
                     bytes += row.to_string().len();
-                    if rows.len() == rows_max || bytes > BYTES_MAX {
+                    if rows.len() == rows_max || bytes > Caps::AGENT.bytes_max {
                         truncated = true;
                         break 'batches;
                     }
@@ -133,11 +126,26 @@ impl Agent {
             }
             Ok(json!({ "columns": columns, "rows": rows, "truncated": truncated }))
         };
-        tokio::time::timeout(TIME_MAX, reading).await.unwrap_or_else(|_| {
-            let message = format!("the query took longer than {} s", TIME_MAX.as_secs());
-            Err(Error::new(ErrorCode::QueryLimit, message)
-                .hint("ask for less: filter or aggregate"))
-        })
+        let done = tokio::time::timeout(Caps::AGENT.time_max, reading).await;
+        done.unwrap_or_else(|_| Err(Caps::AGENT.too_long()))
+    }
+
+    /// What the last validation said of the table; null before the first one.
+    async fn validation(&self, table: &LakeTable) -> Result<Value> {
+        let org = self.principal.authorize(table.org())?;
+        let said = verdicts(&self.lake, Some((&org, Some(table.name())))).await?;
+        let said = said.get(&(table.org().to_string(), table.name().to_owned()));
+        let current = table.current_snapshot().map(|snapshot| snapshot.id);
+        let Some((said, now)) = said.and_then(|said| said.of(current)) else {
+            return Ok(Value::Null);
+        };
+        Ok(json!({
+            "verdict": said.verdict,
+            "current": now,
+            "version": said.version,
+            "snapshot_id": said.snapshot_id,
+            "validated": rfc3339(said.at_ms),
+        }))
     }
 
     /// What the agent may see, and whether that is not all.

@@ -5,18 +5,19 @@
 //! A notice is taken down and the org fenced before it is answered; the erasure follows by itself.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, State};
-use axum::http::header::{CONTENT_TYPE, LOCATION};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::Utc;
+use polder_control::audit::Event;
 use polder_control::{Churn, Notice, churn};
 use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
 use ring::hmac;
@@ -25,7 +26,9 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Notify;
 
-use super::clients::Clients;
+use super::CHURN;
+use super::clients::{Caller, Clients};
+use super::ledger::Ledger;
 use crate::cli::churn_document;
 use crate::eraser::Eraser;
 
@@ -49,6 +52,8 @@ pub(crate) struct Settings {
     pub(crate) eraser: Eraser,
     /// Told of every notice.
     pub(crate) wake: Arc<Notify>,
+    /// Where notices, and what is refused, are written down.
+    pub(crate) ledger: Arc<Ledger>,
 }
 
 type Shared = Arc<Settings>;
@@ -81,12 +86,12 @@ pub(super) fn routes(settings: Settings) -> Router {
 /// The key of a secret: `whsec_` and base64, as the standard writes them.
 ///
 /// # Errors
-/// `spec.secret` for another text.
-pub(crate) fn webhook_key(secret: &SecretString) -> Result<hmac::Key> {
+/// `spec.secret` for another text, naming the `setting`.
+pub(crate) fn webhook_key(setting: &str, secret: &SecretString) -> Result<hmac::Key> {
     let text = secret.expose_secret();
     let bytes = text.strip_prefix("whsec_").and_then(|text| STANDARD.decode(text).ok());
     let bytes = bytes.filter(|bytes| bytes.len() >= SECRET_BYTES_MIN).ok_or_else(|| {
-        let message = "[governance] webhook_secret: this is no secret of a Standard Webhook";
+        let message = format!("{setting}: this is no secret of a Standard Webhook");
         Error::new(ErrorCode::SpecSecret, message)
             .hint("make one: echo whsec_$(openssl rand -base64 32)")
     })?;
@@ -100,15 +105,36 @@ async fn take(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> 
     };
     let event_id = match checked(key, &headers, &body, Utc::now().timestamp()) {
         Ok(id) => id,
-        Err(text) => return problem(StatusCode::UNAUTHORIZED, "control.denied", text, None),
+        Err(text) => {
+            if shared.clients.strangers().take_entry(Instant::now()) {
+                let outcome = ErrorCode::ControlDenied.as_str().to_owned();
+                let detail = Some(text.to_owned());
+                shared.ledger.add(Event { who: "-".to_owned(), outcome, detail, ..notice_event() });
+            }
+            return problem(StatusCode::UNAUTHORIZED, "control.denied", text, None);
+        }
     };
-    match taken(&shared, event_id, &body).await {
+    let taken = taken(&shared, event_id, &body).await;
+    let outcome = taken.as_ref().map_or_else(|error| error.code().as_str(), |_| "done").to_owned();
+    shared.ledger.add(Event {
+        outcome,
+        org: taken.as_ref().ok().map(|churn| churn.org.to_string()),
+        subject: Some(event_id.to_owned()),
+        ..notice_event()
+    });
+    match taken {
         Ok(churn) => {
             shared.wake.notify_one();
             accepted(&churn)
         }
         Err(error) => refused(&error),
     }
+}
+
+/// A notice, in the audit log.
+fn notice_event() -> Event {
+    let (who, action) = ("webhook".to_owned(), format!("POST {CHURN}"));
+    Event { who, action, ..Event::default() }
 }
 
 /// The event's id, if the notice is who it says it is and of now.
@@ -182,10 +208,11 @@ async fn show(
     Path(id): Path<String>,
 ) -> Response {
     let caller = match shared.clients.who(&headers).await {
-        Ok(caller) => caller.map(|caller| caller.principal),
+        Ok(caller) => caller,
         Err(error) => return refused(&error),
     };
-    if caller != Some(Principal::Operator) {
+    if caller.as_ref().map(|caller| &caller.principal) != Some(&Principal::Operator) {
+        note_refusal(&shared, caller, headers.contains_key(AUTHORIZATION));
         let text = "an operator's token is needed";
         return problem(StatusCode::UNAUTHORIZED, "control.denied", text, None);
     }
@@ -196,6 +223,24 @@ async fn show(
             problem(StatusCode::NOT_FOUND, "spec.unknown_name", text, None)
         }
         Err(error) => refused(&error),
+    }
+}
+
+/// Whoever shows nothing leaves no trace: anybody could fill the log.
+fn note_refusal(shared: &Settings, caller: Option<Caller>, shown: bool) {
+    let (action, now) = (format!("GET {CHURN}/{{id}}"), Instant::now());
+    let event = |who: String, code: ErrorCode| {
+        let outcome = code.as_str().to_owned();
+        Event { who, action, outcome, ..Event::default() }
+    };
+    match caller {
+        Some(caller) => {
+            shared.ledger.add_refusal(event(caller.who(), ErrorCode::ControlDenied), now);
+        }
+        None if shown && shared.clients.strangers().take_entry(now) => {
+            shared.ledger.add(event("-".to_owned(), ErrorCode::ControlUnauthenticated));
+        }
+        None => {}
     }
 }
 

@@ -1,12 +1,15 @@
-//! Who may call: holders of API keys, which the control store knows (`polder keys`), and clients
-//! declared in `polder.toml`, each with a secret and, unless it is the operator's, one org.
+//! Who may call: holders of API keys, which the control store knows (`polder keys`), clients declared in
+//! `polder.toml`, each with a secret and, unless it is the operator's, one org, and holders of tokens of an
+//! `OpenID` provider (`oidc`).
 //!
 //! A client's token is `polder1.<expiry>.<client id>.<signature>`: an HMAC-SHA256 under the client's own
 //! secret. So nothing has to be stored, tokens outlive a restart, and changing a secret or removing
 //! a client ends its tokens at once.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
@@ -16,11 +19,16 @@ use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
 use ring::{digest, hmac};
 use secrecy::{ExposeSecret, SecretString};
 
+use super::oidc::Oidc;
+use super::strangers::Strangers;
+
 /// How long a token is good.
 pub(crate) const TOKEN_SECONDS: u64 = 3600;
 /// Secrets shorter than this could be guessed from a token.
 const SECRET_CHARS_MIN: usize = 16;
 const FORMAT: &str = "polder1";
+/// Where keys are asked for once there is one: how often it is looked for.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Everybody who may call.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +37,18 @@ pub(crate) struct Clients {
     /// Where keys are known, and whether they are asked for without any client.
     keys: Option<Store>,
     keys_required: bool,
+    /// Whose tokens are taken too.
+    oidc: Option<Arc<Oidc>>,
+    /// Keys are asked for as soon as one was made.
+    once_made: Option<OnceMade>,
+    strangers: Arc<Strangers>,
+}
+
+/// Whether a key was made since the start, as it was found last.
+#[derive(Clone, Debug, Default)]
+struct OnceMade {
+    found: Arc<AtomicBool>,
+    looked: Arc<Mutex<Option<Instant>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -40,18 +60,31 @@ struct Client {
 /// Somebody who showed who they are.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
-    /// The client's id, or what the key begins with; none where nobody has to authenticate.
-    pub(crate) client: Option<String>,
+    pub(crate) id: Identity,
     pub(crate) principal: Principal,
+}
+
+/// What somebody showed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// Nothing, where nobody has to authenticate.
+    Anybody,
+    /// A key: what it begins with.
+    Key(String),
+    /// A token of a client in `polder.toml`: its id.
+    Client(String),
+    /// A token of an `OpenID` provider: `<issuer>#<subject>`.
+    Subject(String),
 }
 
 impl Caller {
     /// Who it is, in the audit log and in histories.
     pub(crate) fn who(&self) -> String {
-        match &self.client {
-            Some(id) if id.starts_with(keys::PREFIX) => format!("key:{id}"),
-            Some(id) => format!("client:{id}"),
-            None => "anybody".to_owned(),
+        match &self.id {
+            Identity::Anybody => "anybody".to_owned(),
+            Identity::Key(id) => format!("key:{id}"),
+            Identity::Client(id) => format!("client:{id}"),
+            Identity::Subject(id) => format!("oidc:{id}"),
         }
     }
 }
@@ -87,28 +120,71 @@ impl Clients {
         self.keys_required = required;
     }
 
+    /// Also takes the tokens of this issuer.
+    pub(crate) fn take_tokens(&mut self, oidc: Oidc) {
+        self.oidc = Some(Arc::new(oidc));
+    }
+
+    /// Asks for keys as soon as the first one was made, in whichever process.
+    pub(crate) fn ask_once_made(&mut self) {
+        self.once_made = Some(OnceMade::default());
+    }
+
     /// Whether callers have to show who they are.
     pub(crate) fn required(&self) -> bool {
-        self.keys_required || !self.by_id.is_empty()
+        let is_made = |once: &OnceMade| once.found.load(Ordering::Acquire);
+        self.keys_required
+            || !self.by_id.is_empty()
+            || self.oidc.is_some()
+            || self.once_made.as_ref().is_some_and(is_made)
+    }
+
+    /// Those who show what is no good.
+    pub(crate) fn strangers(&self) -> &Strangers {
+        &self.strangers
+    }
+
+    /// Looks from time to time whether a key was made.
+    async fn look(&self) -> Result<()> {
+        let (Some(store), Some(once)) = (&self.keys, &self.once_made) else { return Ok(()) };
+        let looked = || once.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.required() || looked().is_some_and(|at| at.elapsed() < LOOK) {
+            return Ok(());
+        }
+        if keys::any(store).await? {
+            once.found.store(true, Ordering::Release);
+            tracing::warn!("a key was made: from now on callers have to show one");
+        }
+        *looked() = Some(Instant::now());
+        Ok(())
     }
 
     /// Who sent a request with these headers: by key or token. A key that is no good is refused even
     /// where nobody has to authenticate.
     ///
     /// # Errors
-    /// `control.store`.
+    /// `control.store`; `control.issuer` where an `OpenID` provider cannot be asked.
     pub(crate) async fn who(&self, headers: &HeaderMap) -> Result<Option<Caller>> {
+        self.look().await?;
         let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = token.and_then(|value| {
             let (scheme, token) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
         });
-        let shown = token.filter(|token| token.starts_with(keys::PREFIX));
-        let (Some(store), Some(shown)) = (&self.keys, shown) else {
-            return Ok(self.caller(token));
-        };
-        let known = keys::principal(store, shown).await?;
-        Ok(known.map(|(key, principal)| Caller { client: Some(key.id), principal }))
+        let Some(shown) = token else { return Ok(self.caller(None)) };
+        if let Some(store) = self.keys.as_ref().filter(|_| shown.starts_with(keys::PREFIX)) {
+            let known = keys::principal(store, shown).await?;
+            return Ok(
+                known.map(|(key, principal)| Caller { id: Identity::Key(key.id), principal })
+            );
+        }
+        match &self.oidc {
+            Some(oidc) if !is_own(shown) => {
+                let known = oidc.caller(shown).await?;
+                Ok(known.map(|(who, principal)| Caller { id: Identity::Subject(who), principal }))
+            }
+            _ => Ok(self.caller(token)),
+        }
     }
 
     /// A token for whoever knows the client's secret.
@@ -123,14 +199,14 @@ impl Clients {
 
     /// Another token for the holder of one that is still good.
     pub(crate) fn renew(&self, token: &str) -> Option<String> {
-        let id = self.caller(Some(token))?.client?;
+        let Identity::Client(id) = self.caller(Some(token))?.id else { return None };
         Some(self.by_id.get(&id)?.issue(&id, now() + TOKEN_SECONDS))
     }
 
     /// Who holds this token; everybody is the operator where nobody has to authenticate.
     pub(crate) fn caller(&self, token: Option<&str>) -> Option<Caller> {
         if !self.required() {
-            return Some(Caller { client: None, principal: Principal::Operator });
+            return Some(Caller { id: Identity::Anybody, principal: Principal::Operator });
         }
         let [FORMAT, expiry, id, signature] = token?.splitn(4, '.').collect::<Vec<_>>()[..] else {
             return None;
@@ -141,7 +217,7 @@ impl Clients {
         let signature = bytes(signature)?;
         hmac::verify(&client.key, signed(&id, seconds).as_bytes(), &signature).ok()?;
         let principal = client.principal.clone();
-        (seconds > now()).then_some(Caller { client: Some(id), principal })
+        (seconds > now()).then_some(Caller { id: Identity::Client(id), principal })
     }
 }
 
@@ -150,6 +226,11 @@ impl Client {
         let signature = hmac::sign(&self.key, signed(id, expiry).as_bytes());
         format!("{FORMAT}.{expiry}.{}.{}", hex(id.as_bytes()), hex(signature.as_ref()))
     }
+}
+
+/// Whether a token is one of [`Client::issue`], good or not.
+fn is_own(token: &str) -> bool {
+    token.strip_prefix(FORMAT).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// What a token's signature is over. Never what [`Clients::token`] compares secrets by.
@@ -197,7 +278,7 @@ mod tests {
         let clients = clients();
         let token = clients.token("crm.401", "crm.401-0123456789abcdef").expect("token");
         let caller = clients.caller(Some(&token)).expect("caller");
-        assert_eq!(caller.client.as_deref(), Some("crm.401"));
+        assert_eq!(caller.id, Identity::Client("crm.401".into()));
         assert_eq!(caller.principal, Principal::Org("401".parse().expect("org")));
         assert!(clients.renew(&token).is_some());
         let forged = token.replace(&hex(b"crm.401"), &hex(b"trino"));
@@ -220,6 +301,37 @@ mod tests {
         let (_, rest) = rest.split_once('.').expect("token");
         let later = format!("{FORMAT}.{}.{rest}", now() + 100);
         assert!(clients.caller(Some(&later)).is_none());
+    }
+
+    #[tokio::test]
+    async fn the_first_key_closes_a_server_that_runs() {
+        let folder = tempfile::tempdir().expect("folder");
+        let url = format!("sqlite://{}", folder.path().join("c.db").display());
+        let store = Store::open(&url).await.expect("store");
+        let clients = |asks: bool| {
+            let mut clients = Clients::default();
+            clients.take_keys(store.clone(), false);
+            if asks {
+                clients.ask_once_made();
+            }
+            clients
+        };
+        let (asks, never) = (clients(true), clients(false));
+        let nothing = HeaderMap::new();
+        for clients in [&asks, &never] {
+            let caller = clients.who(&nothing).await.expect("asked").expect("anybody");
+            assert_eq!(caller.principal, Principal::Operator);
+        }
+        let (role, orgs) = (polder_core::Role::Operator, Vec::new());
+        let request = keys::KeyRequest { role, orgs, name: None, expires_ms: None };
+        let (_, shown) = keys::create(&store, &request).await.expect("key");
+        tokio::time::sleep(LOOK).await;
+        assert!(asks.who(&nothing).await.expect("asked").is_none() && asks.required());
+        assert!(never.who(&nothing).await.expect("asked").is_some() && !never.required());
+        let mut headers = HeaderMap::new();
+        let bearer = format!("Bearer {}", shown.expose_secret());
+        headers.insert(AUTHORIZATION, bearer.parse().expect("value"));
+        assert!(asks.who(&headers).await.expect("asked").is_some());
     }
 
     #[test]

@@ -154,7 +154,13 @@ impl Both {
 
     /// The rows as text, in an order of their own.
     async fn rows(&self, sql: &str, principal: Principal) -> Result<Vec<String>, Error> {
-        let session = Session { principal, rows_max: None, memory_bytes_max: 256 << 20 };
+        let session = Session {
+            principal,
+            rows_max: None,
+            memory_bytes_max: 256 << 20,
+            snapshots: std::collections::BTreeMap::default(),
+            pushdown: true,
+        };
         let batches: Vec<_> = self.engine.query(sql, &session).await?.batches.try_collect().await?;
         let options = FormatOptions::new().with_null("∅");
         let mut rows = Vec::new();

@@ -4,10 +4,13 @@ mod evolution;
 mod external;
 mod federation;
 mod kill;
+mod limits;
 mod merge;
 mod postgres;
+mod pushdown;
 mod self_serve;
 mod validation;
+mod workers;
 
 use std::io::Write;
 use std::process::{Child, Command, Stdio};

@@ -213,12 +213,51 @@ fn init_lists_the_tables_of_the_database_at_hand_and_run_loads_them() {
     let database = Database::new();
     database.sql(TABLE);
     database.sql("CREATE TABLE \"Odd Name\" (a int); INSERT INTO \"Odd Name\" VALUES (1)");
+    // Rows of a table that says when they came to be are kept for half a year.
+    database.sql("CREATE TABLE visit (id int, created_at timestamptz)");
+    database.sql("INSERT INTO visit VALUES (1, now()), (2, now() - interval '1 year'), (3, null)");
     let project = database.project("      []\n");
     project.ok(&["init", "fresh"]);
+    let pipeline =
+        std::fs::read_to_string(project.path().join("fresh/pipelines/crm.yaml")).unwrap();
+    let kept = "retention: { column: created_at, keep: 6 months }";
+    assert_eq!(pipeline.matches(kept).count(), 1, "{pipeline}");
     let config = ["--config", "fresh/polder.toml"];
     project.ok(&[&config[..], &["run"]].concat());
     let sql =
         "SELECT (SELECT count(*) FROM org_1.deal) + (SELECT count(*) FROM org_1.\"Odd Name\") AS n";
     let rows = project.ok(&[&config[..], &["query", sql, "--format", "csv"]].concat());
     assert_eq!(rows, "n\n9001\n");
+    let sql = "SELECT id FROM org_1.visit ORDER BY id";
+    let rows = project.ok(&[&config[..], &["query", sql, "--format", "csv"]].concat());
+    assert_eq!(rows, "id\n1\n3\n");
+}
+
+#[test]
+fn runs_and_checks_say_what_is_guaranteed_and_why() {
+    let database = Database::new();
+    database.sql(TABLE);
+    database.sql("CREATE TABLE event (id int, at timestamptz)");
+    let event = "      - { name: event, source: revdb, from: event, mode: append, cursor: at }\n";
+    let project = database.project(&format!("{SPEC}{event}"));
+    let said = project.ok(&["check"]);
+    assert!(said.contains("1/event: guarantee: best_effort; application_clock: "), "{said}");
+    assert!(said.contains("; no_key: "), "{said}");
+    assert!(!said.contains("1/deal: guarantee"), "{said}");
+    let said: serde_json::Value = serde_json::from_str(&project.ok(&["check", "--json"])).unwrap();
+    let found: Vec<_> =
+        said.as_array().unwrap().iter().filter(|found| found["guarantee"].is_string()).collect();
+    assert_eq!(found.len(), 1, "{said}");
+    assert_eq!(
+        (&found[0]["what"], &found[0]["guarantee"]),
+        (&"1/event".into(), &"best_effort".into())
+    );
+    assert_eq!(found[0]["guarantee_reasons"][0]["word"], "application_clock");
+    let runs = project.run();
+    assert_eq!((&runs[0]["table"], &runs[0]["guarantee"]), (&"deal".into(), &"exact".into()));
+    assert_eq!(
+        (&runs[1]["table"], &runs[1]["guarantee"]),
+        (&"event".into(), &"best_effort".into())
+    );
+    assert_eq!(runs[1]["guarantee_reasons"][1]["word"], "no_key");
 }

@@ -121,7 +121,7 @@ fn without_known_shapes(updates: Vec<TableUpdate>, base: &TableMetadata) -> Vec<
             TableUpdate::AddSortOrder { sort_order: added } => {
                 let mut known =
                     base.sort_orders_iter().filter(|known| known.fields == added.fields);
-                order = known.next().map_or(order, |known| known.order_id);
+                order = known.next().map_or(i64::from(LAST), |known| known.order_id);
                 if order != i64::from(LAST) {
                     continue;
                 }

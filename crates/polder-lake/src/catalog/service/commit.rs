@@ -15,13 +15,15 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::documents::{CommitRequest, LoadedTable};
+use super::kept::Keeper;
 use super::refusal::{Answer, Refusal, RefusalKind, show};
 use super::requirements;
 use super::tables::missing;
 use super::{ATTEMPTS_MAX, IcebergCatalog};
+use crate::catalog::clock::Ahead;
 use crate::catalog::metadata_files::next_metadata_file;
 use crate::catalog::sql::{EntryKind, Swap};
-use crate::catalog::{CommitFailure, metadata_json};
+use crate::catalog::{CommitFailure, check_names, metadata_json};
 use crate::hold;
 
 /// The pause before another attempt; a random part is left off.
@@ -37,6 +39,7 @@ pub(super) struct Change {
     requirements: Vec<TableRequirement>,
     updates: Vec<TableUpdate>,
     creates: bool,
+    keeper: Keeper,
 }
 
 /// Whether an update lets files go that a state of the table has.
@@ -74,11 +77,15 @@ impl Prepared {
 }
 
 impl Change {
-    pub(super) fn parse(ident: TableIdent, request: CommitRequest) -> Answer<Self> {
+    pub(super) fn parse(
+        principal: &Principal,
+        ident: TableIdent,
+        request: CommitRequest,
+    ) -> Answer<Self> {
         let requirements = requirements::parse(request.requirements)?;
         let updates = request.updates.into_iter().map(parse_update).collect::<Answer<_>>()?;
         let creates = requirements::creates(&requirements)?;
-        Ok(Self { ident, requirements, updates, creates })
+        Ok(Self { ident, requirements, updates, creates, keeper: Keeper::of(principal) })
     }
 }
 
@@ -87,7 +94,8 @@ impl IcebergCatalog {
     ///
     /// # Errors
     /// `CommitFailed` when a requirement does not hold; `Validation` for updates the table cannot
-    /// take; `CommitStateUnknown` when the database's answer was lost: the commit may have been made.
+    /// take; `Forbidden` for locations outside the namespace's storage, and for properties that Polder
+    /// keeps; `CommitStateUnknown` when the database's answer was lost: the commit may have been made.
     pub async fn commit_table(
         &self,
         principal: &Principal,
@@ -96,7 +104,7 @@ impl IcebergCatalog {
         request: CommitRequest,
     ) -> Answer<LoadedTable> {
         let ident = Self::ident(principal, namespace, name, EntryKind::Table)?;
-        let change = Change::parse(ident, request)?;
+        let change = Change::parse(principal, ident, request)?;
         let mut done = self.commit_all(std::slice::from_ref(&change)).await?;
         done.pop().ok_or_else(|| Refusal::invalid("Invalid commit: no change"))
     }
@@ -182,17 +190,26 @@ impl IcebergCatalog {
         if change.updates.iter().any(removes_snapshots) {
             hold::check_table(&self.catalog, ident, "removing snapshots").await?;
         }
-        let from = base.metadata_location;
-        let builder = TableMetadata::clone(&base.metadata).into_builder(Some(from.clone()));
-        let built = apply(builder, change.updates.clone())?;
+        check_names(Some(&base), &change.updates)?;
+        let from = base.metadata_location.clone();
+        let ahead = Ahead::of(&base.metadata);
+        let state = match &ahead {
+            Some(ahead) => ahead.as_of_now()?,
+            None => TableMetadata::clone(&base.metadata),
+        };
+        let mut built = apply(state.into_builder(Some(from.clone())), change.updates.clone())?;
         if built.changes.is_empty() {
             let text =
                 self.catalog.files.text_at(&from).await.map_err(|error| missing(error, &from))?;
             let table = LoadedTable { metadata_location: Some(from), metadata: text };
             return Ok(Prepared::Nothing(table));
         }
+        if let Some(ahead) = &ahead {
+            built.metadata = ahead.with_times(&built.metadata)?;
+        }
         let fence = self.fence(&ident.namespace).await?;
         fence.check_table(&built.metadata)?;
+        change.keeper.check(&base.metadata, &built.metadata, &change.updates)?;
         let drop_old = built.metadata.properties().get(DELETE_OLD_METADATA);
         let expired = if drop_old.is_some_and(|value| value == "true") {
             let old = built.expired_metadata_logs.into_iter().map(|entry| entry.metadata_file);
@@ -208,8 +225,10 @@ impl IcebergCatalog {
         let ident = &change.ident;
         self.require_namespace(&ident.namespace).await?;
         let first = first_state(&change.updates)?;
-        let built = apply(first.into_builder(None), change.updates.clone())?;
+        let updates = change.keeper.without_kept(change.updates.clone());
+        let built = apply(first.into_builder(None), updates)?;
         self.fence(&ident.namespace).await?.check_table(&built.metadata)?;
+        change.keeper.check_snapshots(None, &built.metadata)?;
         let written = self.write_table(ident, None, built.metadata).await?;
         Ok(Prepared::Change { written, expired: Vec::new() })
     }

@@ -132,6 +132,16 @@ pub enum Loaded {
     Table(LoadedTable),
 }
 
+/// By what an answer that holds a table is given again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recall {
+    /// The metadata file it was made of.
+    File(String),
+    /// The metadata of a staged creation, as text.
+    Staged(String),
+}
+
 /// The part of a table's metadata that says where its files are.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -155,6 +165,14 @@ struct LoadTableResult<'a> {
 }
 
 impl LoadedTable {
+    /// What to keep in order to give the same answer again ([`super::IcebergCatalog::table_again`]).
+    pub fn recall(&self) -> Recall {
+        match &self.metadata_location {
+            Some(location) => Recall::File(location.clone()),
+            None => Recall::Staged(self.metadata.get().to_owned()),
+        }
+    }
+
     /// The place all the table's files lie below, unless its properties say otherwise.
     pub fn location(&self) -> Answer<String> {
         Ok(self.places()?.location)
@@ -194,7 +212,7 @@ impl LoadedTable {
     }
 }
 
-fn not_metadata(cause: serde_json::Error) -> Refusal {
+pub(super) fn not_metadata(cause: serde_json::Error) -> Refusal {
     let message = "the table's metadata cannot be understood";
     let error = polder_core::Error::new(polder_core::ErrorCode::LakeCorrupt, message);
     error.caused_by(cause).into()

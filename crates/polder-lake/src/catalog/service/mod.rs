@@ -7,6 +7,7 @@
 
 mod commit;
 mod documents;
+mod kept;
 mod location;
 mod namespaces;
 mod purge;
@@ -23,8 +24,9 @@ use uuid::Uuid;
 
 pub use documents::{
     CommitRequest, CreateNamespaceRequest, CreateTableRequest, CreateViewRequest, Identifier,
-    Loaded, LoadedTable, LoadedView, NamespaceDocument, Page, RegisterRequest, RenameRequest,
-    SnapshotMode, TransactionRequest, UpdatePropertiesRequest, UpdatePropertiesResponse,
+    Loaded, LoadedTable, LoadedView, NamespaceDocument, Page, Recall, RegisterRequest,
+    RenameRequest, SnapshotMode, TransactionRequest, UpdatePropertiesRequest,
+    UpdatePropertiesResponse,
 };
 pub use refusal::{Answer, Refusal, RefusalKind};
 

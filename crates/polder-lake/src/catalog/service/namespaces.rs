@@ -21,7 +21,7 @@ use crate::lake::org_properties;
 /// files. Here it decides nothing.
 const LOCATION: &str = "location";
 /// What properties of ours begin with; nobody changes them from outside.
-const OWN_PREFIX: &str = "polder.";
+pub(super) const OWN_PREFIX: &str = "polder.";
 /// The row that keeps a namespace without properties.
 const MARKER: &str = "exists";
 

@@ -44,12 +44,13 @@ impl IcebergCatalog {
 
     /// Adds manifest lists, manifests and the files they name.
     async fn reach(&self, metadata: &TableMetadata, files: &mut HashSet<String>) -> Result<()> {
-        let file_io = self.store.file_io();
+        let store = self.store.of_table(metadata.location());
+        let file_io = store.file_io();
         let unreadable = |cause| error::iceberg("read a manifest", cause);
         let mut outcome = Ok(());
         for snapshot in metadata.snapshots() {
             files.insert(snapshot.manifest_list().to_owned());
-            let bytes = match self.store.read(snapshot.manifest_list()).await {
+            let bytes = match store.read(snapshot.manifest_list()).await {
                 Ok(bytes) => bytes,
                 Err(error) => {
                     outcome = Err(error);

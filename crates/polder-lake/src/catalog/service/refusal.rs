@@ -136,7 +136,7 @@ pub(super) fn show_namespace(namespace: &NamespaceIdent) -> String {
 impl From<Error> for Refusal {
     fn from(cause: Error) -> Self {
         let kind = match cause.code() {
-            ErrorCode::LakeUnavailable => RefusalKind::Unavailable,
+            ErrorCode::LakeUnavailable | ErrorCode::ControlIssuer => RefusalKind::Unavailable,
             ErrorCode::LakeUnknownOutcome => RefusalKind::CommitStateUnknown,
             ErrorCode::ControlDenied | ErrorCode::LakeFenced | ErrorCode::LakeHeld => {
                 RefusalKind::Forbidden

@@ -5,9 +5,13 @@ use std::collections::HashMap;
 use iceberg::spec::{FormatVersion, TableMetadata, TableMetadataBuilder, TableProperties};
 use iceberg::{TableCreation, TableIdent};
 use polder_core::{ErrorCode, Principal};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::documents::{CreateTableRequest, Loaded, LoadedTable, RegisterRequest, RenameRequest};
+use super::documents::{
+    CreateTableRequest, Loaded, LoadedTable, Recall, RegisterRequest, RenameRequest, not_metadata,
+};
+use super::kept::Keeper;
 use super::refusal::{Answer, Refusal, RefusalKind, show};
 use super::{IcebergCatalog, may_see};
 use crate::catalog::metadata_files::parse_json;
@@ -69,6 +73,44 @@ impl IcebergCatalog {
         }
     }
 
+    /// The table as an earlier answer had it. Where the file of that state is gone, as it is now.
+    ///
+    /// # Errors
+    /// `NoSuchNamespace`; `NoSuchTable` and `NotFound` where that is gone too.
+    pub async fn table_again(
+        &self,
+        principal: &Principal,
+        namespace: &[String],
+        name: &str,
+        recall: Recall,
+    ) -> Answer<LoadedTable> {
+        let ident = Self::ident(principal, namespace, name, EntryKind::Table)?;
+        self.require_namespace(&ident.namespace).await?;
+        let location = match recall {
+            Recall::File(location) => location,
+            Recall::Staged(text) => {
+                let metadata = RawValue::from_string(text).map_err(not_metadata)?;
+                return Ok(LoadedTable { metadata_location: None, metadata: metadata.into() });
+            }
+        };
+        match self.catalog.files.text_at(&location).await {
+            Ok(metadata) => {
+                return Ok(LoadedTable { metadata_location: Some(location), metadata });
+            }
+            Err(error) => {
+                let refusal = missing(error, &location);
+                if refusal.kind != RefusalKind::NotFound {
+                    return Err(refusal);
+                }
+            }
+        }
+        match self.load_table(principal, namespace, name, |_| false).await? {
+            Loaded::Table(table) => Ok(table),
+            // Of a client that has nothing.
+            Loaded::Unchanged { .. } => Err(Refusal::absent(EntryKind::Table, &show(&ident))),
+        }
+    }
+
     pub(super) async fn table_at(
         &self,
         ident: &TableIdent,
@@ -86,7 +128,7 @@ impl IcebergCatalog {
         &self,
         principal: &Principal,
         namespace: &[String],
-        request: CreateTableRequest,
+        mut request: CreateTableRequest,
     ) -> Answer<LoadedTable> {
         let namespace = Self::namespace(principal, namespace)?;
         self.require_namespace(&namespace).await?;
@@ -97,6 +139,7 @@ impl IcebergCatalog {
             None => self.new_location(&ident.namespace).await?,
         };
         let staged = request.stage_create;
+        Keeper::of(principal).drop_kept(&mut request.properties);
         let metadata = new_metadata(request, location)?;
         self.fence(&ident.namespace).await?.check_table(&metadata)?;
         if staged {
@@ -128,7 +171,8 @@ impl IcebergCatalog {
     /// Takes an existing metadata file for a table.
     ///
     /// # Errors
-    /// `Forbidden` when the file, or anything it names, lies outside the namespace's own storage;
+    /// `Forbidden` when the file, or anything it names, lies outside the namespace's own storage, and
+    /// when a client's file changes what Polder keeps in the table it takes the place of;
     /// `AlreadyExists` unless the request says `overwrite`.
     pub async fn register_table(
         &self,
@@ -155,6 +199,15 @@ impl IcebergCatalog {
         };
         let metadata: TableMetadata = parse_json(&bytes, &location).map_err(unfit)?;
         fence.check_table(&metadata)?;
+        let keeper = Keeper::of(principal);
+        let mut document: Value = parse_json(&bytes, &location).map_err(unfit)?;
+        match &before {
+            Some(before) => self.check_replaced(keeper, &ident, before, &metadata).await?,
+            None if keeper.drop_from(&mut document) => {
+                return self.register_without_kept(&ident, document).await;
+            }
+            None => {}
+        }
         let text: Box<RawValue> = parse_json(&bytes, &location).map_err(unfit)?;
         if before.as_deref() != Some(location.as_str()) {
             let (kind, to) = (EntryKind::Table, location.clone());
@@ -168,6 +221,35 @@ impl IcebergCatalog {
             }
         }
         Ok(LoadedTable { metadata_location: Some(location), metadata: text.into() })
+    }
+
+    /// Whether a metadata file may take the place of the table's own.
+    async fn check_replaced(
+        &self,
+        keeper: Keeper,
+        ident: &TableIdent,
+        before: &str,
+        after: &TableMetadata,
+    ) -> Answer<()> {
+        hold::check_table(&self.catalog, ident, "replacing it").await?;
+        if keeper == Keeper::Client {
+            let before = self.table_at(ident, before.to_owned()).await?;
+            keeper.check_whole(&before.metadata, after)?;
+        }
+        Ok(())
+    }
+
+    /// A new table of a document without what Polder keeps, in a metadata file of its own.
+    async fn register_without_kept(
+        &self,
+        ident: &TableIdent,
+        document: Value,
+    ) -> Answer<LoadedTable> {
+        let metadata = serde_json::from_value(document)
+            .map_err(|cause| Refusal::invalid(format!("Cannot register the table: {cause}")))?;
+        let written = self.write_table(ident, None, metadata).await?;
+        self.put_new_entry(ident, EntryKind::Table, &written.swap).await?;
+        Ok(self.committed(written))
     }
 
     /// Why a name cannot be had.

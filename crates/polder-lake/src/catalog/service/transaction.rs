@@ -38,7 +38,7 @@ impl IcebergCatalog {
                 let message = format!("Invalid transaction: {} is in it twice", show(&ident));
                 return Err(Refusal::invalid(message));
             }
-            changes.push(Change::parse(ident, change)?);
+            changes.push(Change::parse(principal, ident, change)?);
         }
         self.commit_all(&changes).await.map(drop)
     }

@@ -7,7 +7,7 @@ use iceberg::TableIdent;
 use polder_core::{Error, ErrorCode, Result};
 use sqlx::PgPool;
 
-use super::{CATALOG, Database, SqlCatalog, held, on, outermost};
+use super::{CATALOG, Database, SqlCatalog, begin, held, on, outermost};
 use crate::catalog::CommitFailure;
 use crate::catalog::names::namespace_text;
 use crate::error::{self, StatementOutcome};
@@ -170,7 +170,7 @@ impl SqlCatalog {
         let (begin, hold) = (self.database.begin(), self.database.hold());
         let done: Result<bool, sqlx::Error> = async {
             on!(&self.database, pool => {
-                let mut transaction = pool.begin_with(begin).await?;
+                let mut transaction = begin::begin(pool, begin).await?;
                 if !held!(&mut *transaction, hold, &new) {
                     return Ok(false);
                 }

@@ -1,15 +1,17 @@
 //! What the embedded catalog does for an org that leaves: its fence, and the end of its rows.
 //!
 //! The fence is a row of the namespace. Every statement that makes or moves a pointer asks for it
-//! (`entries.rs`, `namespaces.rs`). In PostgreSQL, which has many writers, the fence is set behind
-//! everybody who holds the namespace: a transaction that did not see it has ended by then.
+//! (`entries.rs`, `namespaces.rs`). In PostgreSQL, which has many writers, a statement may have looked
+//! before the fence was there and move its pointer afterwards. Who sets a fence waits for all of these,
+//! so that commits need not hold anything for it.
 
 use std::collections::BTreeMap;
 
 use polder_core::{Error, ErrorCode, Result};
+use sqlx::PgPool;
 
 use super::namespaces::PUT;
-use super::{CATALOG, Database, SqlCatalog, held, on};
+use super::{CATALOG, Database, SqlCatalog, begin, held, on};
 use crate::catalog::fenced::{FENCED, fenced, org_of};
 use crate::error;
 
@@ -52,7 +54,7 @@ impl SqlCatalog {
         let (begin, claim) = (self.database.begin(), self.database.claim());
         let done: Result<Option<String>, sqlx::Error> = async {
             on!(&self.database, pool => {
-                let mut transaction = pool.begin_with(begin).await?;
+                let mut transaction = begin::begin(pool, begin).await?;
                 let _there = held!(&mut *transaction, claim, name);
                 for (key, value) in [("exists", "true"), (FENCED, event)] {
                     sqlx::query(put).bind(CATALOG).bind(name).bind(key).bind(value)
@@ -67,6 +69,10 @@ impl SqlCatalog {
         }
         .await;
         let found = done.map_err(|cause| error::database("fence a namespace", cause))?;
+        if let Database::Postgres(pool) = &self.database {
+            let what = "wait for the commits that began before a fence";
+            outwait(pool).await.map_err(|cause| error::database(what, cause))?;
+        }
         found.ok_or_else(|| Error::new(ErrorCode::LakeCorrupt, "a fence has no event"))
     }
 
@@ -82,7 +88,7 @@ impl SqlCatalog {
         let (begin, claim) = (self.database.begin(), self.database.claim());
         let there: Result<bool, sqlx::Error> = async {
             on!(&self.database, pool => {
-                let mut transaction = pool.begin_with(begin).await?;
+                let mut transaction = begin::begin(pool, begin).await?;
                 if !held!(&mut *transaction, claim, name) {
                     return Ok(false);
                 }
@@ -145,7 +151,7 @@ impl SqlCatalog {
         let (begin, claim) = (self.database.begin(), self.database.claim());
         let done: Result<(), sqlx::Error> = async {
             on!(&self.database, pool => {
-                let mut transaction = pool.begin_with(begin).await?;
+                let mut transaction = begin::begin(pool, begin).await?;
                 let _there = held!(&mut *transaction, claim, name);
                 for sql in [&entries, &namespaces] {
                     sqlx::query(sql).bind(CATALOG).bind(name).bind(&below)
@@ -157,4 +163,25 @@ impl SqlCatalog {
         .await;
         done.map_err(|cause| error::database("clear a namespace of the catalog", cause))
     }
+}
+
+/// Waits for everybody who writes to the catalog now. A statement locks the tables it writes to before
+/// it takes the snapshot by which it sees others' rows, until its transaction ends (manual, *Explicit
+/// Locking*): whoever does not see what was committed before this call has ended when it returns.
+///
+/// # Errors
+/// After ten seconds for a table, in which new commits wait too; what was committed stays.
+async fn outwait(pool: &PgPool) -> Result<(), sqlx::Error> {
+    // One after the other, so that nobody waits for this while it waits.
+    for lock in [
+        "LOCK TABLE iceberg_tables IN SHARE MODE",
+        "LOCK TABLE iceberg_namespace_properties IN SHARE MODE",
+    ] {
+        let mut transaction = begin::begin(pool, "BEGIN").await?;
+        for statement in ["SET LOCAL lock_timeout = '10s'", lock] {
+            sqlx::query(statement).execute(&mut *transaction).await?;
+        }
+        transaction.commit().await?;
+    }
+    Ok(())
 }

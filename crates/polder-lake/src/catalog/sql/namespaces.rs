@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use polder_core::Result;
 
-use super::{CATALOG, Database, SqlCatalog, held, on, outermost};
+use super::{CATALOG, Database, SqlCatalog, begin, held, on, outermost};
 use crate::error;
 
 pub(super) const PUT: &str = "INSERT INTO iceberg_namespace_properties
@@ -34,7 +34,7 @@ impl SqlCatalog {
         let (begin, hold) = (self.database.begin(), self.database.hold());
         let made: Result<bool, sqlx::Error> = async {
             on!(&self.database, pool => {
-                let mut transaction = pool.begin_with(begin).await?;
+                let mut transaction = begin::begin(pool, begin).await?;
                 if let Some(above) = above && !held!(&mut *transaction, hold, above) {
                     return Ok(false);
                 }
@@ -73,7 +73,7 @@ impl SqlCatalog {
         let begin = self.database.begin();
         let done: Result<bool, sqlx::Error> = async {
             on!(&self.database, pool => {
-                let mut transaction = pool.begin_with(begin).await?;
+                let mut transaction = begin::begin(pool, begin).await?;
                 let there = sqlx::query(hold).bind(CATALOG).bind(name).bind(outermost(name))
                     .execute(&mut *transaction).await?;
                 if there.rows_affected() == 0 {
@@ -109,7 +109,7 @@ impl SqlCatalog {
         let (begin, claim) = (self.database.begin(), self.database.claim());
         let done: Result<bool, sqlx::Error> = async {
             on!(&self.database, pool => {
-                let mut transaction = pool.begin_with(begin).await?;
+                let mut transaction = begin::begin(pool, begin).await?;
                 if !held!(&mut *transaction, claim, name) {
                     return Ok(false);
                 }

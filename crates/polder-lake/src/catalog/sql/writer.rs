@@ -8,6 +8,7 @@ use sqlx::{Connection, SqlitePool};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::begin::begin;
 use super::entries::{Swap, move_pointer};
 use crate::error::{self, StatementOutcome};
 
@@ -86,7 +87,7 @@ async fn carry_out(pool: &SqlitePool, waiting: &[Waiting]) -> Vec<Answer> {
 
 /// Carries out what can be, in one transaction. With an error, nothing was.
 async fn together(pool: &SqlitePool, waiting: &[Waiting]) -> Result<Vec<bool>, sqlx::Error> {
-    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+    let mut transaction = begin(pool, "BEGIN IMMEDIATE").await?;
     let mut made = Vec::with_capacity(waiting.len());
     for one in waiting {
         if let [swap] = &one.swaps[..] {

@@ -66,8 +66,9 @@ impl Gone {
         Err(Error::new(ErrorCode::SourceFailed, message)
             .detail(format!("{} keys, {} MB", marked.len(), self.bytes_max >> 20))
             .hint(
-                "raise [limits] memory_mb, or run once with --full-refresh, which needs none of \
-                 them where the source has a unique index on the key",
+                "raise [limits] memory_mb (or memory_mb of the org's limits), or run once with \
+                 --full-refresh, which needs none of them where the source has a unique index on the \
+                 key",
             ))
     }
 

@@ -2,7 +2,7 @@
 
 use bson::oid::ObjectId;
 use bson::{Bson, DateTime, Document, doc};
-use polder_core::{CursorValue, ErrorCode, Source};
+use polder_core::{CursorValue, Doubt, ErrorCode, Source};
 
 use super::support::Database;
 use crate::reading::{NULL, Vary, read, refused, request};
@@ -167,4 +167,28 @@ async fn the_ceiling_leaves_time_for_documents_to_arrive() {
     assert_eq!(&ceiling[8..], "0000000000000000");
     let numbers = read(&source, request("t").cursor("n", None)).await.expect("numbers");
     assert_eq!(numbers.ceiling, None);
+}
+
+#[tokio::test]
+async fn whoever_writes_sets_the_cursor() {
+    let database = Database::new().await;
+    let document = doc! { "_id": id(1), "at": date(0), "n": 1_i32, "code": "a" };
+    database.insert("t", vec![document]).await;
+    let source = database.source();
+    for (cursor, expected) in [
+        ("at", Doubt::ApplicationClock),
+        ("_id", Doubt::ApplicationClock),
+        ("n", Doubt::UnorderedCursor),
+        ("code", Doubt::UnorderedCursor),
+    ] {
+        let asked = request("t").key(&["_id"]).cursor(cursor, None);
+        let found = read(&source, asked.clone()).await.expect(cursor);
+        assert_eq!(found.doubts[..2], [expected, Doubt::ChangesUnstamped], "{cursor}");
+        assert!(!found.doubts.contains(&Doubt::KeyNotUnique), "{cursor}");
+        let before = source.doubts(&asked).await.expect(cursor);
+        assert_eq!(before[..2], [Doubt::ApplicationClock, Doubt::ChangesUnstamped], "{cursor}");
+    }
+    let whole = read(&source, request("t")).await.expect("read");
+    let expected = if whole.snapshot.is_some() { vec![] } else { vec![Doubt::NoSnapshot] };
+    assert_eq!(whole.doubts, expected);
 }

@@ -3,6 +3,7 @@
 use bson::doc;
 use polder_core::spec::{SourceSpec, StorageConfig};
 use polder_core::{ErrorCode, Result, SecretRef, SecretResolver, Source};
+use polder_sources::{Connections, Means};
 use secrecy::SecretString;
 use serde_json::json;
 
@@ -69,8 +70,13 @@ async fn the_configuration_opens_it() {
     let spec = json!({ "type": "mongodb", "url": "env:URL", "database": "conversations" });
     let spec: SourceSpec = serde_json::from_value(spec).expect("spec");
     let secrets = Given("mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=300");
-    let here = std::path::Path::new(".");
-    let source = polder_sources::open("chat", &spec, &StorageConfig::default(), &secrets, here);
+    let means = Means {
+        storage: &StorageConfig::default(),
+        secrets: &secrets,
+        base: std::path::Path::new("."),
+        connections: &Connections::new(),
+    };
+    let source = polder_sources::open("chat", &spec, means);
     let error = source.expect("opened").check().await.expect_err("nobody listens");
     assert_eq!(error.code(), ErrorCode::SourceUnavailable);
 }

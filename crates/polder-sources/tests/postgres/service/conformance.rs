@@ -30,4 +30,10 @@ async fn the_suite_of_all_sources_passes() {
         missing: "deals".to_owned(),
     };
     conformance(&database.source(), &fixture).await;
+    database.run("CREATE TABLE later AS SELECT * FROM deal WHERE id < 100").await;
+    let next = database.number("SELECT pg_current_xact_id()::text::int8").await;
+    database.run("INSERT INTO later SELECT * FROM deal WHERE id >= 100").await;
+    let cursor = Some(("xmin".to_owned(), CursorValue::Int(next), keys(100)));
+    let later = Fixture { from: "later".to_owned(), cursor, ..fixture };
+    conformance(&database.source(), &later).await;
 }

@@ -131,10 +131,11 @@ async fn discover_shows_what_can_be_read() {
     assert_eq!(shown, expected);
     let deal = &tables[1];
     assert_eq!(deal.key, ["part", "id"]);
-    assert_eq!(deal.cursors, ["updated_at", "updated_on", "created_at", "id"]);
+    assert_eq!(deal.cursors, ["updated_at", "updated_on", "created_at", "id", "xmin"]);
     assert_eq!(deal.rows_estimated, Some(10));
     assert!(!deal.schema.field("name").expect("name").nullable);
-    assert_eq!(tables[0].cursors, ["id"]);
+    assert_eq!(tables[0].cursors, ["id", "xmin"]);
+    assert!(tables[2].cursors.is_empty() && tables[3].cursors.is_empty(), "neither has a key");
     let modes: Vec<Mode> = tables.iter().map(|table| table.mode).collect();
     assert_eq!(modes, [Mode::Append, Mode::Merge, Mode::FullRefresh, Mode::FullRefresh]);
     read(&source, request(&tables[0].name)).await.expect("the name works as `from`");

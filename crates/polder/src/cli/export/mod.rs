@@ -45,7 +45,7 @@ struct Sagemaker {
     /// The folder to write to, which is made.
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
-    /// Where the folder's content will be copied to: s3://bucket/path/.
+    /// Where the folder's content will be copied to: <s3://bucket/path>/.
     #[arg(long, value_name = "ADDRESS")]
     prefix: String,
     /// Print one JSON document.

@@ -182,14 +182,13 @@ impl Channels {
             let mut batches = scan.read(at)?;
             while let Some(mut batch) = batches.try_next().await? {
                 while batch.num_rows() > 0 {
-                    let shard = match &mut open {
-                        Some(shard) => shard,
-                        None => {
-                            let file = format!("{name}/part-{:05}.parquet", files.len());
-                            let shard = Shard::create(&self.to.join(&file), scan.schema())?;
-                            files.push(file);
-                            open.insert(shard)
-                        }
+                    let shard = if let Some(shard) = &mut open {
+                        shard
+                    } else {
+                        let file = format!("{name}/part-{:05}.parquet", files.len());
+                        let shard = Shard::create(&self.to.join(&file), scan.schema())?;
+                        files.push(file);
+                        open.insert(shard)
                     };
                     let taken = batch.num_rows().min(SHARD_ROWS - shard.rows);
                     shard.write(&batch.slice(0, taken))?;

@@ -3,16 +3,20 @@
 mod sentence;
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use chrono::Utc;
 use clap::{Args, Subcommand};
 use polder_control::OrgPipeline;
-use polder_core::spec::TableSpec;
+use polder_control::audit::Event;
+use polder_control::desired::{self, Left, Pending};
+use polder_core::spec::{OrgLimits, TableSpec};
 use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
 use polder_lake::{Lake, OrphanRequest};
 use polder_pipeline::{
     MaintainLimits, MaintainReport, MaintainRequest, Maintenance, maintain, sweep,
 };
+use polder_query::TrinoEngine;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +62,9 @@ struct Common {
     /// Only say what would be done.
     #[arg(long)]
     dry_run: bool,
+    /// Also what can still be taken back, by `[governance] undo`: afterwards it cannot.
+    #[arg(long)]
+    now: bool,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -70,6 +77,9 @@ struct Optimize {
     /// The size files aim at, in megabytes, whatever the pipelines say.
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..=512))]
     target_mb: Option<u64>,
+    /// Rewrite files too that are only not in their table's order, whatever the pipelines say.
+    #[arg(long)]
+    sort: bool,
 }
 
 #[derive(Debug, Args)]
@@ -140,9 +150,10 @@ struct All {
 impl Maintain {
     pub(crate) async fn run(&self, app: &App) -> Result<u8> {
         match &self.command {
-            Command::Optimize(Optimize { common, target_mb }) => {
+            Command::Optimize(Optimize { common, target_mb, sort }) => {
                 let policy = |table: &mut TableSpec| {
                     set(&mut table.maintenance.target_file_mb, *target_mb);
+                    table.maintenance.sort_files |= *sort;
                 };
                 common.run(app, &[Maintenance::Optimize], &policy, None).await
             }
@@ -195,6 +206,8 @@ struct Doing<'a> {
     /// Puts what the command line says over a table's own policy.
     policy: &'a (dyn Fn(&mut TableSpec) + Sync),
     limits: MaintainLimits,
+    /// For tables that it optimizes.
+    trino: Option<Arc<TrinoEngine>>,
 }
 
 impl Common {
@@ -206,12 +219,17 @@ impl Common {
         policy: &(dyn Fn(&mut TableSpec) + Sync),
         orphans: Option<&Windows>,
     ) -> Result<u8> {
+        let unsettled = |left: &&Left| !left.goes.is_empty() || left.unreadable.is_some();
+        for left in app.left.iter().filter(unsettled) {
+            output::note(&left.sentence());
+        }
         let lake = app.lake().await?;
-        let mut pipelines = self.selection.pipelines(&app.config.pipelines)?;
+        let mut pipelines = self.selection.pipelines(&app.pipelines)?;
+        let pending = self.pending(app, &mut pipelines).await?;
         if actions.len() > 1 && self.selection.is_everything() {
             pipelines.push(own_tables(&lake).await?);
         }
-        let doing = Doing { actions, policy, limits: limits(app) };
+        let doing = Doing { actions, policy, limits: limits(app), trino: app.trino()? };
         let stop = doing.limits.cancel.clone();
         let mut signal = std::pin::pin!(async move {
             if tokio::signal::ctrl_c().await.is_ok() {
@@ -222,29 +240,90 @@ impl Common {
         });
         let mut documents = Vec::new();
         for pipeline in &pipelines {
-            let tables = self.tables(&lake, pipeline, &doing);
-            let mut done = tokio::select! {
-                done = Box::pin(tables) => done?,
+            let work = async {
+                let mut done = Box::pin(self.tables(app, &lake, pipeline, &doing)).await?;
+                if let Some(windows) = orphans {
+                    done.push(self.orphans(&lake, pipeline, windows).await?);
+                }
+                Ok::<_, Error>(done)
+            };
+            let done = tokio::select! {
+                done = Box::pin(work) => done,
                 () = &mut signal => unreachable!("the signal's future never ends"),
             };
-            if let Some(windows) = orphans {
-                done.push(self.orphans(&lake, pipeline, windows).await?);
-            }
+            let mut done = if self.dry_run {
+                done?
+            } else {
+                app.noted(self.event(&pipeline.org, actions, orphans.is_some()), done).await?
+            };
             documents.append(&mut done);
         }
         if self.json {
-            output::document(&json!({ "tables": documents }));
+            output::document(&json!({ "tables": documents, "pending": pending }));
         }
         Ok(exit::OK)
     }
 
+    /// What of the selected tables can still be taken back, and is left until it cannot. With `--now` it cannot any
+    /// more: runs must not bring back what is about to go.
+    async fn pending<'a>(
+        &self,
+        app: &'a App,
+        pipelines: &mut [OrgPipeline],
+    ) -> Result<Vec<&'a Pending>> {
+        let mut found = Vec::new();
+        if app.pending.is_empty() {
+            return Ok(found);
+        }
+        let store = app.store().await?;
+        for pending in &app.pending {
+            let own = pipelines.iter_mut().find(|own| own.org.as_str() == pending.org);
+            let tables = own.map(|own| own.tables.as_mut_slice()).unwrap_or_default();
+            let Some(table) = tables.iter_mut().find(|table| table.name == pending.table) else {
+                continue;
+            };
+            if !self.now {
+                output::note(&pending.sentence());
+                found.push(pending);
+                continue;
+            }
+            pending.keeps.put(table);
+            if !self.dry_run {
+                let org = Principal::Operator.authorize(&pending.org.parse()?)?;
+                desired::end_undo(&store, &org, &pending.table).await?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// What the audit log has of the maintenance of an org.
+    fn event(&self, org: &OrgId, actions: &[Maintenance], orphans: bool) -> Event {
+        let mut names: Vec<String> =
+            actions.iter().map(|action| action.as_str().to_owned()).collect();
+        names.extend(orphans.then(|| "orphans".to_owned()));
+        names.extend(self.now.then(|| "--now".to_owned()));
+        let tables = self.selection.tables();
+        Event {
+            action: "maintain".to_owned(),
+            org: Some(org.to_string()),
+            subject: (!tables.is_empty()).then(|| tables.join(" ")),
+            detail: Some(names.join(" ")),
+            ..Event::default()
+        }
+    }
+
     async fn tables(
         &self,
+        app: &App,
         lake: &Lake,
         pipeline: &OrgPipeline,
         doing: &Doing<'_>,
     ) -> Result<Vec<Value>> {
-        let Doing { actions, policy, limits } = doing;
+        let Doing { actions, policy, limits, trino } = doing;
+        let mut limits = limits.clone();
+        if let Some(mb) = pipeline.limits.memory_mb {
+            limits.memory_bytes = limits.memory_bytes.min((mb as usize) << 20);
+        }
         let org = Principal::Operator.authorize(&pipeline.org)?;
         let mut documents = Vec::new();
         for table in &pipeline.tables {
@@ -253,6 +332,7 @@ impl Common {
             }
             let mut table = table.clone();
             policy(&mut table);
+            let optimizer = app.optimizer(&table, trino.as_ref())?;
             for action in *actions {
                 let request = MaintainRequest {
                     org: org.clone(),
@@ -260,6 +340,8 @@ impl Common {
                     action: *action,
                     now: Utc::now(),
                     limits: limits.clone(),
+                    optimizer: optimizer.clone(),
+                    progress: Arc::default(),
                     dry_run: self.dry_run,
                 };
                 let report = Box::pin(maintain(lake, &request)).await?;
@@ -311,9 +393,16 @@ impl Orphans {
     async fn restore(&self, app: &App) -> Result<u8> {
         let lake = app.lake().await?;
         let mut documents = Vec::new();
-        for pipeline in self.common.selection.pipelines(&app.config.pipelines)? {
+        for pipeline in self.common.selection.pipelines(&app.pipelines)? {
             let org = Principal::Operator.authorize(&pipeline.org)?;
-            let restored = lake.restore_orphans(&org).await?;
+            let restored = lake.restore_orphans(&org).await;
+            let event = Event {
+                action: "maintain".to_owned(),
+                org: Some(pipeline.org.to_string()),
+                detail: Some("orphans restored".to_owned()),
+                ..Event::default()
+            };
+            let restored = app.noted(event, restored).await?;
             if !self.common.json {
                 output::line(&format!("{}: {restored} files came back", pipeline.org));
             }
@@ -339,7 +428,7 @@ async fn own_tables(lake: &Lake) -> Result<OrgPipeline> {
         })?;
         tables.push(TableSpec { partition: table.partition(), ..spec });
     }
-    Ok(OrgPipeline { org, name: None, tables })
+    Ok(OrgPipeline { org, name: None, limits: OrgLimits::default(), tables })
 }
 
 fn limits(app: &App) -> MaintainLimits {

@@ -1,5 +1,6 @@
 //! A line on what was done to one table.
 
+use polder_core::spec::EngineKind;
 use polder_pipeline::{Done, ExpiryReport, MaintainReport, RetentionReport, RewriteReport};
 
 use crate::output::{bytes, number};
@@ -35,6 +36,9 @@ pub(super) fn of(report: &MaintainReport) -> String {
 }
 
 fn rewritten(action: &str, done: &RewriteReport, dry_run: bool, seconds: f64) -> String {
+    if dry_run && done.engine == EngineKind::Trino {
+        return "Trino would say what it rewrites once it has".to_owned();
+    }
     let files = number(done.files_replaced as u64);
     if dry_run && done.files_replaced > 0 {
         return format!("{files} files ({}) would be rewritten", bytes(done.bytes_read));

@@ -55,7 +55,8 @@ pub(super) struct BootstrapRequest {
 /// Read an org's tables at one moment: a manifest, then all rows.
 ///
 /// Every table is at the state it had at one and the same moment, while runs go on. The rows come in one
-/// order, with marks among them from which `resume` goes on. See `docs/how-to/bootstrap.md`.
+/// order, with marks among them from which `resume` goes on; to an agent's key, 10,000 rows and 1 MiB of them
+/// in one answer at most. See `docs/how-to/bootstrap.md`.
 #[utoipa::path(get, path = "/v1/orgs/{org}/bootstrap", tag = "lake",
     params(("org" = String, Path, description = "The org's id."), BootstrapRequest),
     responses((status = 200, description = "The manifest; with `format`, the rows too.", content(

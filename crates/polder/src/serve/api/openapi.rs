@@ -1,25 +1,30 @@
 //! The API's description (`OpenAPI` 3.1), made from the routes' own types. `openapi/polder.json` is a
 //! copy of it; a test compares them.
 
-use axum::http::StatusCode;
-use axum::response::Response;
-use polder_core::spec::{TablePatch, TableSpec};
+use std::sync::LazyLock;
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use polder_core::spec::{TablePatch, TableSpec, TemplateSpec};
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 use utoipa::OpenApi;
 use utoipa::openapi::{Ref, RefOr, schema::Schema};
 
-use super::paging::answer;
-use super::{bootstrap, lake, orgs, problem, query, runs, sources, tables};
+use super::{
+    bootstrap, events, headers, health, keys, lake, logs, maintenance, orgs, problem, query, runs,
+    scheduling, sources, tables, templates, usage, validations,
+};
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Polder",
         description = "Orgs, the tables of their pipelines, and runs. Changes take `?dry_run=true`; \
-                       orgs and tables have an ETag, which `If-Match` takes; POST, PATCH and DELETE \
-                       take an `Idempotency-Key`, good for 24 hours, and `Polder-Reason`, which the \
-                       history keeps. An org that is not the caller's looks like one that is not there.",
+                       orgs, tables and templates have an ETag, which `If-Match` takes; POST, PUT, \
+                       PATCH and DELETE take an `Idempotency-Key`, good for 24 hours, and \
+                       `Polder-Reason`, which the history keeps. An org that is not the caller's \
+                       looks like one that is not there.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     paths(
@@ -29,24 +34,52 @@ use super::{bootstrap, lake, orgs, problem, query, runs, sources, tables};
         orgs::update,
         orgs::disable,
         orgs::history,
+        usage::read,
+        templates::list,
+        templates::read,
+        templates::put,
+        templates::update,
+        templates::remove,
+        templates::history,
         tables::list,
         tables::add,
         tables::read,
         tables::update,
         tables::remove,
+        tables::undo,
         bootstrap::bootstrap,
         lake::schema,
         lake::sample,
         lake::versions,
         lake::rollback,
+        maintenance::list,
         query::query,
         runs::list,
         runs::trigger,
         runs::read,
         runs::cancel,
         runs::operation,
+        events::watch,
+        logs::read,
+        scheduling::list,
+        scheduling::pause_org,
+        scheduling::resume_org,
+        scheduling::pause_table,
+        scheduling::resume_table,
+        scheduling::pause_source,
+        scheduling::resume_source,
+        scheduling::retry,
+        validations::list,
+        validations::trigger,
+        validations::read,
         sources::list,
         sources::discover,
+        keys::list,
+        keys::create,
+        keys::read,
+        keys::revoke,
+        keys::rotate,
+        health::read,
     ),
     components(schemas(problem::Problem))
 )]
@@ -64,8 +97,11 @@ pub(crate) fn document() -> Value {
     let settings = SchemaSettings::draft2020_12()
         .with(|settings| settings.definitions_path = "/components/schemas".into());
     let mut generator = settings.into_generator();
-    let (_, patch) =
-        (generator.subschema_for::<TableSpec>(), generator.subschema_for::<TablePatch>());
+    let (_, _, patch) = (
+        generator.subschema_for::<TableSpec>(),
+        generator.subschema_for::<TemplateSpec>(),
+        generator.subschema_for::<TablePatch>(),
+    );
     for (name, schema) in generator.take_definitions(true) {
         document["components"]["schemas"][name] = schema;
     }
@@ -78,6 +114,7 @@ pub(crate) fn document() -> Value {
         json!({ "$ref": "#/components/schemas/NewTable" });
     let table = &mut document["paths"]["/v1/orgs/{org}/tables/{table}"]["patch"]["requestBody"];
     table["content"]["application/merge-patch+json"]["schema"] = json!(patch);
+    refer_to_specs(&mut document);
     document["components"]["securitySchemes"] = json!({
         "key": {
             "type": "http",
@@ -88,17 +125,104 @@ pub(crate) fn document() -> Value {
     document["security"] = json!([{ "key": [] }]);
     let problem = json!({
         "description": "What went wrong, and what to do about it.",
+        "headers": headers::of_problems(),
         "content": {
             "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } },
         },
     });
+    headers::describe(&mut document);
     let paths = document["paths"].as_object_mut().into_iter().flatten();
-    for operation in paths.filter_map(|(_, path)| path.as_object_mut()).flatten() {
-        operation.1["responses"]["default"] = problem.clone();
+    for (_, operation) in paths.filter_map(|(_, path)| path.as_object_mut()).flatten() {
+        streams(&mut operation["responses"]);
+        operation["responses"]["default"] = problem.clone();
     }
     document
 }
 
+/// Parts of documents that are parts of pipeline files, described by their own JSON Schemas.
+fn refer_to_specs(document: &mut Value) {
+    let named = |name: &str| json!({ "$ref": format!("#/components/schemas/{name}") });
+    let maybe = |name: &str| json!({ "oneOf": [{ "type": "null" }, named(name)] });
+    for name in ["Org", "NewOrg", "OrgChange", "Template"] {
+        let fields = &mut document["components"]["schemas"][name]["properties"];
+        let description = fields["schedule"]["description"].take();
+        fields["schedule"] = maybe("ScheduleSpec");
+        if !description.is_null() {
+            fields["schedule"]["description"] = description;
+        }
+    }
+    let tables = &mut document["components"]["schemas"]["Template"]["properties"]["tables"];
+    tables["items"] = named("TableSpec");
+    let groups = &mut document["components"]["schemas"]["Template"]["properties"]["groups"];
+    groups["additionalProperties"] = named("GroupSpec");
+    let groups = &mut document["components"]["schemas"]["OrgChange"]["properties"]["groups"];
+    groups["additionalProperties"] = json!({ "type": ["boolean", "null"] });
+    let template = &mut document["paths"]["/v1/templates/{template}"];
+    template["put"]["requestBody"]["content"]["application/json"]["schema"] = named("TemplateSpec");
+    let patch = &mut template["patch"]["requestBody"]["content"]["application/merge-patch+json"];
+    patch["schema"] = json!({
+        "type": "object",
+        "properties": {
+            "schedule": { "type": ["object", "null"], "description": "Settings of a schedule." },
+            "limits": { "type": ["object", "null"], "description": "Limits of each org." },
+            "groups": {
+                "type": ["object", "null"],
+                "additionalProperties": { "type": ["object", "null"] },
+                "description": "Settings of groups, by name; null takes a group out.",
+            },
+            "tables": {
+                "oneOf": [
+                    {
+                        "type": "object",
+                        "additionalProperties": { "type": ["object", "null"] },
+                        "description": "Settings of tables, by name; null takes a table out.",
+                    },
+                    { "type": "array", "items": named("TableSpec"), "description": "All tables." },
+                ],
+            },
+        },
+        "additionalProperties": false,
+    });
+}
+
+/// Bodies that are no JSON: binary ones have no schema, and that of server-sent events is each event's.
+fn streams(responses: &mut Value) {
+    let responses = responses.as_object_mut().into_iter().flatten();
+    let contents =
+        responses.filter_map(|(_, response)| response.get_mut("content")?.as_object_mut());
+    for (media_type, body) in contents.flatten() {
+        match media_type.as_str() {
+            "text/event-stream" => {
+                let data = body["schema"].take();
+                body["schema"] = event(&data);
+            }
+            "application/vnd.apache.arrow.stream" | "application/x-tar" => {
+                body["schema"] = json!({});
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A server-sent event that holds a document.
+fn event(document: &Value) -> Value {
+    json!({
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {
+            "event": { "type": "string", "enum": ["progress", "ended"] },
+            "data": {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": document,
+            },
+        },
+    })
+}
+
 pub(super) async fn serve() -> Response {
-    answer(StatusCode::OK, &document())
+    // Made of texts, once.
+    static TEXT: LazyLock<Vec<u8>> =
+        LazyLock::new(|| serde_json::to_vec(&document()).unwrap_or_default());
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.as_slice()).into_response()
 }

@@ -54,6 +54,15 @@ pub(super) fn cursor(last: &str) -> String {
     URL_SAFE_NO_PAD.encode(last)
 }
 
+/// The number of the last item of the page before; `None` at the beginning.
+pub(super) fn numbered(after: &str) -> Reply<Option<i64>> {
+    if after.is_empty() {
+        return Ok(None);
+    }
+    let number = after.parse::<i64>().map(Some);
+    number.map_err(|_| Problem::invalid("cursor is no next_cursor of an earlier answer"))
+}
+
 /// `?dry_run=true`: say what would be, change nothing.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
@@ -66,11 +75,36 @@ pub(super) struct DryRun {
 
 impl DryRun {
     pub(super) fn wanted(&self) -> Reply<bool> {
-        match self.dry_run.as_deref() {
-            None | Some("false") => Ok(false),
-            Some("true") => Ok(true),
-            Some(_) => Err(Problem::invalid("dry_run has to be true or false")),
-        }
+        flag("dry_run", self.dry_run.as_deref())
+    }
+}
+
+/// `?dry_run=true`, and `?yes=true` for what takes tables out of pipelines or has rows go.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Sure {
+    /// Only say what would be; nothing is changed.
+    #[param(value_type = Option<bool>)]
+    dry_run: Option<String>,
+    /// Also what takes tables out of the pipeline, or has rows or states go: 409 without.
+    #[param(value_type = Option<bool>)]
+    yes: Option<String>,
+}
+
+impl Sure {
+    /// Whether this is a dry run, and whether what is destructive is meant.
+    pub(super) fn wanted(&self) -> Reply<(bool, bool)> {
+        Ok((flag("dry_run", self.dry_run.as_deref())?, flag("yes", self.yes.as_deref())?))
+    }
+}
+
+/// A parameter that is true or false; false when absent.
+pub(super) fn flag(name: &str, said: Option<&str>) -> Reply<bool> {
+    match said {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(Problem::invalid(format!("{name} has to be true or false"))),
     }
 }
 
@@ -123,6 +157,14 @@ impl Body {
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Reply<T> {
         serde_json::from_slice(&self.0)
             .map_err(|error| Problem::invalid(format!("the request's JSON: {error}")))
+    }
+
+    /// As [`Self::parse`]; nothing at all says what its type says by default.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub(super) fn parse_or_default<T: DeserializeOwned + Default>(&self) -> Reply<T> {
+        if self.0.is_empty() { Ok(T::default()) } else { self.parse() }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! It reads as `polder query` does, for whom the key is: names of others do not exist.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -15,12 +16,14 @@ use futures::{StreamExt, TryStreamExt};
 use polder_core::{Engine, Error, ErrorCode, QueryStream, Result, Right, Session};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::Api;
 use super::gate::Who;
 use super::paging::{Body, answer};
 use super::problem::{Problem, Reply};
+use crate::caps::Caps;
 
 /// Rows of a JSON answer if nothing is said, and at most: it is one document.
 const JSON_ROWS: u64 = 10_000;
@@ -39,9 +42,23 @@ const JSON: &str = "application/json";
 pub(super) struct QueryRequest {
     /// One SELECT over `lake.org_<id>.<table>`; a key of one org may leave out all but the table.
     sql: String,
-    /// Fail if the answer has more rows; a JSON answer has 10,000 without it and 100,000 at most.
+    /// Fail if the answer has more rows; a JSON answer has 10,000 without it and 100,000 at most. A JSON
+    /// answer to an agent's key has 1,000 without it and 10,000 at most, and leaves out the rows after them.
     #[serde(default)]
     rows_max: Option<u64>,
+    /// Who answers: Polder itself when absent.
+    #[serde(default)]
+    engine: Option<QueryEngine>,
+}
+
+/// Who answers a query.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum QueryEngine {
+    /// Polder itself.
+    Embedded,
+    /// The Trino of `[trino]`, in its own SQL: for the operator alone.
+    Trino,
 }
 
 /// A column of an answer.
@@ -58,8 +75,10 @@ pub(super) struct AnswerColumn {
 pub(super) struct QueryAnswer {
     columns: Vec<AnswerColumn>,
     /// One array a row, in the columns' order. Decimals are texts, so that no digit is lost.
-    #[schema(value_type = Vec<Vec<Object>>)]
+    #[schema(value_type = Vec<Vec<Value>>)]
     rows: Vec<Value>,
+    /// Rows were left out: to an agent's key alone, where others get an error.
+    truncated: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +91,8 @@ enum Format {
 /// Answer one SQL query.
 ///
 /// By `Accept`: JSON, an Arrow IPC stream (`application/vnd.apache.arrow.stream`) or CSV (`text/csv`). The
-/// last two are sent as they are computed: an error on the way ends them early.
+/// last two are sent as they are computed: an error after their first rows ends them early. An answer to an
+/// agent's key has 10,000 rows and 1 MiB at most, and takes 30 seconds at most.
 #[utoipa::path(post, path = "/v1/query", tag = "lake", request_body = QueryRequest,
     responses((status = 200, description = "The rows.", content(
         (QueryAnswer = "application/json"),
@@ -88,6 +108,9 @@ pub(super) async fn query(
     who.require(Right::Read)?;
     let format = wanted(&headers)?;
     let request: QueryRequest = body.parse()?;
+    if let Some(caps) = Caps::of(who.0.principal.role()) {
+        return Box::pin(capped(&api, &who, (format, &request), caps)).await;
+    }
     let rows_max = match (format, request.rows_max) {
         (Format::Json, None) => Some(JSON_ROWS),
         (Format::Json, Some(rows)) if rows > JSON_ROWS_MAX => {
@@ -96,9 +119,8 @@ pub(super) async fn query(
         }
         (_, rows) => rows,
     };
-    let memory_bytes_max = api.app.config.process.limits.query_memory_mb << 20;
-    let session = Session { principal: who.0.principal.clone(), rows_max, memory_bytes_max };
-    let found = api.engine.query(&request.sql, &session).await?;
+    let engine = engine(&api, &request)?;
+    let found = engine.query(&request.sql, &session(&api, &who, rows_max)).await?;
     match format {
         Format::Json => {
             let document = tokio::time::timeout(TIME_MAX, whole(found)).await.map_err(|_| {
@@ -107,9 +129,101 @@ pub(super) async fn query(
             })??;
             Ok(answer(StatusCode::OK, &document))
         }
-        Format::Arrow => Ok(streamed(ARROW, arrow(found)?)),
-        Format::Csv => Ok(streamed(CSV, csv(found))),
+        Format::Arrow => Ok(streamed(ARROW, begun(arrow(found)?).await?)),
+        Format::Csv => Ok(streamed(CSV, begun(csv(found)).await?)),
     }
+}
+
+/// Who is to answer.
+fn engine<'a>(api: &'a Api, request: &QueryRequest) -> Result<&'a dyn Engine> {
+    match (request.engine, &api.trino) {
+        (None | Some(QueryEngine::Embedded), _) => Ok(&*api.engine),
+        (Some(QueryEngine::Trino), Some(trino)) => Ok(&**trino),
+        (Some(QueryEngine::Trino), None) => Err(crate::app::no_trino()),
+    }
+}
+
+fn session(api: &Api, who: &Who, rows_max: Option<u64>) -> Session {
+    Session {
+        principal: who.0.principal.clone(),
+        rows_max,
+        memory_bytes_max: api.app.config.process.limits.query_memory_mb << 20,
+        snapshots: BTreeMap::default(),
+        pushdown: true,
+    }
+}
+
+/// An answer to somebody who has caps of their own. JSON ends with the last row that is within them, and says so;
+/// a stream that would be larger fails.
+async fn capped(
+    api: &Api,
+    who: &Who,
+    (format, request): (Format, &QueryRequest),
+    caps: Caps,
+) -> Reply {
+    let rows_max = match (format, request.rows_max) {
+        (Format::Arrow | Format::Csv, None) => caps.rows_max,
+        (_, said) => caps.rows(said)?,
+    };
+    let most = (format != Format::Json).then_some(rows_max as u64);
+    let deadline = Instant::now() + caps.time_max;
+    let session = session(api, who, most);
+    let engine = engine(api, request)?;
+    let work = async {
+        let found = engine.query(&request.sql, &session).await?;
+        let (kind, bytes) = match format {
+            Format::Json => {
+                return Ok(answer(StatusCode::OK, &first(found, rows_max, caps.bytes_max).await?));
+            }
+            Format::Arrow => (ARROW, arrow(found)?),
+            Format::Csv => (CSV, csv(found)),
+        };
+        Ok::<_, Error>(streamed(kind, begun(within(bytes, caps, deadline)).await?))
+    };
+    let done: Result<Response> =
+        tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_| Err(caps.too_long()));
+    Ok(done?)
+}
+
+/// The first rows, as many as there may be.
+async fn first(mut found: QueryStream, rows_max: usize, bytes_max: usize) -> Result<QueryAnswer> {
+    let columns = columns(&found);
+    let (mut rows, mut bytes, mut truncated) = (Vec::new(), 0, false);
+    'batches: while let Some(batch) = found.batches.try_next().await? {
+        // One more than there may be shows that there are more.
+        let few = batch.slice(0, batch.num_rows().min(rows_max + 1 - rows.len()));
+        for row in crate::answer::arrays(&few)? {
+            bytes += row.to_string().len();
+            if rows.len() == rows_max || bytes > bytes_max {
+                truncated = true;
+                break 'batches;
+            }
+            rows.push(row);
+        }
+    }
+    Ok(QueryAnswer { columns, rows, truncated })
+}
+
+/// The same bytes, until they are too many or it is too late: then an error, and no end mark.
+fn within(bytes: Bytes, caps: Caps, deadline: Instant) -> Bytes {
+    let next = move |(mut bytes, sent): (Bytes, usize)| async move {
+        let part = tokio::time::timeout_at(deadline, bytes.try_next()).await;
+        let Some(part) = part.unwrap_or_else(|_| Err(caps.too_long()))? else { return Ok(None) };
+        let sent = sent + part.len();
+        if sent > caps.bytes_max {
+            return Err(caps.too_large());
+        }
+        Ok(Some((part, (bytes, sent))))
+    };
+    futures::stream::try_unfold((bytes, 0), next).boxed()
+}
+
+fn columns(found: &QueryStream) -> Vec<AnswerColumn> {
+    let columns = found.schema.fields().iter().map(|field| AnswerColumn {
+        name: field.name().clone(),
+        data_type: field.data_type().to_string(),
+    });
+    columns.collect()
 }
 
 /// What the client takes, the first of its list that is known.
@@ -130,11 +244,7 @@ fn wanted(headers: &HeaderMap) -> Reply<Format> {
 }
 
 async fn whole(mut found: QueryStream) -> Result<QueryAnswer> {
-    let columns = found.schema.fields().iter().map(|field| AnswerColumn {
-        name: field.name().clone(),
-        data_type: field.data_type().to_string(),
-    });
-    let columns = columns.collect();
+    let columns = columns(&found);
     let (mut rows, mut bytes) = (Vec::new(), 0);
     while let Some(batch) = found.batches.try_next().await? {
         bytes += batch.get_array_memory_size();
@@ -145,10 +255,22 @@ async fn whole(mut found: QueryStream) -> Result<QueryAnswer> {
         }
         rows.extend(crate::answer::arrays(&batch)?);
     }
-    Ok(QueryAnswer { columns, rows })
+    Ok(QueryAnswer { columns, rows, truncated: false })
 }
 
 type Bytes = futures::stream::BoxStream<'static, Result<Vec<u8>, Error>>;
+
+/// With its first rows: what fails before them is told by a status, and not by an answer cut short.
+async fn begun(mut bytes: Bytes) -> Result<Bytes> {
+    let mut first = Vec::new();
+    // The header line of CSV comes by itself.
+    while first.len() < 2
+        && let Some(part) = bytes.try_next().await?
+    {
+        first.push(Ok(part));
+    }
+    Ok(futures::stream::iter(first).chain(bytes).boxed())
+}
 
 fn streamed(kind: &'static str, bytes: Bytes) -> Response {
     let told = bytes.inspect_err(|error| tracing::warn!("an answer was cut off: {error}"));

@@ -75,7 +75,8 @@ pub(super) async fn resolve(
     let process = &api.app.config.process;
     let effective = desired::effective(process, &templates, org.get(), &document)?;
     let template = effective.template.as_deref();
-    let below = desired::base_tables(&templates, template, document.declared.as_ref());
+    let declared = document.declared.as_ref();
+    let below = desired::base_tables(&templates, template, declared, &document.groups());
     if let Some(base) = below.iter().find(|table| table.name == name) {
         return Ok(of_template(api, org, base, said).await);
     }
@@ -112,7 +113,10 @@ pub(super) async fn resolve(
     }
     let best = offered.cursors.first().filter(|_| !said.contains_key("mode"));
     if let Some(best) = best.filter(|_| !said.contains_key("cursor")) {
-        patch.insert("mode".to_owned(), json!(Mode::Append));
+        // One that is no column of the table tells changes too.
+        let is_column = offered.schema.field(best).is_some();
+        let mode = if is_column { Mode::Append } else { offered.mode };
+        patch.insert("mode".to_owned(), json!(mode));
         patch.insert("cursor".to_owned(), json!(best));
     }
     patch.extend(said);
@@ -148,6 +152,10 @@ async fn of_template(
         ("from".to_owned(), json!(base.from)),
         ("filter".to_owned(), json!(base.filter)),
     ];
+    // Whoever asks for it wants it to run, also where its group is off.
+    if !base.enabled {
+        patch.insert("enabled".to_owned(), json!(true));
+    }
     patch.extend(said);
     Found { patch, resolved, inherited: Map::from_iter(scope) }
 }
@@ -234,7 +242,8 @@ fn describe(offered: &SourceTable, resolved: &mut Resolved) {
     resolved.partition = partition(offered);
 }
 
-fn cursors(offered: &SourceTable) -> Vec<CursorCandidate> {
+/// Columns by which new and changed rows can be found, with the reason for their order.
+pub(super) fn cursors(offered: &SourceTable) -> Vec<CursorCandidate> {
     let reason = |column: &str| {
         let data_type = offered.schema.field(column).map(|field| &field.data_type);
         match data_type {
@@ -250,6 +259,10 @@ fn cursors(offered: &SourceTable) -> Vec<CursorCandidate> {
                 "a growing number: finds new rows, not \
                  changed ones"
             }
+            None => {
+                "the transaction that wrote the row: finds new rows and changed ones, whoever writes; \
+                 every run scans the table"
+            }
             _ => "ordered: finds rows that come after those read",
         }
         .to_owned()
@@ -264,7 +277,8 @@ fn cursors(offered: &SourceTable) -> Vec<CursorCandidate> {
         .collect()
 }
 
-fn partition(offered: &SourceTable) -> Option<PartitionSuggestion> {
+/// How the lake table may be cut into parts.
+pub(super) fn partition(offered: &SourceTable) -> Option<PartitionSuggestion> {
     let is_time = |schema: &TableSchema, column: &str| {
         schema.field(column).is_some_and(|field| {
             matches!(field.data_type, LakeType::Timestamptz | LakeType::Timestamp | LakeType::Date)

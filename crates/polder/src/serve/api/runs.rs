@@ -1,11 +1,15 @@
 //! Runs, and the operations they belong to.
 
+use std::slice::from_mut;
+
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use polder_control::queue::{self, Order, QueuedRun};
+use polder_control::queue::{self, Asked, JobKind, Order, QueuedRun};
 use polder_control::runs::{self as records, RunRecord, RunState};
-use polder_core::{Error, ErrorCode, Right};
+use polder_control::{Store, usage};
+use polder_core::spec::ValidateWhen;
+use polder_core::{Authorized, Error, ErrorCode, OrgId, Right};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -17,6 +21,7 @@ use super::orgs::effective;
 use super::paging::{Body, DryRun, Named, Paging, Params, answer, cursor};
 use super::problem::{Problem, Reply};
 use crate::output::rfc3339;
+use crate::telemetry;
 
 /// Which tables to bring up to date.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -28,6 +33,42 @@ pub(super) struct RunRequest {
     /// Reload everything, whatever the mode and the checkpoint.
     #[serde(default)]
     full_refresh: bool,
+    /// What is done with the tables.
+    #[serde(default)]
+    kind: Kind,
+}
+
+/// What a run does with its table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Kind {
+    /// Brings it up to date with its source.
+    #[default]
+    Ingest,
+    /// Holds it to its source; the report has the verdict.
+    Validate,
+    /// Looks after its files, versions and rows by its policies.
+    Maintain,
+}
+
+impl From<Kind> for JobKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Ingest => Self::Ingest,
+            Kind::Validate => Self::Validate,
+            Kind::Maintain => Self::Maintain,
+        }
+    }
+}
+
+impl From<JobKind> for Kind {
+    fn from(kind: JobKind) -> Self {
+        match kind {
+            JobKind::Ingest => Self::Ingest,
+            JobKind::Validate => Self::Validate,
+            JobKind::Maintain => Self::Maintain,
+        }
+    }
 }
 
 /// Where something is in its life.
@@ -48,18 +89,33 @@ pub(super) struct Run {
     id: Uuid,
     org: String,
     table: String,
+    kind: Kind,
     status: Status,
+    /// Attempts that failed.
+    failures: i64,
+    /// When it is tried again, if it waits for that.
+    #[schema(format = "date-time")]
+    next_attempt_at: Option<String>,
+    /// It does not begin before: its org has reached a limit of the day, or it is a validation that waits for
+    /// the hours of its schedule.
+    #[schema(format = "date-time")]
+    waits_until: Option<String>,
+    /// What a person has to do about a run that failed: nobody tries it again by itself.
+    what_to_do: Option<String>,
     /// The operation it is part of; null for a run of `polder run`.
     #[schema(value_type = Option<String>, format = "uuid")]
     operation: Option<Uuid>,
     /// RFC 3339, as all times.
+    #[schema(format = "date-time")]
     queued_at: String,
+    #[schema(format = "date-time")]
     started_at: Option<String>,
+    #[schema(format = "date-time")]
     finished_at: Option<String>,
     /// What it did, once it has succeeded.
     #[schema(value_type = Option<Object>)]
     report: Option<Value>,
-    /// Why it ended otherwise: code, message, detail, hint.
+    /// Why it ended otherwise, or why the last attempt failed: code, message, detail, hint.
     #[schema(value_type = Option<Object>)]
     error: Option<Value>,
 }
@@ -80,12 +136,27 @@ pub(super) struct Operation {
     /// Of all its runs together: failed if one has failed, once all have ended.
     status: Status,
     runs: Vec<Run>,
+    /// What a dry run would queue; empty otherwise.
+    planned: Vec<PlannedRun>,
+    #[schema(format = "date-time")]
     queued_at: Option<String>,
+    #[schema(format = "date-time")]
     finished_at: Option<String>,
 }
 
+/// A run that would be queued: it has no id yet.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct PlannedRun {
+    table: String,
+    kind: Kind,
+    /// Everything would be reloaded, whatever the mode and the checkpoint.
+    full_refresh: bool,
+    /// A validation would follow.
+    validate: bool,
+}
+
 impl Status {
-    fn of(state: RunState, in_queue: bool) -> Self {
+    pub(super) fn of(state: RunState, in_queue: bool) -> Self {
         match state {
             // `polder run` begins at once.
             RunState::Queued if !in_queue => Self::Running,
@@ -117,22 +188,60 @@ impl Status {
 }
 
 /// The report of a success, the error of anything else.
-fn told(status: Status, report: Option<&str>) -> (Option<Value>, Option<Value>) {
-    let document: Option<Value> = report.and_then(|text| serde_json::from_str(text).ok());
+pub(super) fn told(status: Status, report: Option<&str>) -> (Option<Value>, Option<Value>) {
+    let mut document: Option<Value> = report.and_then(|text| serde_json::from_str(text).ok());
     match status {
-        Status::Succeeded => (document, None),
+        Status::Succeeded => {
+            document.as_mut().into_iter().for_each(tell_times);
+            (document, None)
+        }
         _ => (None, document),
     }
+}
+
+/// Reports of validations, and the checks in them, are kept with milliseconds; the API tells times by RFC 3339.
+fn tell_times(report: &mut Value) {
+    let Some(fields) = report.as_object_mut() else { return };
+    if let Some(ms) = fields.remove("started_ms").and_then(|ms| ms.as_i64()) {
+        fields.insert("started_at".to_owned(), rfc3339(ms).into());
+    }
+    let checks = fields.get_mut("checks").and_then(Value::as_array_mut);
+    checks.into_iter().flatten().for_each(tell_times);
+}
+
+/// What a failed run waits for. It is not tried again until a person says so.
+fn what_to_do(status: Status, in_queue: bool, run: Uuid, error: Option<&Value>) -> Option<String> {
+    if status != Status::Failed {
+        return None;
+    }
+    let error = error?;
+    let hint = error["hint"].as_str().unwrap_or("look at the error and mend its cause");
+    let again = if in_queue {
+        format!("then POST …/runs/{run}/retry")
+    } else {
+        "then run the table again".to_owned()
+    };
+    Some(format!("{hint}; {again}"))
 }
 
 impl From<&QueuedRun> for Run {
     fn from(run: &QueuedRun) -> Self {
         let status = Status::of(run.state, true);
         let (report, error) = told(status, run.report.as_deref());
+        let waits = status == Status::Queued && run.failures > 0;
+        let put_off = status == Status::Queued
+            && run.off_peak
+            && run.failures == 0
+            && run.due_ms > run.enqueued_ms;
         Self {
             id: run.run_id,
             org: run.org.to_string(),
             table: run.table.clone(),
+            kind: run.kind.into(),
+            failures: run.failures,
+            next_attempt_at: waits.then(|| rfc3339(run.due_ms)),
+            waits_until: put_off.then(|| rfc3339(run.due_ms)),
+            what_to_do: what_to_do(status, true, run.run_id, error.as_ref()),
             status,
             operation: Some(run.operation),
             queued_at: rfc3339(run.enqueued_ms),
@@ -146,12 +255,19 @@ impl From<&QueuedRun> for Run {
 
 impl From<&RunRecord> for Run {
     fn from(run: &RunRecord) -> Self {
-        let status = Status::of(run.state, run.operation.is_some());
+        let in_queue = run.operation.is_some();
+        let status = Status::of(run.state, in_queue);
         let (report, error) = told(status, run.report.as_deref());
+        let due = run.due_ms.filter(|_| status == Status::Queued && run.failures > 0);
         Self {
             id: run.run_id,
             org: run.org.to_string(),
             table: run.table.clone(),
+            kind: run.kind.into(),
+            failures: run.failures,
+            next_attempt_at: due.map(rfc3339),
+            waits_until: None,
+            what_to_do: what_to_do(status, in_queue, run.run_id, error.as_ref()),
             status,
             operation: run.operation,
             queued_at: rfc3339(run.enqueued_ms),
@@ -163,8 +279,54 @@ impl From<&RunRecord> for Run {
     }
 }
 
+impl Run {
+    pub(super) fn has_ended(&self) -> bool {
+        self.status.has_ended()
+    }
+
+    /// An org that has reached a limit of the day would keep it waiting.
+    fn may_be_limited(&self) -> bool {
+        self.status == Status::Queued && self.kind == Kind::Ingest
+    }
+}
+
+/// Says of an org's runs that they wait for the next day, where they do.
+pub(super) async fn waiting(
+    store: &Store,
+    org: &Authorized<OrgId>,
+    runs: &mut [Run],
+) -> polder_core::Result<()> {
+    if !runs.iter().any(Run::may_be_limited) {
+        return Ok(());
+    }
+    let until = usage::waits_until_ms(store, org).await?.map(rfc3339);
+    for run in runs.iter_mut().filter(|run| run.may_be_limited()) {
+        run.waits_until.clone_from(&until);
+    }
+    Ok(())
+}
+
 impl Operation {
-    fn of(id: Uuid, runs: &[QueuedRun]) -> Option<Self> {
+    /// What a dry run would ask for: not there yet.
+    pub(super) fn planned(org: &OrgId, order: &Order<'_>) -> Self {
+        let planned = |asked: &Asked| PlannedRun {
+            table: asked.table.clone(),
+            kind: order.kind.into(),
+            full_refresh: order.full_refresh,
+            validate: asked.validate,
+        };
+        Self {
+            id: None,
+            org: org.to_string(),
+            status: Status::Queued,
+            runs: Vec::new(),
+            planned: order.tables.iter().map(planned).collect(),
+            queued_at: None,
+            finished_at: None,
+        }
+    }
+
+    pub(super) fn of(id: Uuid, runs: &[QueuedRun]) -> Option<Self> {
         let first = runs.first()?;
         let shown: Vec<Run> = runs.iter().map(Run::from).collect();
         let states: Vec<Status> = shown.iter().map(|run| run.status).collect();
@@ -175,14 +337,15 @@ impl Operation {
             org: first.org.to_string(),
             status: all,
             runs: shown,
+            planned: Vec::new(),
             queued_at: Some(rfc3339(first.enqueued_ms)),
             finished_at: finished.filter(|_| all.has_ended()).map(rfc3339),
         })
     }
 }
 
-/// Bring tables up to date. Answers at once; the operation says how far it is.
-#[utoipa::path(post, path = "/v1/orgs/{org}/runs", tag = "runs",
+/// Bring tables up to date, validate or maintain them. Answers at once; the operation says how far it is.
+#[utoipa::path(post, path = "/v1/orgs/{org}/runs", operation_id = "trigger_runs", tag = "runs",
     params(("org" = String, Path, description = "The org's id."), DryRun),
     request_body = RunRequest,
     responses((status = 202, body = Operation,
@@ -220,30 +383,54 @@ pub(super) async fn trigger(
     if tables.is_empty() {
         return Err(Problem::invalid("there is no table to run"));
     }
+    let (asked_by, traceparent) = (who.0.who(), telemetry::traceparent());
+    let asked = |name: &String| {
+        let spec = &effective.table(name)?.spec;
+        let schedule = spec.schedule.as_ref();
+        Some(Asked {
+            table: name.clone(),
+            source: spec.source.clone(),
+            validate: request.kind == Kind::Ingest
+                && schedule.is_some_and(|schedule| schedule.validate == ValidateWhen::AfterRun),
+        })
+    };
+    let tables: Vec<Asked> = tables.iter().filter_map(asked).collect();
+    let order = Order {
+        kind: request.kind.into(),
+        tables: &tables,
+        full_refresh: request.full_refresh,
+        asked_by: &asked_by,
+        traceparent: traceparent.as_deref(),
+    };
     if dry_run {
-        let (id, org, runs) = (None, org.get().to_string(), Vec::new());
-        let status = Status::Queued;
-        let document = Operation { id, org, status, runs, queued_at: None, finished_at: None };
-        return Ok(answer(StatusCode::OK, &document));
+        return Ok(answer(StatusCode::OK, &Operation::planned(org.get(), &order)));
     }
-    let asked_by = who.0.who();
-    let order = Order { tables: &tables, full_refresh: request.full_refresh, asked_by: &asked_by };
     let id = queue::submit(&api.store, &org, order).await?;
     api.wake.notify_one();
     let runs = queue::operation(&api.store, id).await?;
-    let document = Operation::of(id, &runs).ok_or_else(|| no_operation(&id.to_string()))?;
+    let mut document = Operation::of(id, &runs).ok_or_else(|| no_operation(&id.to_string()))?;
+    waiting(&api.store, &org, &mut document.runs).await?;
     Ok(placed(answer(StatusCode::ACCEPTED, &document), id))
 }
 
-fn placed(mut response: Response, operation: Uuid) -> Response {
+pub(super) fn placed(mut response: Response, operation: Uuid) -> Response {
     if let Ok(place) = HeaderValue::from_str(&format!("/v1/operations/{operation}")) {
         response.headers_mut().insert(header::LOCATION, place);
     }
     response
 }
 
+/// The last id of the page before; `None` at the beginning.
+pub(super) fn before(after: &str) -> Reply<Option<Uuid>> {
+    if after.is_empty() {
+        return Ok(None);
+    }
+    let id = Uuid::try_parse(after);
+    id.map(Some).map_err(|_| Problem::invalid("cursor is no next_cursor of an earlier answer"))
+}
+
 /// List an org's runs, the newest first.
-#[utoipa::path(get, path = "/v1/orgs/{org}/runs", tag = "runs",
+#[utoipa::path(get, path = "/v1/orgs/{org}/runs", operation_id = "list_runs", tag = "runs",
     params(("org" = String, Path, description = "The org's id."), Paging),
     responses((status = 200, body = Runs)))]
 pub(super) async fn list(
@@ -254,24 +441,18 @@ pub(super) async fn list(
 ) -> Reply {
     let org = who.org(&org, Right::Read)?;
     effective(&api, &org).await?;
-    let (limit, after) = (paging.limit()?, paging.after()?);
-    let before = match after.as_str() {
-        "" => None,
-        text => Some(
-            Uuid::try_parse(text)
-                .map_err(|_| Problem::invalid("cursor is no next_cursor of an earlier answer"))?,
-        ),
-    };
+    let (limit, before) = (paging.limit()?, before(&paging.after()?)?);
     let mut found = records::page(&api.store, &org, before, limit as u16 + 1).await?;
     let more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| more).map(|run| cursor(&run.run_id.to_string()));
-    let items = found.iter().map(Run::from).collect();
+    let mut items: Vec<Run> = found.iter().map(Run::from).collect();
+    waiting(&api.store, &org, &mut items).await?;
     Ok(answer(StatusCode::OK, &Runs { items, next_cursor }))
 }
 
 /// Read one run.
-#[utoipa::path(get, path = "/v1/orgs/{org}/runs/{run}", tag = "runs",
+#[utoipa::path(get, path = "/v1/orgs/{org}/runs/{run}", operation_id = "read_run", tag = "runs",
     params(("org" = String, Path, description = "The org's id."),
            ("run" = String, Path, description = "The run's id.")),
     responses((status = 200, body = Run)))]
@@ -286,8 +467,9 @@ pub(super) async fn read(
         Ok(id) => records::find(&api.store, &org, id).await?,
         Err(_) => None,
     };
-    let found = found.ok_or_else(|| no_run(&run))?;
-    Ok(answer(StatusCode::OK, &Run::from(&found)))
+    let mut shown = Run::from(&found.ok_or_else(|| no_run(&run))?);
+    waiting(&api.store, &org, from_mut(&mut shown)).await?;
+    Ok(answer(StatusCode::OK, &shown))
 }
 
 /// Ask for a run to stop. One that waits ends at once; one that works ends at its next batch, unless
@@ -306,7 +488,8 @@ pub(super) async fn cancel(
     effective(&api, &org).await?;
     let id = Uuid::try_parse(&run).map_err(|_| no_run(&run))?;
     if dry.wanted()? {
-        let found = records::find(&api.store, &org, id).await?.ok_or_else(|| no_run(&run))?;
+        let found = queue::run(&api.store, &org, id).await?.ok_or_else(|| no_run(&run))?;
+        found.check_open()?;
         return Ok(answer(StatusCode::OK, &Run::from(&found)));
     }
     let asked = queue::cancel(&api.store, &org, id).await?;
@@ -324,21 +507,41 @@ pub(super) async fn operation(
 ) -> Reply {
     let id = Uuid::try_parse(&operation).map_err(|_| no_operation(&operation))?;
     let runs = queue::operation(&api.store, id).await?;
-    let own = |run: &&QueuedRun| who.0.principal.authorize(&run.org).is_ok();
-    if let Some(foreign) = runs.first().filter(|run| !own(run)) {
-        tracing::debug!(org = %foreign.org, "an operation of another org was asked for");
+    let first = runs.first().ok_or_else(|| no_operation(&operation))?;
+    let Ok(org) = who.0.principal.authorize(&first.org) else {
+        tracing::debug!(org = %first.org, "an operation of another org was asked for");
         return Err(no_operation(&operation).refusing());
-    }
-    let document = Operation::of(id, &runs).ok_or_else(|| no_operation(&operation))?;
+    };
+    let mut document = Operation::of(id, &runs).ok_or_else(|| no_operation(&operation))?;
+    waiting(&api.store, &org, &mut document.runs).await?;
     Ok(answer(StatusCode::OK, &document))
 }
 
-fn no_run(run: &str) -> Problem {
+pub(super) fn no_run(run: &str) -> Problem {
     let message = format!("the org has no run {run:?}");
     let error = Error::new(ErrorCode::ControlNotFound, message);
     error.hint("GET /v1/orgs/{org}/runs lists its runs").into()
 }
 
-fn no_operation(operation: &str) -> Problem {
+pub(super) fn no_operation(operation: &str) -> Problem {
     Error::new(ErrorCode::ControlNotFound, format!("there is no operation {operation:?}")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_report_that_is_kept_with_milliseconds_is_told_by_rfc_3339() {
+        let kept = json!({ "verdict": "verified", "started_ms": 1_800_000_000_000_i64, "duration_ms": 7,
+                           "checks": [{ "check": "rows", "started_ms": 1_800_000_000_001_i64 }] });
+        let (report, error) = told(Status::Succeeded, Some(&kept.to_string()));
+        let shown = json!({ "verdict": "verified", "started_at": "2027-01-15T08:00:00.000Z",
+                            "duration_ms": 7,
+                            "checks": [{ "check": "rows", "started_at": "2027-01-15T08:00:00.001Z" }] });
+        assert_eq!((report, error), (Some(shown), None));
+        assert_eq!(told(Status::Succeeded, Some("[1]")).0, Some(json!([1])), "as it is");
+    }
 }

@@ -11,6 +11,7 @@ use super::Api;
 use super::gate::Who;
 use super::paging::{Named, answer};
 use super::problem::Reply;
+use super::resolve::{self, CursorCandidate, PartitionSuggestion};
 
 /// An outside system. Its address is the operator's.
 #[derive(Debug, Serialize, ToSchema)]
@@ -30,7 +31,9 @@ pub(super) struct OfferedTable {
     /// The primary key's columns.
     key: Vec<String>,
     /// Columns that can serve as cursor, best first.
-    cursors: Vec<String>,
+    cursors: Vec<CursorCandidate>,
+    /// Null where no column says when a row was made, or nobody knows how many rows there are.
+    partition: Option<PartitionSuggestion>,
     /// The source's estimate, over all orgs; for operators alone.
     rows_estimated: Option<u64>,
     columns: Vec<OfferedColumn>,
@@ -47,6 +50,7 @@ pub(super) struct OfferedColumn {
 
 impl From<SourceTable> for OfferedTable {
     fn from(table: SourceTable) -> Self {
+        let (cursors, partition) = (resolve::cursors(&table), resolve::partition(&table));
         let columns = table.schema.fields.into_iter().map(|field| OfferedColumn {
             data_type: field.data_type.to_string(),
             nullable: field.nullable,
@@ -56,7 +60,8 @@ impl From<SourceTable> for OfferedTable {
             name: table.name,
             kind: table.kind.to_owned(),
             key: table.key,
-            cursors: table.cursors,
+            cursors,
+            partition,
             rows_estimated: table.rows_estimated,
             columns: columns.collect(),
         }
@@ -64,7 +69,7 @@ impl From<SourceTable> for OfferedTable {
 }
 
 /// List the sources.
-#[utoipa::path(get, path = "/v1/sources", tag = "sources",
+#[utoipa::path(get, path = "/v1/sources", operation_id = "list_sources", tag = "sources",
     responses((status = 200, body = Vec<Source>)))]
 pub(super) async fn list(State(api): State<Api>, _: Who) -> Reply {
     let sources = api.app.config.process.sources.iter();

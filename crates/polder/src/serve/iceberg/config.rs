@@ -8,7 +8,7 @@ use super::idempotency::LIFETIME_TEXT;
 use super::reply::ok;
 
 /// Operations, as the specification writes them: a client uses no other.
-const ENDPOINTS: [&str; 28] = [
+pub(super) const ENDPOINTS: [&str; 28] = [
     "GET /v1/{prefix}/namespaces",
     "POST /v1/{prefix}/namespaces",
     "GET /v1/{prefix}/namespaces/{namespace}",

@@ -1,103 +1,106 @@
 //! `Idempotency-Key`: a request that changes something is carried out once, and whoever repeats it
-//! with the same key gets the first one's answer.
+//! with the same key gets the first one's answer, from any server of the store.
 //!
-//! Answers are kept in this process for a while and within a size; a repetition after a restart is
-//! carried out again, where a table's requirements keep a commit from being made twice. Answers that
-//! say "try again" (5xx) are not kept.
+//! An answer is written once the request has been carried out, before the client gets it. A
+//! repetition that comes to the same server meanwhile waits. One that comes to another server, or
+//! after a crash between the two, is carried out again: it is the requirements that refuse a commit
+//! then. Answers that say "try again" (5xx) are not kept.
+//!
+//! Nothing that opens files is kept: no signed request, no keys. Of an answer that holds a table it is the metadata file's
+//! location, of which the answer is made again, with keys of that moment.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
+use std::time::Duration;
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use polder_control::Store;
+use polder_control::idempotency::{Answer, Answers, Found};
+use polder_core::{Error, Principal};
 use polder_lake::service::{Refusal, RefusalKind};
-use tokio::sync::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use uuid::Uuid;
 
+use super::noted::Noted;
 use super::reply::{Failure, Reply};
-use super::{BODY_BYTES_MAX, Shared};
-use crate::serve::clients::sha256;
+use super::tables::{self, Shown};
+use super::{BODY_BYTES_MAX, Shared, changes, unauthorized};
+use crate::serve::clients::{Caller, sha256};
+use crate::serve::kept;
+use crate::serve::tasks::Tasks;
 
-const HEADER: &str = "idempotency-key";
+pub(super) const HEADER: &str = "idempotency-key";
 /// How long an answer is kept; [`LIFETIME_TEXT`] says the same to clients.
 const LIFETIME: Duration = Duration::from_mins(30);
 /// ISO 8601.
 pub(super) const LIFETIME_TEXT: &str = "PT30M";
-/// Keys remembered. The oldest leaves first.
-const KEYS_MAX: usize = 10_000;
-/// What all kept answers may take. The oldest leaves first.
-const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Slots beyond which those that nobody holds are looked for.
+const SLOTS: usize = 1024;
 
-/// Answers by client and key.
-#[derive(Default)]
-pub(super) struct Replies {
-    known: StdMutex<Known>,
+/// Requests with a key: those under way here, and the answers of all servers.
+pub(super) struct Once {
+    answers: Answers,
+    slots: StdMutex<HashMap<String, Weak<Mutex<()>>>>,
+    tasks: Arc<Tasks>,
 }
-
-#[derive(Default)]
-struct Known {
-    by_key: HashMap<Key, (Slot, usize)>,
-    order: VecDeque<(Key, Instant)>,
-    /// Of all answers.
-    bytes: usize,
-}
-
-/// A client's key.
-type Key = (Option<String>, Uuid);
 
 /// Held while the request runs, so that a repetition waits for its answer.
-type Slot = Arc<Mutex<Option<Kept>>>;
+type Slot = OwnedMutexGuard<()>;
 
-#[derive(Clone)]
-struct Kept {
-    /// The request it answers.
+/// A client's key and what it is used for, as the store knows them.
+struct Keyed {
+    id: String,
     request: String,
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
 }
 
-impl Replies {
-    fn slot(&self, key: &Key) -> Slot {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = |at: &Instant| at.elapsed() > LIFETIME;
-        while known.order.len() >= KEYS_MAX || known.order.front().is_some_and(|(_, at)| old(at)) {
-            known.forget_oldest();
-        }
-        if let Some((slot, _)) = known.by_key.get(key) {
-            return Arc::clone(slot);
-        }
-        known.order.push_back((key.clone(), Instant::now()));
-        Arc::clone(&known.by_key.entry(key.clone()).or_default().0)
+/// What is kept of an answer's body.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Kept {
+    Text(String),
+    Table(Shown),
+}
+
+impl Once {
+    pub(super) fn new(store: Store, tasks: Arc<Tasks>) -> Self {
+        Self { answers: Answers::new(store, LIFETIME), slots: StdMutex::default(), tasks }
     }
 
-    /// Counts an answer that was put into its slot.
-    fn kept(&self, key: &Key, bytes: usize) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, size)) = known.by_key.get_mut(key) {
-            *size = bytes;
-            known.bytes += bytes;
-        }
-        while known.bytes > KEPT_BYTES_MAX && !known.order.is_empty() {
-            known.forget_oldest();
-        }
+    async fn slot(&self, id: &str) -> Slot {
+        let slot = {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            if slots.len() >= SLOTS {
+                slots.retain(|_, slot| slot.strong_count() > 0);
+            }
+            slots.get(id).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let slot = Arc::default();
+                slots.insert(id.to_owned(), Arc::downgrade(&slot));
+                slot
+            })
+        };
+        slot.lock_owned().await
     }
 }
 
-impl Known {
-    fn forget_oldest(&mut self) {
-        let oldest = self.order.pop_front().and_then(|(key, _)| self.by_key.remove(&key));
-        self.bytes -= oldest.map_or(0, |(_, bytes)| bytes);
+impl Keyed {
+    fn new(caller: &Caller, key: Uuid, parts: &Parts, body: &[u8]) -> Self {
+        let mut text = format!("{}\n{}\n", parts.method, parts.uri).into_bytes();
+        text.extend_from_slice(body);
+        let id = sha256(format!("{}\n{key}", caller.who()).as_bytes());
+        // Keys of `/v1` are others.
+        Self { id: format!("iceberg:{id}"), request: sha256(&text) }
     }
 }
 
 /// Carries a request with a key out once.
 pub(super) async fn once(State(shared): State<Shared>, request: Request, next: Next) -> Response {
-    let changes = matches!(*request.method(), Method::POST | Method::DELETE);
+    let changes = changes(request.method(), request.extensions());
     let Some(key) = request.headers().get(HEADER).filter(|_| changes) else {
         return next.run(request).await;
     };
@@ -110,38 +113,139 @@ pub(super) async fn once(State(shared): State<Shared>, request: Request, next: N
 
 async fn keyed(shared: &Shared, key: Option<Uuid>, request: Request, next: Next) -> Reply {
     let key = key.ok_or_else(|| Refusal::invalid("Invalid Idempotency-Key: not a UUID"))?;
-    let client = shared.caller(request.headers()).await?.client;
+    let caller = request.extensions().get::<Caller>().cloned().ok_or_else(unauthorized)?;
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, BODY_BYTES_MAX)
         .await
         .map_err(|_| Refusal::invalid("The request is too long, or was cut off"))?;
-    let mut text = format!("{}\n{}\n", parts.method, parts.uri).into_bytes();
-    text.extend_from_slice(&body);
-    let identity = sha256(&text);
-    let key = (client, key);
-    let slot = shared.replies.slot(&key);
-    let mut kept = slot.lock().await;
-    if let Some(kept) = &*kept {
-        if kept.request != identity {
+    let keyed = Keyed::new(&caller, key, &parts, &body);
+    let slot = shared.once.slot(&keyed.id).await;
+    // Without the store nobody knows whether it was carried out: it is not, for now.
+    let found = shared.once.answers.find(&keyed.id, &keyed.request).await.map_err(unavailable)?;
+    match found {
+        Found::Answered(answer) => {
+            return repeated(shared, caller.principal, parts.headers, answer).await;
+        }
+        Found::AnotherRequest => {
             let message = "The Idempotency-Key was used for another request";
             return Err(Refusal::new(RefusalKind::Unprocessable, message).into());
         }
-        return Ok((kept.status, kept.headers.clone(), kept.body.clone()).into_response());
+        Found::Nothing | Found::UnderWay => {}
     }
-    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
-    let (parts, body) = response.into_parts();
+    let (by, request) = (shared.clone(), Request::from_parts(parts, Body::from(body)));
+    // A client that has hung up asks again.
+    let work = async move {
+        let reply = carried_out(&by, &keyed, caller.principal, request, next).await;
+        drop(slot);
+        reply
+    };
+    shared.once.tasks.finish(work).await.unwrap_or_else(|| Err(unread()))
+}
+
+async fn carried_out(
+    shared: &Shared,
+    keyed: &Keyed,
+    principal: Principal,
+    request: Request,
+    next: Next,
+) -> Reply {
+    let headers = request.headers().clone();
+    let (parts, body) = next.run(request).await.into_parts();
     let body = to_bytes(body, usize::MAX).await.map_err(|_| unread())?;
-    let (status, headers) = (parts.status, parts.headers);
+    let status = parts.status;
     // A refused token is not the request's answer: with a good one it is carried out.
     let settled = !status.is_server_error() && status != StatusCode::UNAUTHORIZED;
     if settled {
-        let (headers, body) = (headers.clone(), body.clone());
-        shared.replies.kept(&key, body.len());
-        *kept = Some(Kept { request: identity, status, headers, body });
+        let kept = match parts.extensions.get::<Shown>() {
+            Some(table) => Kept::Table(table.clone()),
+            None => Kept::Text(String::from_utf8_lossy(&body).into_owned()),
+        };
+        let answer = Answer {
+            status: status.as_u16(),
+            headers: kept::headers(&parts.headers),
+            body: serde_json::to_string(&kept).map_err(|_| unread())?,
+        };
+        if let Some(other) = standing(shared, keyed, answer).await
+            && let Ok(response) = repeated(shared, principal, headers, other).await
+        {
+            return Ok(response);
+        }
     }
-    Ok((status, headers, body).into_response())
+    Ok(Response::from_parts(parts, Body::from(body)))
+}
+
+/// Keeps an answer. Gives the one of another server where that stands instead.
+async fn standing(shared: &Shared, keyed: &Keyed, answer: Answer) -> Option<Answer> {
+    let answers = &shared.once.answers;
+    match answers.keep(&keyed.id, &keyed.request, answer).await {
+        Ok(false) => match answers.find(&keyed.id, &keyed.request).await {
+            Ok(Found::Answered(other)) => Some(other),
+            _ => None,
+        },
+        // What could not be kept is in the log; carried out it is.
+        Ok(true) | Err(_) => None,
+    }
+}
+
+/// An answer that was given before.
+async fn repeated(
+    shared: &Shared,
+    principal: Principal,
+    headers: HeaderMap,
+    answer: Answer,
+) -> Reply {
+    let kept: Kept = serde_json::from_str(&answer.body).map_err(|_| unread())?;
+    let mut response = match kept {
+        Kept::Table(table) => tables::again(shared, principal, headers, table).await?,
+        Kept::Text(body) => kept::repeated(&Answer { body, ..answer }),
+    };
+    // Of the first one.
+    response.extensions_mut().insert(Noted);
+    Ok(response)
+}
+
+fn unavailable(error: Error) -> Failure {
+    let message = error.message().to_owned();
+    Refusal { kind: RefusalKind::Unavailable, message, cause: Some(error) }.into()
 }
 
 fn unread() -> Failure {
     Refusal::new(RefusalKind::Internal, "The answer could not be read").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Request;
+    use serde_json::json;
+
+    use super::*;
+    use crate::serve::clients::Identity;
+
+    #[test]
+    fn a_key_is_its_clients_own_and_of_one_request() {
+        let caller = |id: &str| Caller {
+            id: Identity::Client(id.to_owned()),
+            principal: Principal::Operator,
+        };
+        let keyed = |client: &str, key: u128, path: &str, body: &str| {
+            let (parts, ()) = Request::post(path).body(()).expect("request").into_parts();
+            let keyed = Keyed::new(&caller(client), Uuid::from_u128(key), &parts, body.as_bytes());
+            (keyed.id, keyed.request)
+        };
+        let (id, request) = keyed("a", 1, "/v1/x", "{}");
+        assert_eq!(keyed("a", 1, "/v1/x", "{}"), (id.clone(), request.clone()));
+        assert_ne!(keyed("b", 1, "/v1/x", "{}").0, id);
+        assert_ne!(keyed("a", 2, "/v1/x", "{}").0, id);
+        assert_ne!(keyed("a", 1, "/v1/y", "{}").1, request);
+        assert_ne!(keyed("a", 1, "/v1/x", "{ }").1, request);
+    }
+
+    #[test]
+    fn of_a_table_its_file_is_kept() {
+        let shown = json!({ "table": {
+            "namespace": ["org_1"], "name": "t", "state": { "file": "s3://b/t/1.json" },
+        } });
+        let kept: Kept = serde_json::from_value(shown.clone()).expect("kept");
+        assert_eq!(serde_json::to_value(&kept).expect("json"), shown);
+    }
 }

@@ -6,6 +6,7 @@ mod etag;
 mod idempotency;
 mod names;
 mod namespaces;
+mod noted;
 mod oauth;
 mod paging;
 mod reply;
@@ -19,16 +20,22 @@ mod views;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, FromRequestParts};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, MatchedPath};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method};
+use axum::http::{Extensions, Method};
 use axum::middleware;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use polder_control::Store;
 use polder_core::{Principal, Right};
 use polder_lake::service::{Answer, IcebergCatalog, Refusal, RefusalKind};
 
 use super::clients::{Caller, Clients};
-use idempotency::Replies;
+use super::ledger::Ledger;
+use super::pace::Pace;
+use super::tasks::Tasks;
+use crate::telemetry;
+use idempotency::Once;
 use reply::Failure;
 
 /// The longest request: a commit that adds very many snapshots or a very wide schema.
@@ -38,6 +45,12 @@ const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub(crate) struct Settings {
     pub(crate) catalog: IcebergCatalog,
     pub(crate) clients: Arc<Clients>,
+    /// Where answers are kept for those who repeat a request.
+    pub(crate) store: Store,
+    /// Where changes and refusals are written down.
+    pub(crate) ledger: Arc<Ledger>,
+    /// How many requests one caller may send.
+    pub(crate) pace: Pace,
 }
 
 /// What all handlers share.
@@ -47,7 +60,9 @@ struct Shared(Arc<State>);
 struct State {
     catalog: IcebergCatalog,
     clients: Arc<Clients>,
-    replies: Replies,
+    once: Once,
+    ledger: Arc<Ledger>,
+    pace: Pace,
 }
 
 impl std::ops::Deref for Shared {
@@ -58,24 +73,18 @@ impl std::ops::Deref for Shared {
     }
 }
 
-impl State {
-    /// Who sent a request with these headers.
-    ///
-    /// # Errors
-    /// `NotAuthorized`.
-    async fn caller(&self, headers: &HeaderMap) -> Answer<Caller> {
-        let refused =
-            || Refusal::new(RefusalKind::NotAuthorized, "Not authorized: no valid token was given");
-        self.clients.who(headers).await?.ok_or_else(refused)
-    }
+/// What callers without a good token are told.
+fn unauthorized() -> Refusal {
+    Refusal::new(RefusalKind::NotAuthorized, "Not authorized: no valid token was given")
 }
 
 /// Whether a request asks for a change: all but reading, telling what was measured, and having
 /// requests signed, which looks at each of them.
-fn changes(parts: &Parts) -> bool {
-    let path = parts.uri.path();
-    let reads = matches!(parts.method, Method::GET | Method::HEAD);
-    !reads && !path.ends_with("/metrics") && !path.ends_with("/sign")
+fn changes(method: &Method, extensions: &Extensions) -> bool {
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    // By the route: a table may be called `sign`.
+    let route = extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    !reads && !route.ends_with("/{table}/metrics") && !route.ends_with("/{table}/sign")
 }
 
 /// The principal of a request, for handlers.
@@ -84,10 +93,12 @@ struct As(Principal);
 impl FromRequestParts<Shared> for As {
     type Rejection = Failure;
 
-    async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, Failure> {
-        let principal = shared.caller(&parts.headers).await?.principal;
-        if changes(parts) {
-            may_write(&principal)?;
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Failure> {
+        // `noted::admit` has put it there, and looked whether it may change anything.
+        let caller = parts.extensions.get::<Caller>().ok_or_else(unauthorized)?;
+        let principal = caller.principal.clone();
+        if let Principal::Org(org) = &principal {
+            telemetry::note_org(org);
         }
         Ok(Self(principal))
     }
@@ -103,10 +114,16 @@ fn may_write(principal: &Principal) -> Answer<()> {
     Err(Refusal::new(RefusalKind::Forbidden, message))
 }
 
-/// The routes below `/iceberg`.
-pub(super) fn routes(settings: Settings) -> Router {
-    let Settings { catalog, clients } = settings;
-    let shared = Shared(Arc::new(State { catalog, clients, replies: Replies::default() }));
+/// A refusal of whatever was asked for.
+pub(super) fn forbidden(message: String) -> Response {
+    Failure::from(Refusal::new(RefusalKind::Forbidden, message)).into_response()
+}
+
+/// The routes below `/iceberg`. Requests with a key are carried out among the `tasks`, to their end.
+pub(super) fn routes(settings: Settings, tasks: Arc<Tasks>) -> Router {
+    let Settings { catalog, clients, store, ledger, pace } = settings;
+    let once = Once::new(store, tasks);
+    let shared = Shared(Arc::new(State { catalog, clients, once, ledger, pace }));
     let namespace = "/v1/namespaces/{namespace}";
     let of = |rest: &str| format!("{namespace}{rest}");
     let catalog = Router::new()
@@ -132,7 +149,10 @@ pub(super) fn routes(settings: Settings) -> Router {
             get(views::load).post(views::commit).head(views::exists).delete(views::drop),
         )
         .route("/v1/views/rename", post(views::rename))
-        .layer(middleware::from_fn_with_state(shared.clone(), idempotency::once));
+        // The last one is the first that a request passes.
+        .layer(middleware::from_fn_with_state(shared.clone(), noted::changed))
+        .layer(middleware::from_fn_with_state(shared.clone(), idempotency::once))
+        .layer(middleware::from_fn_with_state(shared.clone(), noted::admit));
     catalog
         // Outside of the layer above: who asks for a token has none yet.
         .route("/v1/oauth/tokens", post(oauth::token))

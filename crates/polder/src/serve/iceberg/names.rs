@@ -34,7 +34,7 @@ impl FromRequestParts<Shared> for Target {
 
 impl Target {
     /// `…/namespaces/<namespace>[/tables/<name>…]`.
-    fn parse(path: &str) -> Answer<Self> {
+    pub(super) fn parse(path: &str) -> Answer<Self> {
         let mut segments = path.split('/').skip_while(|segment| *segment != "namespaces").skip(1);
         let namespace = levels(&decode(segments.next().unwrap_or_default())?);
         let name = segments.nth(1).map(decode).transpose()?.unwrap_or_default();

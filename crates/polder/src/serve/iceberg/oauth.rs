@@ -1,17 +1,21 @@
 //! `POST /v1/oauth/tokens`: OAuth 2.0's client credentials grant (RFC 6749, 4.4) and the exchange of
 //! a good token for a later one (RFC 8693), as Iceberg's clients ask for them.
 
+use std::time::{Duration, Instant};
+
 use axum::extract::{Form, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, RETRY_AFTER};
+use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use polder_control::audit::Event;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::Shared;
 use super::reply::json_response;
+use crate::serve::ICEBERG;
 use crate::serve::clients::TOKEN_SECONDS;
 
 const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
@@ -27,6 +31,7 @@ pub(super) struct TokenRequest {
 
 pub(super) async fn token(
     State(shared): State<Shared>,
+    from: Extensions,
     headers: HeaderMap,
     Form(request): Form<TokenRequest>,
 ) -> Response {
@@ -43,7 +48,20 @@ pub(super) async fn token(
         }
     };
     let Some(token) = token else {
+        let (strangers, now) = (clients.strangers(), Instant::now());
+        if let Err(wait) = strangers.failed(&from, now) {
+            strangers.leave_out();
+            return slow_down(wait);
+        }
         let error = ("invalid_client", "the client or its secret is not known");
+        if strangers.take_entry(now) {
+            shared.ledger.add(Event {
+                who: "-".to_owned(),
+                action: format!("POST {ICEBERG}/v1/oauth/tokens"),
+                outcome: error.0.to_owned(),
+                ..Event::default()
+            });
+        }
         return refused(StatusCode::UNAUTHORIZED, error);
     };
     let body = json!({
@@ -54,6 +72,14 @@ pub(super) async fn token(
     });
     let mut response = json_response(StatusCode::OK, &body);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn slow_down(wait: Duration) -> Response {
+    let error = ("slow_down", "too many tries came from this address");
+    let mut response = refused(StatusCode::TOO_MANY_REQUESTS, error);
+    // In whole seconds, and not too early.
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
     response
 }
 

@@ -7,6 +7,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+/// What a request was refused with, for the audit log: a `type` of Iceberg's error model.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refused(pub(super) &'static str);
+
 /// A refusal on its way to the client.
 #[derive(Debug)]
 pub(super) struct Failure(Refusal);
@@ -38,7 +42,9 @@ impl IntoResponse for Failure {
         });
         // Every status of the kinds is one.
         let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        json_response(status, &body)
+        let mut response = json_response(status, &body);
+        response.extensions_mut().insert(Refused(kind.type_name()));
+        response
     }
 }
 

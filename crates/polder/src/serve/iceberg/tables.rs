@@ -7,16 +7,17 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use polder_core::Principal;
 use polder_lake::service::{
-    CommitRequest, CreateTableRequest, Loaded, LoadedTable, Refusal, RegisterRequest, SnapshotMode,
+    CommitRequest, CreateTableRequest, Loaded, LoadedTable, Recall, Refusal, RegisterRequest,
+    SnapshotMode,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::names::Target;
 use super::paging::Paging;
 use super::reply::{Failure, Reply, json_text, nothing, ok, parse};
 use super::storage::{Access, hands_out_keys, keys};
-use super::{As, Shared, etag};
+use super::{As, Shared, etag, idempotency};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Snapshots {
@@ -62,12 +63,39 @@ impl Asked {
         let Self { shared, principal, headers, target } = self;
         let access = Access::of(shared, principal, headers, target, table).await?;
         let document = table.document(mode, &access.config, &access.credentials)?;
-        let response = json_text(StatusCode::OK, document);
+        let mut response = json_text(StatusCode::OK, document);
+        if headers.contains_key(idempotency::HEADER) {
+            let (namespace, name) = (target.namespace.clone(), target.name.clone());
+            response.extensions_mut().insert(Shown { namespace, name, state: table.recall() });
+        }
         Ok(match &table.metadata_location {
             Some(location) => etag::tagged(response, &etag::of(location, mode)),
             None => response,
         })
     }
+}
+
+/// The table that an answer holds, with nothing of what its client was given beside it. For whoever
+/// keeps answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Shown {
+    namespace: Vec<String>,
+    name: String,
+    state: Recall,
+}
+
+/// An answer again, with keys of now.
+pub(super) async fn again(
+    shared: &Shared,
+    principal: Principal,
+    headers: HeaderMap,
+    shown: Shown,
+) -> Reply {
+    let Shown { namespace, name, state } = shown;
+    let table = shared.catalog.table_again(&principal, &namespace, &name, state).await?;
+    let target = Target { namespace, name };
+    let asked = Asked { shared: shared.clone(), principal, headers, target };
+    asked.answer(&table, SnapshotMode::All).await
 }
 
 pub(super) async fn list(

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
+use polder_control::Store;
+use polder_core::spec::RateLimit;
 use polder_lake::service::IcebergCatalog;
 use polder_lake::{CatalogSettings, LakeSettings};
 use secrecy::SecretString;
@@ -15,10 +17,15 @@ use tempfile::TempDir;
 use tower::ServiceExt;
 
 use super::{Settings, routes};
-use crate::serve::Clients;
+use crate::serve::{Clients, Ledger, Pace};
 
 mod databases;
+mod kept;
+mod matrix;
+mod noted;
 mod races;
+mod repetitions;
+mod strangers;
 
 use databases::{Database, PostgresDatabase, on_each};
 
@@ -26,6 +33,7 @@ const SECRET: &str = "0123456789abcdef";
 
 on_each!(
     what_names_a_location_outside_is_refused_whichever_field_has_it,
+    what_a_registered_file_says_is_held_to_the_same,
     locations_inside_are_taken_and_names_never_become_paths,
     a_client_of_an_org_knows_of_nothing_else,
     not_even_the_operator_moves_a_table_out_of_its_orgs_files,
@@ -43,9 +51,27 @@ on_each!(
 /// A catalog over a lake of its own.
 struct Catalog {
     routes: Router,
+    ledger: Arc<Ledger>,
     settings: LakeSettings,
+    /// The control store's address.
+    store: String,
     folder: Arc<TempDir>,
     postgres: Option<Arc<PostgresDatabase>>,
+}
+
+/// The routes over a lake and a store, and what they write down.
+async fn served(
+    settings: &LakeSettings,
+    store: &str,
+    clients: Clients,
+    limit: RateLimit,
+) -> (Router, Arc<Ledger>) {
+    let catalog = IcebergCatalog::open(settings).await.unwrap();
+    let store = Store::open(store).await.unwrap();
+    let ledger = Arc::new(Ledger::new(store.clone()));
+    let (clients, pace) = (Arc::new(clients), Pace::new(limit));
+    let settings = Settings { catalog, clients, store, ledger: Arc::clone(&ledger), pace };
+    (routes(settings, Arc::default()), ledger)
 }
 
 struct Answer {
@@ -87,20 +113,28 @@ impl Catalog {
         };
         let settings = LakeSettings {
             warehouse: folder.path().join("lake").display().to_string(),
-            catalog: CatalogSettings::Sql(url.into()),
+            catalog: CatalogSettings::Sql(url.clone().into()),
             s3: None,
         };
-        let catalog = IcebergCatalog::open(&settings).await.unwrap();
-        let routes = routes(Settings { catalog, clients: Arc::new(clients) });
-        Self { routes, settings, folder: Arc::new(folder), postgres: postgres.map(Arc::new) }
+        let (folder, postgres) = (Arc::new(folder), postgres.map(Arc::new));
+        let (routes, ledger) = served(&settings, &url, clients, RateLimit::of_catalog()).await;
+        Self { routes, ledger, settings, store: url, folder, postgres }
     }
 
-    /// Another server over the same lake.
+    /// Another server over the same lake and store.
     async fn another(&self) -> Self {
-        let catalog = IcebergCatalog::open(&self.settings).await.unwrap();
-        let routes = routes(Settings { catalog, clients: Arc::default() });
-        let (settings, folder) = (self.settings.clone(), Arc::clone(&self.folder));
-        Self { routes, settings, folder, postgres: self.postgres.clone() }
+        self.another_with(Clients::default()).await
+    }
+
+    async fn another_with(&self, clients: Clients) -> Self {
+        self.limited(clients, RateLimit::of_catalog()).await
+    }
+
+    async fn limited(&self, clients: Clients, limit: RateLimit) -> Self {
+        let (routes, ledger) = served(&self.settings, &self.store, clients, limit).await;
+        let (settings, store) = (self.settings.clone(), self.store.clone());
+        let (folder, postgres) = (Arc::clone(&self.folder), self.postgres.clone());
+        Self { routes, ledger, settings, store, folder, postgres }
     }
 
     fn warehouse(&self) -> PathBuf {
@@ -192,6 +226,26 @@ fn new_table(name: &str) -> Value {
     json!({ "name": name, "schema": schema() })
 }
 
+fn new_view(name: &str) -> Value {
+    json!({
+        "name": name, "schema": schema(), "properties": {}, "view-version": {
+            "version-id": 1, "schema-id": 0, "timestamp-ms": 1, "summary": {},
+            "default-namespace": [], "representations": [
+                { "type": "sql", "sql": "select 1", "dialect": "spark" }
+            ],
+        },
+    })
+}
+
+/// Iceberg's properties of tables and views that are locations.
+const PATHS: [&str; 5] = [
+    "write.data.path",
+    "write.metadata.path",
+    "write.folder-storage.path",
+    "write.object-storage.path",
+    "write.location-provider.path",
+];
+
 fn set(key: &str, value: &str) -> Value {
     json!({ "requirements": [], "updates": [
         { "action": "set-properties", "updates": { key: value } }
@@ -203,6 +257,9 @@ async fn what_names_a_location_outside_is_refused_whichever_field_has_it(databas
     for name in ["org_1", "org_2", "free"] {
         catalog.namespace(name).await;
         catalog.table(name, "t").await;
+        let made =
+            catalog.post(&format!("/v1/namespaces/{name}/views"), &new_view("present")).await;
+        assert_eq!(made.status, StatusCode::OK, "{}", made.body);
     }
     let found = catalog.get("/v1/namespaces/org_2/tables/t").await;
     let theirs = found.body["metadata"]["location"].as_str().unwrap().to_owned();
@@ -225,7 +282,8 @@ async fn what_names_a_location_outside_is_refused_whichever_field_has_it(databas
     ];
     for namespace in ["org_1", "free"] {
         for location in &outside {
-            for (path, body) in requests(namespace, location, &theirs_metadata) {
+            let all = requests(namespace, location, &theirs_metadata);
+            for (path, body) in all.into_iter().chain(changes(namespace, location)) {
                 let answer = catalog.post(&path, &body).await;
                 assert!(answer.status.is_client_error(), "{path} {body}: {}", answer.body);
                 assert_eq!(answer.error_type(), "ForbiddenException", "{path} {body}");
@@ -244,14 +302,7 @@ fn requests(namespace: &str, location: &str, metadata: &str) -> Vec<(String, Val
         body
     };
     let properties = |key: &str| json!({ key: location });
-    let view = json!({
-        "name": "v", "schema": schema(), "properties": {}, "view-version": {
-            "version-id": 1, "schema-id": 0, "timestamp-ms": 1, "summary": {},
-            "default-namespace": [], "representations": [
-                { "type": "sql", "sql": "select 1", "dialect": "spark" }
-            ],
-        },
-    });
+    let view = new_view("v");
     let replace = json!({ "requirements": [], "updates": [
         { "action": "set-location", "location": location }
     ] });
@@ -280,12 +331,76 @@ fn requests(namespace: &str, location: &str, metadata: &str) -> Vec<(String, Val
     ];
     let staged = with(new_table("n"), "stage-create", true.into());
     requests.push((of("/tables"), with(staged.clone(), "location", location.into())));
-    for key in ["write.data.path", "write.metadata.path", "write.object-storage.path"] {
+    for key in PATHS {
         requests.push((of("/tables"), with(new_table("n"), "properties", properties(key))));
         requests.push((of("/tables"), with(staged.clone(), "properties", properties(key))));
         requests.push((of("/tables/t"), set(key, location)));
     }
     requests
+}
+
+/// Every change of what is there that can name a location.
+fn changes(namespace: &str, location: &str) -> Vec<(String, Value)> {
+    let (table, view) = ("tables/t", "views/present");
+    let mut updates = vec![
+        (view, json!({ "action": "set-location", "location": location })),
+        (
+            table,
+            json!({ "action": "set-statistics", "snapshot-id": 1, "statistics": {
+            "snapshot-id": 1, "statistics-path": location, "file-size-in-bytes": 1,
+            "file-footer-size-in-bytes": 1, "blob-metadata": [],
+        } }),
+        ),
+        (
+            table,
+            json!({ "action": "set-partition-statistics", "partition-statistics": {
+            "snapshot-id": 1, "statistics-path": location, "file-size-in-bytes": 1,
+        } }),
+        ),
+    ];
+    let set = |key: &str| json!({ "action": "set-properties", "updates": { key: location } });
+    updates.extend(PATHS.map(|key| (view, set(key))));
+    let request = |(of, update): (&str, Value)| {
+        let body = json!({ "requirements": [], "updates": [update] });
+        (format!("/v1/namespaces/{namespace}/{of}"), body)
+    };
+    updates.into_iter().map(request).collect()
+}
+
+/// A file of one's own that says that a table's files, or a state of it, are elsewhere.
+async fn what_a_registered_file_says_is_held_to_the_same(database: Database) {
+    let catalog = Catalog::open(database).await;
+    for name in ["org_1", "org_2"] {
+        catalog.namespace(name).await;
+        catalog.table(name, "t").await;
+    }
+    let found = |name: &str| format!("/v1/namespaces/{name}/tables/t");
+    let own = catalog.get(&found("org_1")).await.body;
+    let theirs = catalog.get(&found("org_2")).await.body["metadata"]["location"].clone();
+    let log = json!([{ "timestamp-ms": 1, "metadata-file": theirs }]);
+    let statistics = json!([{ "snapshot-id": 1, "statistics-path": theirs,
+        "file-size-in-bytes": 1, "file-footer-size-in-bytes": 1, "blob-metadata": [] }]);
+    let told = [
+        ("location", theirs.clone()),
+        ("properties", json!({ "write.data.path": theirs })),
+        ("metadata-log", log),
+        ("statistics", statistics),
+    ];
+    let folder = own["metadata"]["location"].as_str().unwrap();
+    for (number, (field, value)) in told.into_iter().enumerate() {
+        let mut said = own["metadata"].clone();
+        said[field] = value;
+        let location = format!("{folder}/metadata/told-{number}.metadata.json");
+        let path = location.strip_prefix("file://").unwrap();
+        std::fs::write(path, said.to_string()).unwrap();
+        let body = json!({ "name": "n", "metadata-location": location });
+        let refused = catalog.post("/v1/namespaces/org_1/register", &body).await;
+        assert_eq!(refused.status, StatusCode::FORBIDDEN, "{field}: {}", refused.body);
+        assert_eq!(
+            catalog.get("/v1/namespaces/org_1/tables/n").await.status,
+            StatusCode::NOT_FOUND
+        );
+    }
 }
 
 async fn locations_inside_are_taken_and_names_never_become_paths(database: Database) {

@@ -1,5 +1,5 @@
-//! A table of many types in PostgreSQL, loaded into a lake of its own, and the means to damage what the
-//! lake has.
+//! A table of many types in PostgreSQL, or one of another source, loaded into a lake of its own, and the means
+//! to damage what the lake has.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -16,7 +16,8 @@ use polder_lake::{
     CatalogSettings, Lake, LakeSettings, LakeTable, Predicate, ScanRequest, StageKind, StageRequest,
 };
 use polder_pipeline::{
-    IngestLimits, IngestReport, IngestRequest, ValidateRequest, ValidationReport, ingest, validate,
+    IngestLimits, IngestReport, IngestRequest, ValidateRequest, ValidationReport, Verdicts, ingest,
+    validate, validate_and_keep,
 };
 use polder_sources::postgres::PostgresSource;
 use serde_json::{Value, json};
@@ -29,7 +30,7 @@ use crate::service::Database;
 /// Rows of org 1, with ids from 1; others of org 2 follow.
 pub(super) const ROWS: i32 = 600;
 
-const TABLE: &str = "
+pub(super) const TABLE: &str = "
 CREATE TYPE mood AS ENUM ('low', 'high');
 CREATE TABLE deal (
     id int PRIMARY KEY,
@@ -72,8 +73,8 @@ INSERT INTO deal SELECT i, CASE WHEN i <= 600 THEN '1' ELSE '2' END,
 FROM generate_series(1, 900) i;
 ";
 
-pub(super) struct Proof {
-    pub(super) database: Database,
+pub(super) struct Proof<D = Database> {
+    pub(super) database: D,
     pub(super) folder: TempDir,
     pub(super) spec: TableSpec,
     pub(super) source: Arc<dyn Source>,
@@ -82,7 +83,7 @@ pub(super) struct Proof {
 }
 
 impl Proof {
-    /// A lake with the table, loaded. `mode`: `full_refresh` or `append`.
+    /// A lake with the table, loaded. `mode`: `full_refresh`, `append` or `merge`.
     pub(super) async fn new(mode: &str) -> Self {
         let database = Database::new();
         database.sql(TABLE);
@@ -91,14 +92,21 @@ impl Proof {
 
     /// The same with a table of one's own.
     pub(super) async fn of(database: Database, spec: &Value) -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let source = PostgresSource::open("revdb", database.url().into()).unwrap();
+        Self::over(database, Arc::new(source), spec).await
+    }
+}
+
+impl<D> Proof<D> {
+    /// The same with a table of another source.
+    pub(super) async fn over(database: D, source: Arc<dyn Source>, spec: &Value) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let org: OrgId = "1".parse().unwrap();
         let proof = Self {
             lake: open(&folder).await,
             folder,
             spec: serde_json::from_value(spec.clone()).unwrap(),
-            source: Arc::new(source),
+            source,
             org: Principal::Operator.authorize(&org).unwrap(),
             database,
         };
@@ -112,7 +120,11 @@ impl Proof {
     }
 
     pub(super) fn limits() -> IngestLimits {
-        IngestLimits { splits: NonZeroUsize::new(2).unwrap(), memory_bytes: 64 << 20 }
+        IngestLimits {
+            splits: NonZeroUsize::new(2).unwrap(),
+            memory_bytes: 64 << 20,
+            connections: None,
+        }
     }
 
     /// Loads the table anew, in full.
@@ -128,6 +140,7 @@ impl Proof {
             full_refresh,
             limits: Self::limits(),
             progress: Arc::new(RunProgress::default()),
+            engine: None,
             dry_run: false,
             cancel: CancellationToken::new(),
         };
@@ -135,14 +148,28 @@ impl Proof {
     }
 
     pub(super) async fn validate(&self) -> ValidationReport {
-        let request = ValidateRequest {
+        self.try_validate().await.unwrap()
+    }
+
+    pub(super) async fn try_validate(&self) -> polder_core::Result<ValidationReport> {
+        validate(&self.lake, &*self.source, &self.request(), &Verdicts::default()).await
+    }
+
+    /// As servers do it: knowing what was said before, and remembering what is said.
+    pub(super) async fn validate_and_keep(&self) -> ValidationReport {
+        validate_and_keep(&self.lake, &*self.source, &self.request()).await.unwrap()
+    }
+
+    fn request(&self) -> ValidateRequest {
+        ValidateRequest {
             org: self.org.clone(),
             table: self.spec.clone(),
             limits: Self::limits(),
             fresh_within: Duration::from_hours(1),
+            engine: None,
+            progress: Arc::default(),
             cancel: CancellationToken::new(),
-        };
-        validate(&self.lake, &*self.source, &request).await.unwrap()
+        }
     }
 
     pub(super) async fn table(&self) -> LakeTable {
@@ -167,6 +194,7 @@ impl Proof {
             run_id: Uuid::new_v4(),
             schema: table.schema(),
             partition: table.partition(),
+            sort: None,
             kind: StageKind::Files,
             target_file_bytes: 128 << 20,
             memory_bytes: 64 << 20,

@@ -76,6 +76,11 @@ async fn a_growing_table_that_is_written_meanwhile_gives_no_alarm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_merged_table_that_is_written_meanwhile_gives_no_alarm() {
+    quiet("merge", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replaced_table_that_is_written_meanwhile_gives_no_alarm() {
     quiet("full_refresh", true).await;
 }
