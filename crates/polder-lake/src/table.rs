@@ -436,6 +436,17 @@ pub(crate) fn was_main(metadata: &TableMetadata, id: i64) -> bool {
         || ancestors(metadata, metadata.current_snapshot()).any(|found| found.snapshot_id() == id)
 }
 
+/// Whether `main` was at a snapshot, or a tag keeps it: the log of `main` forgets what came before a
+/// state that has expired. A run's snapshot that is on `staging` alone was not audited.
+pub(crate) fn was_published(metadata: &TableMetadata, id: i64) -> Result<bool> {
+    let tagged = references(metadata)?.into_values().filter(|named| !named.is_branch());
+    let mut heads = tagged.filter_map(|named| metadata.snapshot_by_id(named.snapshot_id));
+    Ok(was_main(metadata, id)
+        || heads.any(|head| {
+            ancestors(metadata, Some(head)).any(|ancestor| ancestor.snapshot_id() == id)
+        }))
+}
+
 /// The checkpoint that the rows of `main` have reached.
 ///
 /// The property is the checkpoint of the last commit of ours. It tells nothing if another engine has

@@ -234,6 +234,20 @@ fn overtaken_rewrites() -> Vec<Action> {
     ]
 }
 
+/// The log of `main` forgets a state that a tag keeps, and it can be pinned and gone back to.
+fn forgotten() -> Vec<Action> {
+    vec![
+        Action::Append { rows: 6 },
+        Action::Tag { of: 1 },
+        Action::Rollback { to: 0 },
+        Action::Append { rows: 3 },
+        Action::Append { rows: 4 },
+        Action::Expire { versions: 1, history: 1 },
+        Action::Pin { of: 1 },
+        Action::Rollback { to: 1 },
+    ]
+}
+
 /// Histories that once went wrong, and one of everything.
 #[test]
 fn histories_that_are_known_to_be_hard() {
@@ -257,7 +271,9 @@ fn histories_that_are_known_to_be_hard() {
     let outgrown = Action::Overtaken { by: Box::new(Action::WidenColumn { which: 0, rows: 0 }) };
     // Two columns of one type in another order than the file has them.
     let swapped = vec![Action::AddColumn { kind: 2, rows: 1 }, Action::MoveColumn { which: 1 }];
-    for actions in [everything(), overtaken_rewrites(), trickle, vec![outgrown], swapped] {
+    for actions in
+        [everything(), overtaken_rewrites(), trickle, forgotten(), vec![outgrown], swapped]
+    {
         carry_out(&steps(actions));
     }
 }

@@ -10,7 +10,7 @@ use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
 use super::{Action, Failure, Prepared, no_table, point};
 use crate::catalog::TableState;
 use crate::lake::{Lake, ident};
-use crate::table::{is_reserved, references, was_main};
+use crate::table::{is_reserved, references, was_published};
 
 impl Lake {
     /// Names a snapshot of a table, one that is or was the table's state, so that it is kept. False if
@@ -102,7 +102,7 @@ impl Action for SetTag<'_> {
                 .hint("take another name, or release the pin first"));
         }
         let there = metadata.snapshot_by_id(self.snapshot).is_some();
-        if there && was_main(metadata, self.snapshot) {
+        if there && was_published(metadata, self.snapshot)? {
             return Ok(());
         }
         let message = format!("table {:?} has no published state {}", self.table, self.snapshot);

@@ -18,8 +18,8 @@ use crate::catalog::TableState;
 use crate::error;
 use crate::lake::{Lake, ident};
 use crate::table::{
-    At, LakeTable, Properties, Rollback, ancestors, json, last_run, references, run_of,
-    snapshot_checkpoint, spec_id, was_main,
+    At, LakeTable, Properties, Rollback, json, last_run, references, run_of, snapshot_checkpoint,
+    spec_id, was_published,
 };
 
 /// Rollbacks remembered in a table's properties, newest last.
@@ -76,17 +76,6 @@ impl Lake {
         let done = super::commit(self, &ident, &mut action).await;
         done.map(|(done, _)| done).map_err(|Failure { error, .. }| error)
     }
-}
-
-/// Whether `main` was at a snapshot, or a tag keeps it: a run's snapshot that is on `staging` alone
-/// was not audited.
-fn was_published(metadata: &TableMetadata, id: i64) -> Result<bool> {
-    let tagged = references(metadata)?.into_values().filter(|named| !named.is_branch());
-    let mut heads = tagged.filter_map(|named| metadata.snapshot_by_id(named.snapshot_id));
-    Ok(was_main(metadata, id)
-        || heads.any(|head| {
-            ancestors(metadata, Some(head)).any(|ancestor| ancestor.snapshot_id() == id)
-        }))
 }
 
 struct MoveMain<'a> {

@@ -512,7 +512,7 @@ impl History {
     }
 
     async fn tag(&mut self, of: u8) {
-        let kept: Vec<i64> = self.model.states.keys().copied().collect();
+        let kept = self.model.kept();
         let of = *pick(&kept, of).expect("a state");
         let name = format!("tag-{}", self.tags);
         self.tags += 1;
@@ -528,7 +528,7 @@ impl History {
     }
 
     async fn pin(&mut self, of: u8, refused: bool) {
-        let kept: Vec<i64> = self.model.states.keys().copied().collect();
+        let kept = self.model.kept();
         let of = *pick(&kept, of).expect("a state");
         let name = format!("pin-{}", self.tags);
         self.tags += 1;
@@ -588,7 +588,7 @@ impl History {
     }
 
     async fn roll_back(&mut self, to: u8, refused: bool) {
-        let kept: Vec<i64> = self.model.states.keys().copied().collect();
+        let kept = self.model.kept();
         let to = *pick(&kept, to).expect("a state");
         let named = self.model.tags.iter().find(|(_, snapshot)| **snapshot == to);
         let name = named.map_or_else(|| to.to_string(), |(name, _)| name.clone());

@@ -42,6 +42,8 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 pub(super) struct Model {
     pub(super) states: BTreeMap<i64, State>,
+    /// The snapshots in the order in which they were made; their ids are random.
+    made: Vec<i64>,
     pub(super) parents: HashMap<i64, Option<i64>>,
     pub(super) main: Option<i64>,
     pub(super) tags: BTreeMap<String, i64>,
@@ -181,8 +183,14 @@ impl Model {
 
     pub(super) fn commit(&mut self, snapshot: i64, state: State) {
         self.parents.insert(snapshot, self.main);
+        self.made.push(snapshot);
         assert!(self.states.insert(snapshot, state).is_none(), "a snapshot of its own");
         self.main = Some(snapshot);
+    }
+
+    /// The snapshots that are kept, oldest first.
+    pub(super) fn kept(&self) -> Vec<i64> {
+        self.made.iter().copied().filter(|id| self.states.contains_key(id)).collect()
     }
 
     pub(super) fn tag_version(&mut self) -> String {
