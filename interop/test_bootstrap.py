@@ -9,9 +9,10 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import duckdb
 import polder
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -56,9 +57,59 @@ templates:
       - name: note
         source: files
         from: "{org}/note/*.csv"
+  deep:
+    tables:
+      - { name: opportunity, source: files, from: "{org}/opportunity/*.csv", key: [id], types: { id: long } }
+      - name: call
+        source: files
+        from: "{org}/call/*.csv"
+        mode: append
+        key: [id]
+        types: { id: long, opportunity_id: long, at: timestamptz }
+        references: { opportunity_id: opportunity }
+        event_time: at
+      - name: segment
+        source: files
+        from: "{org}/segment/*.csv"
+        key: [id]
+        types: { call_id: long, at: timestamptz }
+        references: { call_id: call }
+        event_time: at
+      - name: word
+        source: files
+        from: "{org}/word/*.csv"
+        key: [id]
+        types: { id: long, at: timestamptz }
+        references: { segment_id: segment }
+        event_time: at
+      - name: letter
+        source: files
+        from: "{org}/letter/*.csv"
+        key: [id]
+        types: { id: long, word_id: int }
+        references: { word_id: word }
+      - name: dot
+        source: files
+        from: "{org}/dot/*.csv"
+        types: { letter_id: long }
+        references: { letter_id: letter }
+      - name: merger
+        source: files
+        from: "{org}/merger/*.csv"
+        key: [id]
+        types: { id: long, from_id: long, into_id: long, at: timestamptz }
+        references: { from_id: opportunity, into_id: opportunity }
+        event_time: at
+      - name: reason
+        source: files
+        from: "{org}/reason/*.csv"
+        key: [id]
+        types: { id: long, merger_id: long }
+        references: { merger_id: merger }
 orgs:
   - { id: "401", template: crm }
   - { id: "402", template: crm }
+  - { id: "403", template: deep }
 """
 DEALS, ACTIVITIES = 300, 150_000
 SECRET = "of the other org"
@@ -88,6 +139,31 @@ def fill(lake: Lake, org: str, note: str) -> None:
     write(lake, org, "note/1.csv", "id,text\n1,x\n")
 
 
+def fill_deep(lake: Lake, org: str) -> None:
+    """Rows of every level, in another order than that of time; some belong to no row above."""
+    tables = {
+        "opportunity/1": ("id,name", [(i, f"deal {i}") for i in [*range(40), 1000]]),
+        "call/1": ("id,opportunity_id,at", [(i, i % 41, moment(i * 7919 % 400)) for i in range(400)]),
+        # Later states of some.
+        "call/2": ("id,opportunity_id,at", [(i, i % 41, moment(1_000 + i)) for i in range(0, 400, 20)]),
+        "segment/1": (
+            "id,call_id,at,text",
+            [(f"s{i}", i * 31 % 410, moment(i * 37 % 1200), f"text {i}") for i in range(1_200)],
+        ),
+        "word/1": ("id,segment_id,at", [(i, f"s{i * 17 % 1210}", moment(i * 53 % 2400)) for i in range(2_400)]),
+        "letter/1": ("id,word_id", [(i, i * 11 % 2400) for i in range(599, -1, -1)]),
+        "dot/1": ("letter_id,x", [(1, 1)]),
+        "merger/1": (
+            "id,from_id,into_id,at",
+            [(i, i % 40, (i * 3 + 1) % 40, moment(i * 7 % 60)) for i in range(60)],
+        ),
+        "reason/1": ("id,merger_id,text", [(i, i % 61, f"reason {i}") for i in range(120)]),
+    }
+    for name, (header, rows) in tables.items():
+        lines = [header, *(",".join(map(str, row)) for row in rows)]
+        write(lake, org, f"{name}.csv", "\n".join(lines) + "\n")
+
+
 @pytest.fixture(scope="module")
 def lake(services, tmp_path_factory) -> Lake:
     lake = Lake(services, tmp_path_factory.mktemp("bootstrap"), {})
@@ -96,6 +172,7 @@ def lake(services, tmp_path_factory) -> Lake:
     (lake.work / "pipelines/crm.yaml").write_text(PIPELINE)
     fill(lake, "401", "hello")
     fill(lake, "402", SECRET)
+    fill_deep(lake, "403")
     lake.polder("run", "--json")
     return lake
 
@@ -239,6 +316,106 @@ def test_a_document_has_all_that_belongs_to_it_by_time(org):
     assert len(first) == 120 and first + rest == documents
     tokens = list(org.documents(tokens_max=50_000))
     assert 0 < len(tokens) < DEALS and tokens == documents[: len(tokens)]
+
+
+def microseconds(text: str) -> int:
+    return (datetime.fromisoformat(text) - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
+
+
+def flat(documents: list[dict], *path: str) -> list[tuple]:
+    """The rows at a place of the documents, in order: the keys down to them, and their own columns."""
+    found = [((document["key"],), document) for document in documents]
+    for name in path:
+        # Only the last state of a row has what belongs to it.
+        holders = [(keys, row["related"]) for keys, row in found if "related" in row]
+        found = [((*keys, row["id"]), row) for keys, related in holders for row in related[name]]
+    own = [(keys, {name: value for name, value in row.items() if name != "related"}) for keys, row in found]
+    return [(*keys, row | ({"at": microseconds(row["at"])} if "at" in row else {})) for keys, row in own]
+
+
+# Where rows are nested, and the same rows by plain SQL in the same order.
+CALLS = "(SELECT * FROM call_rows c QUALIFY row_number() OVER (PARTITION BY c.id ORDER BY c.at DESC) = 1)"
+PLACES = {
+    ("call",): "SELECT o.id, c.id, c.* FROM opportunity_rows o JOIN call_rows c ON c.opportunity_id = o.id"
+    " WHERE c.at >= $since ORDER BY o.id, c.at, c.id",
+    ("call", "segment"): f"SELECT o.id, c.id, s.id, s.* FROM opportunity_rows o JOIN {CALLS} c"
+    " ON c.opportunity_id = o.id JOIN segment_rows s ON s.call_id = c.id WHERE c.at >= $since AND s.at >= $since"
+    " ORDER BY o.id, c.at, c.id, s.at, s.id",
+    ("call", "segment", "word"): f"SELECT o.id, c.id, s.id, w.id, w.* FROM opportunity_rows o JOIN {CALLS} c"
+    " ON c.opportunity_id = o.id JOIN segment_rows s ON s.call_id = c.id JOIN word_rows w ON w.segment_id = s.id"
+    " WHERE c.at >= $since AND s.at >= $since AND w.at >= $since ORDER BY o.id, c.at, c.id, s.at, s.id, w.at, w.id",
+    ("call", "segment", "word", "letter"): "SELECT o.id, c.id, s.id, w.id, l.id, l.* FROM opportunity_rows o"
+    f" JOIN {CALLS} c ON c.opportunity_id = o.id JOIN segment_rows s ON s.call_id = c.id"
+    " JOIN word_rows w ON w.segment_id = s.id JOIN letter_rows l ON l.word_id = w.id"
+    " WHERE c.at >= $since AND s.at >= $since AND w.at >= $since"
+    " ORDER BY o.id, c.at, c.id, s.at, s.id, w.at, w.id, l.id",
+    ("merger__from_id",): "SELECT o.id, m.id, m.* FROM opportunity_rows o JOIN merger_rows m ON m.from_id = o.id"
+    " WHERE m.at >= $since ORDER BY o.id, m.at, m.id",
+    ("merger__into_id",): "SELECT o.id, m.id, m.* FROM opportunity_rows o JOIN merger_rows m ON m.into_id = o.id"
+    " WHERE m.at >= $since ORDER BY o.id, m.at, m.id",
+    ("merger__into_id", "reason"): "SELECT o.id, m.id, r.id, r.* FROM opportunity_rows o JOIN merger_rows m"
+    " ON m.into_id = o.id JOIN reason_rows r ON r.merger_id = m.id WHERE m.at >= $since"
+    " ORDER BY o.id, m.at, m.id, r.id",
+}
+
+
+@pytest.fixture(scope="module")
+def deep(lake, served):
+    return polder.connect(served[0], key(lake, "agent", "403")).org("403")
+
+
+@pytest.mark.parametrize("since", [None, moment(30)])
+def test_documents_nest_as_deep_as_references_lead(lake, deep, since):
+    begun = deep.documents(since=since and datetime.fromisoformat(since))
+    documents = list(begun)
+    assert [document["key"] for document in documents] == [*range(40), 1000]
+    assert [left["table"] for left in begun.manifest["left_out"]] == ["dot"]
+    names = ["opportunity", "call", "merger", "segment", "reason", "word", "letter"]
+    assert [table["table"] for table in begun.manifest["tables"]][0] == "opportunity"
+    assert sorted(table["table"] for table in begun.manifest["tables"]) == sorted(names)
+    database, columns = duckdb.connect(), {}
+    for name in names:
+        rows = lake.read_with_pyiceberg("403", name)
+        if "at" in rows.column_names:
+            at = rows.column_names.index("at")
+            rows = rows.set_column(at, "at", rows["at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()))
+        database.register(f"{name}_rows", rows)
+        columns[name] = rows.column_names
+    for path, sql in PLACES.items():
+        found = database.execute(sql, {"since": microseconds(since) if since else 0}).fetchall()
+        keys, names = len(path) + 1, columns[path[-1].split("__")[0]]
+        expected = [(*row[:keys], dict(zip(names, row[keys:], strict=True))) for row in found]
+        assert flat(documents, *path) == expected and expected, path
+    lonely = documents[-1]["related"]
+    assert lonely == {"call": [], "merger__from_id": [], "merger__into_id": []}
+    # Rows at the deepest place hold nothing more.
+    letters = [
+        letter
+        for call in documents[1]["related"]["call"]
+        for segment in call.get("related", {"segment": []})["segment"]
+        for word in segment["related"]["word"]
+        for letter in word["related"]["letter"]
+    ]
+    assert all(set(letter) == {"id", "word_id"} for letter in letters)
+
+
+def test_nested_documents_go_on_where_a_budget_cut_them(deep):
+    whole = list(deep.documents())
+    begun = deep.documents(rows_max=7)
+    taken = list(begun)
+    while begun.token is not None:
+        begun = deep.documents(resume=begun.token, tokens_max=20_000)
+        more = list(begun)
+        assert more
+        taken += more
+    assert taken == whole
+    chosen = list(deep.documents(tables=["opportunity", "call", "segment"]))
+    assert [set(document["related"]) for document in chosen] == [{"call"}] * len(whole)
+    assert flat(chosen, "call", "segment") == flat(whole, "call", "segment")
+    with pytest.raises(Exception, match="no reference leads from it"):
+        list(deep.documents(tables=["opportunity", "call", "segment", "word", "letter", "dot"]))
+    with pytest.raises(Exception, match="no reference leads from it"):
+        list(deep.documents(tables=["opportunity", "segment"]))
 
 
 class Breaking:

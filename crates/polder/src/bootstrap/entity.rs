@@ -1,12 +1,11 @@
 //! One document for each row of a table, with the rows of other tables that belong to it.
 //!
-//! What belongs to what is said by the table specs' `references`. A table is nested where a reference leads
-//! from it to the entity, from the entity to it, or from both to a third one (e-mails and opportunities
-//! of one account). Every table is sorted by the entity's key, by the engine, which spills what
-//! does not fit; the sorted tables are then walked through side by side. In memory are one
-//! document and a part of a batch of each table.
+//! What belongs to what is said by the table specs' `references`, and what nests where in `tree.rs`. Every
+//! table is sorted by the entity's key, by the engine, which spills what does not fit; the sorted
+//! tables are then walked through side by side, whatever their level. In memory are one document
+//! and a part of a batch of each table.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -20,10 +19,11 @@ use serde_json::{Map, Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Bootstraps;
-use super::key::{Key, Kind};
+use super::key::Key;
 use super::manifest::{at_state, quoted};
 use super::states::{LeftOut, State};
 use super::token::Token;
+use super::tree::{self, Branch, RELATED, Tree, key_of};
 
 /// The column that a sorted table has more: the key of the entity that a row belongs to.
 const KEY: &str = "polder key";
@@ -42,18 +42,11 @@ pub(super) struct Document {
     pub(super) line: Vec<u8>,
 }
 
-/// The columns by which rows of a table belong to the entity.
-#[derive(Debug, PartialEq, Eq)]
-struct Link {
-    entity: String,
-    other: String,
-}
-
-/// Leaves out the tables that nothing leads to from the entity.
+/// Leaves out the tables that nothing leads to from the entity, which comes first.
 ///
 /// # Errors
 /// `spec.invalid` for an entity that is none, and for a table that was asked for by name and does not
-/// belong to it.
+/// belong to it; as [`tree::grow`].
 pub(super) fn keep_related(
     states: &mut Vec<State>,
     root: &str,
@@ -65,101 +58,35 @@ pub(super) fn keep_related(
             .hint("say entity=<table>, and name the table in tables= as well"));
     };
     let entity = states.remove(at);
-    key_of(&entity)?;
-    let mut left_out = Vec::new();
-    let mut kept = vec![entity];
-    for state in states.drain(..) {
-        if link(&kept[0], &state)?.is_some() {
-            kept.push(state);
-            continue;
-        }
-        let why = format!("no reference leads from it to {root}");
+    states.insert(0, entity);
+    let Tree { branches, left_out } = grown(states)?;
+    let mut found: Vec<Option<State>> = states.drain(..).map(Some).collect();
+    let mut told = Vec::new();
+    for (at, error) in left_out {
+        let Some(state) = found[at].take() else { continue };
         if named {
-            let message = format!("{}: {why}", state.name());
-            return Err(Error::new(ErrorCode::SpecInvalid, message)
-                .hint("say it in its table spec: references: { opportunity_id: opportunity }"));
+            return Err(error.within(state.name()));
         }
-        left_out.push(LeftOut { table: state.name().to_owned(), why });
+        let (table, why) = (state.name().to_owned(), error.message().to_owned());
+        told.push(LeftOut { table, why });
     }
-    *states = kept;
-    Ok(left_out)
+    states.extend(found[0].take());
+    // A table that is nested at several places is there once.
+    states.extend(branches.iter().filter_map(|branch| found[branch.table].take()));
+    Ok(told)
 }
 
-/// The one column that identifies an entity.
-fn key_of(state: &State) -> Result<&str> {
-    let key = state.spec.as_ref().map(|spec| spec.key.as_slice()).unwrap_or_default();
-    let [column] = key else {
-        let message = format!("table {:?} has no key of one column in its spec", state.name());
-        return Err(Error::new(ErrorCode::SpecInvalid, message).hint("say it there: key: [id]"));
-    };
-    kind(state, column)?;
-    Ok(column)
-}
-
-fn kind(state: &State, column: &str) -> Result<Kind> {
-    let found = state.columns.field(column);
-    found.and_then(|field| Kind::of(&field.data_type)).ok_or_else(|| {
-        let message = format!(
-            "column {column:?} of table {:?} is not there, or is no int, long, string or uuid",
-            state.name()
-        );
-        Error::new(ErrorCode::SpecInvalid, message).hint("entities are joined by such columns")
-    })
-}
-
-/// How a table belongs to the entity, if it does.
-fn link(entity: &State, other: &State) -> Result<Option<Link>> {
-    let (Some(root), Some(spec)) = (&entity.spec, &other.spec) else { return Ok(None) };
-    let to = |table: &str, references: &std::collections::BTreeMap<String, String>| {
-        let columns = references.iter().filter(|(_, named)| *named == table);
-        columns.map(|(column, _)| column.clone()).collect::<Vec<_>>()
-    };
-    let one = |mut columns: Vec<String>, from: &State, table: &str| match columns.len() {
-        0 => Ok(None),
-        1 => Ok(columns.pop()),
-        _ => {
-            let message = format!(
-                "table {:?} refers to {table} by several columns: {}",
-                from.name(),
-                columns.join(", ")
-            );
-            Err(Error::new(ErrorCode::SpecInvalid, message)
-                .hint("keep the one in `references` by which its rows belong to it"))
-        }
-    };
-    let found = if let Some(column) = one(to(&root.name, &spec.references), other, &root.name)? {
-        Link { entity: key_of(entity)?.to_owned(), other: column }
-    } else if let Some(column) = one(to(&spec.name, &root.references), entity, &spec.name)? {
-        Link { entity: column, other: key_of(other)?.to_owned() }
-    } else {
-        let shared = root.references.values().find(|table| !to(table, &spec.references).is_empty());
-        let Some(table) = shared else { return Ok(None) };
-        let entity_column = one(to(table, &root.references), entity, table)?;
-        let other_column = one(to(table, &spec.references), other, table)?;
-        match (entity_column, other_column) {
-            (Some(entity), Some(other)) => Link { entity, other },
-            _ => return Ok(None),
-        }
-    };
-    if kind(entity, &found.entity)? != kind(other, &found.other)? {
-        let message = format!(
-            "column {:?} of {:?} and {:?} of {:?} are of different types",
-            found.other,
-            other.name(),
-            found.entity,
-            entity.name()
-        );
-        return Err(Error::new(ErrorCode::SpecInvalid, message)
-            .hint("declare one of them with `types`, or take the reference out"));
-    }
-    Ok(Some(found))
+fn grown(states: &[State]) -> Result<Tree> {
+    tree::grow(&states.iter().map(State::shape).collect::<Vec<_>>())
 }
 
 /// Reads documents in the order of their keys.
 pub(super) struct Entities {
     entity: String,
     root: Feed,
-    others: Vec<(String, Feed)>,
+    branches: Vec<Branch>,
+    /// The rows of each branch.
+    feeds: Vec<Feed>,
     after: Option<Key>,
     _turn: OwnedSemaphorePermit,
 }
@@ -181,16 +108,17 @@ impl Entities {
             Error::new(ErrorCode::QueryLimit, "too many bootstraps by entity are running")
                 .hint("try again later")
         })?;
-        let Some((entity, others)) = states.split_first() else {
-            return Err(Error::new(ErrorCode::Internal, "a bootstrap without tables"));
-        };
+        let Tree { branches, left_out } = grown(states)?;
+        if !left_out.is_empty() {
+            return Err(Error::new(ErrorCode::Internal, "tables that do not belong to the entity"));
+        }
         let session = Session {
             // The org's own eyes: no text leads elsewhere.
             principal: Principal::Org(org.get().clone()),
             rows_max: None,
             // Whole MiB, in which the engine hands it out: together never more than there is, or two
             // bootstraps would wait for each other.
-            memory_bytes_max: (context.memory_bytes / states.len().max(1)) >> 20 << 20,
+            memory_bytes_max: (context.memory_bytes / (branches.len() + 1)) >> 20 << 20,
             snapshots: BTreeMap::default(),
             pushdown: true,
         };
@@ -200,18 +128,15 @@ impl Entities {
             Ok::<_, Error>(Feed { batches: found.batches, key, rest: None, rows: VecDeque::new() })
         };
         let mut feeds = Vec::new();
-        for other in others {
-            let link = link(entity, other)?.ok_or_else(|| {
-                Error::new(ErrorCode::SpecInvalid, "the references have changed")
-                    .hint("begin again without resume")
-            })?;
-            let sql = nested(entity, other, &link, token.since_us)?;
-            feeds.push((other.name().to_owned(), open(sql).await?));
+        for branch in &branches {
+            let sql = nested(states, &branches, branch, token.since_us)?;
+            feeds.push(open(sql).await?);
         }
         Ok(Self {
             entity: root.to_owned(),
-            root: open(sorted(entity)?).await?,
-            others: feeds,
+            root: open(sorted(&states[0])?).await?,
+            branches,
+            feeds,
             after: token.after().cloned(),
             _turn: turn,
         })
@@ -224,14 +149,9 @@ impl Entities {
             let mut size = Size::default();
             let mut versions = self.root.all(&key, &mut size).await?;
             let sent = self.after.as_ref().is_some_and(|after| key <= *after);
-            let mut related = Map::new();
-            for (name, feed) in &mut self.others {
-                feed.skip_below(&key).await?;
-                let rows = feed.all(&key, &mut size).await;
-                let rows =
-                    rows.map_err(|error| error.within(&format!("{} {}", self.entity, key.json())))?;
-                related.insert(name.clone(), Value::Array(rows));
-            }
+            let related = self.related(&key, &mut size).await;
+            let related = related
+                .map_err(|error| error.within(&format!("{} {}", self.entity, key.json())))?;
             if sent {
                 continue;
             }
@@ -241,11 +161,67 @@ impl Entities {
                 "key": key.json(),
                 "row": row,
                 "earlier": versions,
-                "related": related,
+                "related": hung(&self.branches, related)?,
             });
             return Ok(Some(Document { key, line: format!("{document}\n").into_bytes() }));
         }
     }
+
+    /// The rows of each branch that belong to an entity.
+    async fn related(&mut self, key: &Key, size: &mut Size) -> Result<Vec<Vec<Value>>> {
+        let mut related = Vec::with_capacity(self.feeds.len());
+        for feed in &mut self.feeds {
+            feed.skip_below(key).await?;
+            related.push(feed.all(key, size).await?);
+        }
+        Ok(related)
+    }
+}
+
+/// The rows of all branches, the deeper ones in the rows that they belong to.
+fn hung(branches: &[Branch], mut rows: Vec<Vec<Value>>) -> Result<Map<String, Value>> {
+    let mut related = Map::new();
+    // What is nested in a branch comes behind it.
+    for (at, branch) in branches.iter().enumerate().rev() {
+        let own = std::mem::take(&mut rows[at]);
+        match branch.within {
+            None => {
+                related.insert(branch.name.clone(), Value::Array(own));
+            }
+            Some(above) => hang(&mut rows[above], branch, own)?,
+        }
+    }
+    Ok(related)
+}
+
+/// Puts rows into those that they belong to, in the order they are in. Of a row that is there in several
+/// states the last has them.
+fn hang(above: &mut [Value], branch: &Branch, rows: Vec<Value>) -> Result<()> {
+    let name = |row: &Value, column: &str| match &row[column] {
+        Value::Number(number) => number.as_i64().map(Key::Long),
+        Value::String(text) => Some(Key::Text(text.clone())),
+        _ => None,
+    };
+    let mut places = HashMap::new();
+    for (at, row) in above.iter().enumerate() {
+        if let Some(key) = name(row, &branch.link.above) {
+            places.insert(key, at);
+        }
+    }
+    let mut belong: HashMap<usize, Vec<Value>> = HashMap::new();
+    for row in rows {
+        let place = name(&row, &branch.link.own).and_then(|key| places.get(&key).copied());
+        let place = place.ok_or_else(|| {
+            let message = format!("a row of {:?} belongs to no row of its document", branch.name);
+            Error::new(ErrorCode::Internal, message)
+        })?;
+        belong.entry(place).or_default().push(row);
+    }
+    for place in places.into_values() {
+        let rows = Value::Array(belong.remove(&place).unwrap_or_default());
+        above[place][RELATED][&branch.name] = rows;
+    }
+    Ok(())
 }
 
 /// The rows of a table in the order of the entities' keys.
@@ -313,7 +289,7 @@ impl Feed {
 
 /// The entities' own rows: of a key that is there more than once, the newest comes last.
 fn sorted(entity: &State) -> Result<String> {
-    let key = quoted(key_of(entity)?);
+    let key = quoted(key_of(&entity.shape())?);
     let spec = entity.spec.as_ref();
     let newest = spec.and_then(|spec| spec.cursor.as_deref()).or(entity.event_time());
     let newest = newest.filter(|column| entity.columns.field(column).is_some());
@@ -322,27 +298,63 @@ fn sorted(entity: &State) -> Result<String> {
     Ok(format!("SELECT *, {key} AS {} FROM {from} ORDER BY {}{then}", quoted(KEY), quoted(KEY)))
 }
 
-/// The rows of another table, each with the key of the entity it belongs to, by that and by time.
-fn nested(entity: &State, other: &State, link: &Link, since_us: Option<i64>) -> Result<String> {
-    let (key, column) = (quoted(KEY), quoted(LINK));
-    let own = quoted(key_of(entity)?);
+/// The rows of a branch, each with the key of the entity it belongs to, by that and by time. States of one
+/// row at one time come in the order of the cursor.
+fn nested(
+    states: &[State],
+    branches: &[Branch],
+    branch: &Branch,
+    since_us: Option<i64>,
+) -> Result<String> {
+    let key = quoted(KEY);
+    let state = &states[branch.table];
+    let spec = state.spec.as_ref();
+    let keys = spec.into_iter().flat_map(|spec| spec.key.iter().map(String::as_str));
+    let cursor = spec.and_then(|spec| spec.cursor.as_deref());
     let mut order = vec![key.clone()];
-    let keys = other.spec.iter().flat_map(|spec| spec.key.iter().map(String::as_str));
-    for column in other.event_time().into_iter().chain(keys) {
-        if other.columns.field(column).is_some() {
-            order.push(format!("c.{}", quoted(column)));
+    for column in state.event_time().into_iter().chain(keys).chain(cursor) {
+        let named = format!("c.{}", quoted(column));
+        if state.columns.field(column).is_some() && !order.contains(&named) {
+            order.push(named);
         }
     }
-    let wanted = condition(&other.since(since_us))?;
     Ok(format!(
-        "SELECT c.*, r.{key} FROM (SELECT * FROM {}{wanted}) AS c \
-         JOIN (SELECT DISTINCT {own} AS {key}, {} AS {column} FROM {}) AS r \
-         ON c.{} = r.{column} ORDER BY {}",
-        at_state(&other.table, other.snapshot.id),
-        quoted(&link.entity),
-        at_state(&entity.table, entity.snapshot.id),
-        quoted(&link.other),
+        "SELECT c.*, r.{key} FROM {} AS c JOIN ({}) AS r ON c.{} = r.{} ORDER BY {}",
+        rows(state, since_us)?,
+        links(states, branches, branch, since_us)?,
+        quoted(&branch.link.own),
+        quoted(LINK),
         order.join(", "),
+    ))
+}
+
+/// The rows of a table that documents have.
+fn rows(state: &State, since_us: Option<i64>) -> Result<String> {
+    let wanted = condition(&state.since(since_us))?;
+    Ok(format!("(SELECT * FROM {}{wanted})", at_state(&state.table, state.snapshot.id)))
+}
+
+/// The keys of entities, each with the values by which rows of a branch belong to it: those of the rows
+/// above, which belong to it in the same way.
+fn links(
+    states: &[State],
+    branches: &[Branch],
+    branch: &Branch,
+    since_us: Option<i64>,
+) -> Result<String> {
+    let (key, column, above) = (quoted(KEY), quoted(LINK), quoted(&branch.link.above));
+    let Some(parent) = branch.within.map(|at| &branches[at]) else {
+        let entity = &states[0];
+        let own = quoted(key_of(&entity.shape())?);
+        let from = at_state(&entity.table, entity.snapshot.id);
+        return Ok(format!("SELECT DISTINCT {own} AS {key}, {above} AS {column} FROM {from}"));
+    };
+    Ok(format!(
+        "SELECT DISTINCT r.{key} AS {key}, p.{above} AS {column} FROM {} AS p JOIN ({}) AS r \
+         ON p.{} = r.{column}",
+        rows(&states[parent.table], since_us)?,
+        links(states, branches, parent, since_us)?,
+        quoted(&parent.link.own),
     ))
 }
 
@@ -362,5 +374,59 @@ fn condition(predicate: &Predicate) -> Result<String> {
             }
         }
         _ => Err(other()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::Link;
+    use super::*;
+
+    fn branch(name: &str, within: Option<usize>, own: &str) -> Branch {
+        let link = Link { above: "id".to_owned(), own: own.to_owned() };
+        Branch { name: name.to_owned(), table: 0, within, link }
+    }
+
+    #[test]
+    fn rows_are_in_those_they_belong_to_and_in_their_order() {
+        let branches = [
+            branch("call", None, "deal_id"),
+            branch("mail", None, "deal_id"),
+            branch("segment", Some(0), "call_id"),
+            branch("note", Some(0), "call"),
+            branch("word", Some(2), "segment"),
+        ];
+        let rows = vec![
+            // The first call is there in two states.
+            vec![json!({ "id": 1, "at": 1 }), json!({ "id": 2 }), json!({ "id": 1, "at": 3 })],
+            vec![json!({ "id": "m" })],
+            vec![
+                json!({ "id": "b", "call_id": 2 }),
+                json!({ "id": "a", "call_id": 1 }),
+                json!({ "id": "c", "call_id": 2 }),
+            ],
+            Vec::new(),
+            vec![json!({ "segment": "c", "text": "x" })],
+        ];
+        let related = hung(&branches, rows).expect("document");
+        let segment = |id: &str, call: i64, words: Value| json!({ "id": id, "call_id": call, "related": { "word": words } });
+        let call = |id: i64, segments: Value| json!({ "id": id, "related": { "segment": segments, "note": [] } });
+        let mut last = call(1, json!([segment("a", 1, json!([]))]));
+        last["at"] = json!(3);
+        let word = json!([{ "segment": "c", "text": "x" }]);
+        let second = call(2, json!([segment("b", 2, json!([])), segment("c", 2, word)]));
+        let expect =
+            json!({ "call": [{ "id": 1, "at": 1 }, second, last], "mail": [{ "id": "m" }] });
+        assert_eq!(Value::Object(related), expect);
+    }
+
+    #[test]
+    fn a_row_without_a_place_is_an_error() {
+        let branches = [branch("call", None, "deal_id"), branch("segment", Some(0), "call_id")];
+        for own in [json!(2), json!("1"), json!(null)] {
+            let rows = vec![vec![json!({ "id": 1 })], vec![json!({ "call_id": own })]];
+            let error = hung(&branches, rows).expect_err("it would be lost");
+            assert_eq!(error.code(), ErrorCode::Internal);
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! tables, and all their rows as one stream that can be taken up again where it broke off.
 //!
 //! Which states is decided in `states.rs`, the order of rows by the lake ([`polder_lake::OrderedScan`]), documents
-//! of one entity with what belongs to it in `entity.rs`, bytes in `encode.rs`, and budgets and marks in
+//! of one entity with what belongs to it in `entity.rs` (what nests where in `tree.rs`), bytes in `encode.rs`, and budgets and marks in
 //! `send.rs`. Who may ask is the caller's matter. The order never changes for the same states, so
 //! that a token has to say no more than which states and how far (ADR 0024).
 
@@ -15,6 +15,7 @@ mod rows;
 mod send;
 mod states;
 mod token;
+mod tree;
 
 use std::sync::Arc;
 

@@ -15,6 +15,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::token::Token;
+use super::tree::Shape;
 use super::{AsOf, Wanted};
 
 /// Loads of all tables until the states count as those of a time.
@@ -71,6 +72,10 @@ impl State {
 
     pub(super) fn name(&self) -> &str {
         self.table.name()
+    }
+
+    pub(super) fn shape(&self) -> Shape<'_> {
+        Shape { name: self.name(), spec: self.spec.as_ref(), columns: &self.columns }
     }
 
     /// The column that says when what a row tells of happened, if this state has one that is a time.

@@ -158,7 +158,8 @@ class Documents(_Stream):
     """One document for each row of a table, with what belongs to it. Made by `Org.documents`.
 
     Each item is a dict: `entity`, `key`, `row` (the newest state), `earlier` (its older states, where
-    the table keeps them), `related` (by table, the rows that belong to it, by time).
+    the table keeps them), `related` (by table, the rows that belong to it, by time; those rows have
+    a `related` of their own where tables refer to theirs).
     """
 
     _format = "ndjson"
