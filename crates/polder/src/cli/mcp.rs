@@ -3,29 +3,37 @@
 use std::sync::Arc;
 
 use clap::Args;
-use polder_core::{Error, ErrorCode, OrgId, Principal, Result};
+use polder_core::{Error, ErrorCode, OrgId, Principal, Result, SecretRef};
 use rmcp::ServiceExt;
 
 use crate::app::App;
 use crate::exit;
-use crate::mcp::Agent;
+use crate::mcp::{Agent, Door};
 
 #[derive(Debug, Args)]
 pub(crate) struct Mcp {
     /// The org whose data the agent sees; every org's, and the sources, without.
     #[arg(long, value_name = "ID")]
     org: Option<OrgId>,
+    /// The `polder serve` of this lake, through which the agent may ask for tables if the key is a writer's.
+    #[arg(long, value_name = "URL", requires = "key")]
+    server: Option<String>,
+    /// Where the agent's key for the server is: env:NAME or file:PATH.
+    // As text: what is no reference may be the key itself, which is not to be printed.
+    #[arg(long, value_name = "REFERENCE", requires = "server")]
+    key: Option<String>,
 }
 
 impl Mcp {
     pub(crate) async fn run(&self, app: App) -> Result<u8> {
+        let door = self.door(&app).await?;
         let (lake, store) = (app.lake().await?, app.store().await?);
         let principal = self.org.clone().map_or(Principal::Operator, Principal::Org);
         let agent = Agent {
             engine: Arc::new(crate::cli::engine(&app, &lake)?),
             bootstraps: crate::cli::bootstraps(&app, &lake)?,
             who: crate::app::author(None).who,
-            door: None,
+            door,
             app: Arc::new(app),
             store,
             lake,
@@ -43,5 +51,12 @@ impl Mcp {
             }
             _ = tokio::signal::ctrl_c() => Ok(exit::INTERRUPTED),
         }
+    }
+
+    /// The way to the server that is named.
+    async fn door(&self, app: &App) -> Result<Option<Door>> {
+        let (Some(server), Some(key)) = (&self.server, &self.key) else { return Ok(None) };
+        let reference: SecretRef = key.parse().map_err(|error: Error| error.within("--key"))?;
+        Door::there(server, &app.secret(&reference)?).await
     }
 }

@@ -6,6 +6,7 @@
 //! table (`request.rs`), by the same route of the API as everybody.
 
 mod boot;
+mod remote;
 mod request;
 mod tools;
 
@@ -50,7 +51,7 @@ pub(crate) struct Agent {
     pub(crate) principal: Principal,
     /// Who it is, in the audit log.
     pub(crate) who: String,
-    /// The API, as the agent's own key opens it; none where there is no server.
+    /// The API, as the agent's own key opens it; none where there is no server or no such key.
     pub(crate) door: Option<Door>,
 }
 

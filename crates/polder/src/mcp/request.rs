@@ -1,6 +1,7 @@
 //! `request_table`: an agent with a writer's key asks for a table of its org. It goes through the API as
 //! everybody's requests do: the same checks, the same audit log. The first call plans and changes
-//! nothing; the second, with the plan's hash, carries out exactly what was planned.
+//! nothing; the second, with the plan's hash, carries out exactly what was planned. How a server
+//! elsewhere is called is in `remote.rs`.
 
 use std::sync::Arc;
 
@@ -9,24 +10,39 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderValue, Request, StatusCode, header};
 use polder_core::{Error, ErrorCode, Result};
 use rmcp::model::{Tool, ToolAnnotations};
+use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tower::ServiceExt;
 
 use super::Agent;
+use super::remote::Remote;
 use crate::serve::{path_segment, sha256};
 
 /// The tool's name.
 pub(super) const NAME: &str = "request_table";
-const ANSWER_BYTES_MAX: usize = 4 << 20;
-const REASON: &str = "an agent, by request_table";
+pub(super) const ANSWER_BYTES_MAX: usize = 4 << 20;
+pub(super) const REASON: &str = "an agent, by request_table";
 
-/// The API in this process, with the caller's own credentials.
+/// The API, with the caller's own credentials.
 #[derive(Clone)]
-pub(crate) struct Door {
-    pub(crate) routes: Router,
-    /// None where nobody has to authenticate.
-    pub(crate) authorization: Option<HeaderValue>,
+pub(crate) enum Door {
+    /// In this process; `authorization` is none where nobody has to authenticate.
+    Here { routes: Router, authorization: Option<HeaderValue> },
+    /// A server's.
+    There(Remote),
+}
+
+impl Door {
+    /// The API of a server; none for a key whose owner may not ask for tables.
+    ///
+    /// # Errors
+    /// `spec.invalid`, `spec.secret` for what is no address and no key; `control.unauthenticated` for a key
+    /// that is not good; `control.store` for a server that cannot be called.
+    pub(crate) async fn there(url: &str, key: &SecretString) -> Result<Option<Self>> {
+        let remote = Remote::new(url, key)?;
+        Ok(remote.offers(NAME).await?.then_some(Self::There(remote)))
+    }
 }
 
 /// What the tool takes.
@@ -104,26 +120,51 @@ impl Agent {
 
     /// What the API answers, as the caller.
     async fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        let lost = || Error::new(ErrorCode::Internal, "the API does not answer");
-        let door = self.door.as_ref().ok_or_else(lost)?;
-        let mut request = Request::post(path)
-            .header("polder-reason", REASON)
-            .header(header::CONTENT_TYPE, "application/json");
-        if let Some(authorization) = &door.authorization {
-            request = request.header(header::AUTHORIZATION, authorization);
-        }
-        let request = request.body(Body::from(body.to_string())).map_err(|_| lost())?;
-        // The routes answer every request; there is no error.
-        let Ok(response) = door.routes.clone().oneshot(request).await;
-        let status = response.status();
-        let bytes = to_bytes(response.into_body(), ANSWER_BYTES_MAX).await.map_err(|_| lost())?;
-        let answer: Value = serde_json::from_slice(&bytes).map_err(|_| lost())?;
-        if status.is_success() {
-            return Ok(answer);
-        }
-        let said = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
-        Err(Error::new(code_of(status), said("detail")).detail(said("code")).hint(said("hint")))
+        let (status, bytes) = match self.door.as_ref().ok_or_else(lost)? {
+            Door::Here { routes, authorization } => {
+                post_here(routes, authorization.as_ref(), path, body).await?
+            }
+            Door::There(remote) => remote.post(path, body).await?,
+        };
+        answered(status, &bytes)
     }
+}
+
+async fn post_here(
+    routes: &Router,
+    authorization: Option<&HeaderValue>,
+    path: &str,
+    body: &Value,
+) -> Result<(StatusCode, Vec<u8>)> {
+    let mut request = Request::post(path)
+        .header("polder-reason", REASON)
+        .header(header::CONTENT_TYPE, "application/json");
+    if let Some(authorization) = authorization {
+        request = request.header(header::AUTHORIZATION, authorization);
+    }
+    let request = request.body(Body::from(body.to_string())).map_err(|_| lost())?;
+    // The routes answer every request; there is no error.
+    let Ok(response) = routes.clone().oneshot(request).await;
+    let status = response.status();
+    let bytes = to_bytes(response.into_body(), ANSWER_BYTES_MAX).await.map_err(|_| lost())?;
+    Ok((status, bytes.to_vec()))
+}
+
+/// What an answer says.
+///
+/// # Errors
+/// What the API refused it with; `internal` for what is no answer of an API.
+pub(super) fn answered(status: StatusCode, bytes: &[u8]) -> Result<Value> {
+    let answer: Value = serde_json::from_slice(bytes).map_err(|_| lost())?;
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let said = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
+    Err(Error::new(code_of(status), said("detail")).detail(said("code")).hint(said("hint")))
+}
+
+fn lost() -> Error {
+    Error::new(ErrorCode::Internal, "the API does not answer")
 }
 
 /// What an agent can act on: the API's own code is in the detail.

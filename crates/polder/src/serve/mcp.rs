@@ -76,7 +76,7 @@ async fn serve(State(mcp): State<Mcp>, request: Request) -> Response {
         bootstraps: settings.bootstraps.clone(),
         who: caller.who(),
         principal: caller.principal,
-        door: Some(Door { routes: mcp.api.clone(), authorization }),
+        door: Some(Door::Here { routes: mcp.api.clone(), authorization }),
     };
     let mut config = StreamableHttpServerConfig::default()
         .with_legacy_session_mode(false)
