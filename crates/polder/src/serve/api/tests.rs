@@ -30,6 +30,7 @@ mod pages;
 mod postgres;
 mod template_routes;
 mod undo_routes;
+mod unreadable_routes;
 
 const PROCESS: &str = r#"
 [lake]
