@@ -19,6 +19,7 @@ use tower::ServiceExt;
 use super::*;
 
 mod caps;
+mod conditions;
 mod description;
 mod doors;
 mod gate;
