@@ -26,6 +26,7 @@ mod gate;
 mod group_routes;
 mod health;
 mod key_routes;
+mod labels;
 mod matrix;
 mod pages;
 mod postgres;
