@@ -70,7 +70,7 @@ pub async fn set_paused(
 ) -> Result<()> {
     let (id, name) = (org.get().as_str(), table.unwrap_or_default());
     let mut transaction = store.begin().await?;
-    // Of one org's pauses one is set or ended at a time, and none while the org is erased.
+    // Of one org's pauses one is set or ended at a time.
     let sql = "UPDATE polder_desired SET revision = revision WHERE kind = 'org' AND id = $1";
     let held = sqlx::query(sql).bind(id).execute(&mut *transaction).await;
     held.map_err(|error| failed("the org cannot be held", error))?;
