@@ -173,17 +173,43 @@ pub fn shown_part(text: &str) -> &str {
 /// # Errors
 /// `control.not_found` for a key that there is not, or that was revoked before.
 pub async fn revoke(store: &Store, id: &str) -> Result<()> {
-    let done =
-        sqlx::query("UPDATE polder_keys SET revoked_ms = $1 WHERE id = $2 AND revoked_ms IS NULL")
-            .bind(Utc::now().timestamp_millis())
-            .bind(id)
-            .execute(store.pool())
-            .await
-            .map_err(|error| failed("the key cannot be revoked", error))?;
-    if done.rows_affected() == 0 {
+    revoke_if(store, id, |_| Ok(())).await.map(drop)
+}
+
+/// As [`revoke`], if `check` has nothing against it: it gets the key as it is then. The key after it.
+///
+/// # Errors
+/// As [`revoke`]; what `check` says of a key that is there.
+pub async fn revoke_if(
+    store: &Store,
+    id: &str,
+    check: impl FnOnce(&Key) -> Result<()>,
+) -> Result<Key> {
+    let mut transaction = store.begin().await?;
+    let found = held(&mut transaction, id).await?.ok_or_else(unknown)?;
+    check(&found)?;
+    if found.revoked_ms.is_some() {
         return Err(unknown());
     }
-    Ok(())
+    let revoked_ms = Some(Utc::now().timestamp_millis());
+    sqlx::query("UPDATE polder_keys SET revoked_ms = $1 WHERE id = $2")
+        .bind(revoked_ms)
+        .bind(id)
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| failed("the key cannot be revoked", error))?;
+    commit(transaction).await?;
+    Ok(Key { revoked_ms, ..found })
+}
+
+/// The key that begins with this, as it stays until the transaction ends.
+async fn held(transaction: &mut Transaction, id: &str) -> Result<Option<Key>> {
+    let sql = "UPDATE polder_keys SET revoked_ms = revoked_ms WHERE id = $1";
+    let held = sqlx::query(sql).bind(id).execute(&mut **transaction).await;
+    held.map_err(|error| failed("the key cannot be held", error))?;
+    let sql = format!("{SELECT} WHERE id = $1");
+    let row = sqlx::query(&sql).bind(id).fetch_optional(&mut **transaction).await;
+    row.map_err(unreadable)?.as_ref().map(key).transpose()
 }
 
 /// Another key of the same role and orgs; the old one stays good until `old_expires_ms`. Without
@@ -197,14 +223,27 @@ pub async fn rotate(
     old_expires_ms: i64,
     expires_ms: Option<i64>,
 ) -> Result<(Key, SecretString)> {
+    rotate_if(store, id, old_expires_ms, expires_ms, |_| Ok(())).await
+}
+
+/// As [`rotate`], if `check` has nothing against it: it gets the old key as it is then.
+///
+/// # Errors
+/// As [`rotate`]; what `check` says of a key that is there.
+pub async fn rotate_if(
+    store: &Store,
+    id: &str,
+    old_expires_ms: i64,
+    expires_ms: Option<i64>,
+    check: impl FnOnce(&Key) -> Result<()>,
+) -> Result<(Key, SecretString)> {
     let mut transaction = store.begin().await?;
-    let sql = format!("{SELECT} WHERE id = $1");
-    let row = sqlx::query(&sql).bind(id).fetch_optional(&mut *transaction).await;
-    let old = row.map_err(unreadable)?.as_ref().map(key).transpose()?;
+    let old = held(&mut transaction, id).await?.ok_or_else(unknown)?;
+    check(&old)?;
     let now = Utc::now().timestamp_millis();
     let is_good =
         |key: &Key| key.revoked_ms.is_none() && key.expires_ms.is_none_or(|end| end > now);
-    let old = old.filter(is_good).ok_or_else(unknown)?;
+    let old = Some(old).filter(is_good).ok_or_else(unknown)?;
     let orgs = old.orgs.iter().map(|org| org.parse()).collect::<Result<Vec<OrgId>>>()?;
     let expires_ms = expires_ms.or_else(|| old.next_expires_ms());
     let request = KeyRequest { role: old.role, orgs, name: old.name.clone(), expires_ms };
@@ -212,16 +251,12 @@ pub async fn rotate(
     let (new, shown) = make(&request)?;
     insert(&mut transaction, &new, &shown).await?;
     let end = old.expires_ms.map_or(old_expires_ms, |end| end.min(old_expires_ms));
-    let ended =
-        sqlx::query("UPDATE polder_keys SET expires_ms = $1 WHERE id = $2 AND revoked_ms IS NULL")
-            .bind(end)
-            .bind(id)
-            .execute(&mut *transaction)
-            .await
-            .map_err(|error| failed("the old key's end cannot be stored", error))?;
-    if ended.rows_affected() == 0 {
-        return Err(unknown());
-    }
+    sqlx::query("UPDATE polder_keys SET expires_ms = $1 WHERE id = $2")
+        .bind(end)
+        .bind(id)
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| failed("the old key's end cannot be stored", error))?;
     commit(transaction).await?;
     Ok((new, shown))
 }
@@ -320,6 +355,33 @@ mod tests {
         for bytes in [database, log] {
             assert!(!bytes.windows(secret.len()).any(|part| part == secret.as_bytes()));
         }
+    }
+
+    #[tokio::test]
+    async fn a_key_is_ended_or_followed_as_it_is_known_or_not_at_all() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = store(&folder).await;
+        let (made, shown) = create(&store, &writer(None)).await.expect("key");
+        let stale = |_: &Key| Err(Error::new(ErrorCode::ControlStale, "it has changed"));
+        let soon = Utc::now().timestamp_millis() + 60_000;
+        let refused = revoke_if(&store, &made.id, stale).await.expect_err("stale");
+        assert_eq!(refused.code(), ErrorCode::ControlStale);
+        let refused = rotate_if(&store, &made.id, soon, None, stale).await.expect_err("stale");
+        assert_eq!(refused.code(), ErrorCode::ControlStale);
+        assert_eq!(list(&store).await.expect("keys"), [made.clone()], "it is as it was");
+        assert!(principal(&store, shown.expose_secret()).await.expect("asked").is_some());
+        let is_it = |now: &Key| {
+            assert_eq!(*now, made);
+            Ok(())
+        };
+        rotate_if(&store, &made.id, soon, None, is_it).await.expect("followed");
+        let ended = revoke_if(&store, &made.id, |now| {
+            assert_eq!(now.expires_ms, Some(soon));
+            Ok(())
+        });
+        let ended = ended.await.expect("ended");
+        assert!(ended.revoked_ms.is_some());
+        assert_eq!(find(&store, &made.id).await.expect("asked"), Some(ended));
     }
 
     #[tokio::test]

@@ -3,15 +3,16 @@
 use polder_core::spec::ProcessConfig;
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Result};
 
-use super::plan::{PlannedTable, compare_tables};
+use super::plan::{PlannedTable, compare_tables, unknown};
 use super::stored::{
     ORG, TEMPLATE, TEMPLATES, Written, document, next_revision, stored, templates_of, unreadable,
     write,
 };
+use super::template::Damage;
 use super::undo::{self, Said, Undos};
 use super::{EffectiveOrg, LakeFacts, OrgDocument, OrgLayer, Templates, effective};
 use crate::churn;
-use crate::store::{Store, commit};
+use crate::store::{Store, Transaction, commit};
 
 /// Who changes something, and why.
 #[derive(Clone, Debug)]
@@ -48,7 +49,8 @@ impl Change<'_> {
 
 /// An org as a change finds it.
 pub struct Current<'a> {
-    /// Its layers and what they make together; `None` for an org that is not there.
+    /// Its layers and what they make together; `None` for an org that is not there, and for one that cannot
+    /// be read, which can only be given anew.
     pub org: Option<(&'a OrgDocument, &'a EffectiveOrg)>,
     pub templates: &'a Templates,
     /// What can be taken back.
@@ -67,7 +69,8 @@ impl Current<'_> {
 ///
 /// # Errors
 /// What `decide` refuses; `control.conflict` for what is destructive and was not confirmed; `spec.*` when
-/// the org could not be read any more; `lake.fenced` for an org that has left or is leaving.
+/// the org could not be read any more, or cannot be now and is not given anew; `lake.fenced` for an org that has
+/// left or is leaving.
 pub async fn change(
     store: &Store,
     org: &Authorized<OrgId>,
@@ -78,23 +81,10 @@ pub async fn change(
     let mut transaction = store.begin().await?;
     let revision = next_revision(&mut transaction).await?;
     churn::check_none(&mut transaction, org).await?;
-    let row = sqlx::query(
-        "SELECT revision, declared, adjusted FROM polder_desired WHERE kind = $1 AND id = $2",
-    )
-    .bind(ORG)
-    .bind(id.as_str())
-    .fetch_optional(&mut *transaction)
-    .await
-    .map_err(unreadable)?;
-    let rows = sqlx::query(TEMPLATES)
-        .bind(TEMPLATE)
-        .fetch_all(&mut *transaction)
-        .await
-        .map_err(unreadable)?;
-    let templates = templates_of(&rows)?;
-    let stored_org = row.as_ref().map(document).transpose()?;
+    let (stored_org, templates) = found(&mut transaction, id).await?;
     let present = stored_org.as_ref().filter(|org| org.is_present());
-    let before = match present {
+    let damaged = present.filter(|org| org.is_damaged());
+    let before = match present.filter(|org| !org.is_damaged()) {
         Some(org) => Some(effective(change.process, &templates, id, org)?),
         None => None,
     };
@@ -102,14 +92,20 @@ pub async fn change(
     let undos = undo::of_org(&mut transaction, org, now_ms).await?;
     let there = present.zip(before.as_ref());
     let current = Current { org: there, templates: &templates, undos: &undos };
-    let layer = decide(current)?;
+    let layer = decide(current).map_err(|error| match damaged.map(OrgDocument::check_layers) {
+        Some(Err(unread)) if error.code() == ErrorCode::ControlNotFound => unread,
+        _ => error,
+    })?;
     let declared = present.and_then(|org| org.declared.clone());
-    let next = OrgDocument { revision, declared, adjusted: Some(layer) };
+    let damage = Damage::default();
+    let next = OrgDocument { revision, declared, adjusted: Some(layer), damage };
     let effective = effective(change.process, &templates, id, &next)?;
     if change.dry_run {
         return Ok(effective);
     }
     let mut planned = Vec::new();
+    // What one took that could not be read is not known.
+    let before = if damaged.is_some() { Some(unknown(&effective)) } else { before };
     let (orgs, known) = ((before.as_ref(), Some(&effective)), (&LakeFacts::new(), &undos));
     compare_tables(id, orgs, known, &mut planned);
     change.check(&planned)?;
@@ -127,4 +123,25 @@ pub async fn change(
     undo::remember(&mut transaction, said, &tables).await?;
     commit(transaction).await?;
     Ok(effective)
+}
+
+/// An org's row, if there is one, and all templates, as the transaction finds them.
+async fn found(
+    transaction: &mut Transaction,
+    id: &OrgId,
+) -> Result<(Option<OrgDocument>, Templates)> {
+    let row = sqlx::query(
+        "SELECT revision, declared, adjusted FROM polder_desired WHERE kind = $1 AND id = $2",
+    )
+    .bind(ORG)
+    .bind(id.as_str())
+    .fetch_optional(&mut **transaction)
+    .await
+    .map_err(unreadable)?;
+    let rows = sqlx::query(TEMPLATES)
+        .bind(TEMPLATE)
+        .fetch_all(&mut **transaction)
+        .await
+        .map_err(unreadable)?;
+    Ok((row.as_ref().map(document).transpose()?, templates_of(&rows)?))
 }

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::{Declared, OrgPipeline, check_stored_table};
+use template::Damage;
 
 pub use change::{Author, Change, Current, change};
 pub use plan::{Action, Applied, LakeFacts, Plan, PlannedTable, Unreadable, apply, effect, plan};
@@ -114,6 +115,7 @@ pub struct OrgDocument {
     pub revision: i64,
     pub declared: Option<OrgSpec>,
     pub adjusted: Option<OrgLayer>,
+    damage: Damage,
 }
 
 impl OrgDocument {
@@ -142,7 +144,35 @@ impl OrgDocument {
 
     /// An org that files no longer name and the API never spoke of is history alone.
     pub fn is_present(&self) -> bool {
-        self.declared.is_some() || self.adjusted.is_some()
+        self.declared.is_some() || self.adjusted.is_some() || self.is_damaged()
+    }
+
+    /// A layer of it cannot be read, such as one that a newer version of polder wrote.
+    fn is_damaged(&self) -> bool {
+        self.damage != Damage::default()
+    }
+
+    /// # Errors
+    /// `spec.invalid` for an org of which a layer cannot be read: it stops, and no others.
+    fn check_layers(&self) -> Result<()> {
+        let Damage { declared, adjusted } = &self.damage;
+        let Some(why) = declared.as_ref().or(adjusted.as_ref()) else { return Ok(()) };
+        // Files say nothing of what the API has said.
+        let hint = if adjusted.is_some() {
+            "give it anew: POST /v1/orgs, by an operator"
+        } else {
+            "give it anew: polder apply with files that name it, or POST /v1/orgs, by an operator"
+        };
+        Err(Error::new(ErrorCode::SpecInvalid, "what the store has of the org cannot be read")
+            .detail(why.clone())
+            .hint(hint))
+    }
+
+    /// # Errors
+    /// `spec.invalid` for an org of which a layer, or the template, cannot be read.
+    fn check(&self, templates: &Templates) -> Result<()> {
+        self.check_layers()?;
+        self.template().map_or(Ok(()), |name| templates.check(name))
     }
 }
 
@@ -226,14 +256,14 @@ impl Desired {
         templates
     }
 
-    /// An org under other declared layers, its adjusted one as it is; `None` where neither speaks of it.
+    /// An org under other declared layers, its adjusted one as it is; `None` where neither speaks of it. A
+    /// declared one that cannot be read stays where files have none to take its place.
     fn declaring(&self, declared: &Declared, id: &OrgId) -> Option<OrgDocument> {
-        let known = self.orgs.get(id);
-        let next = OrgDocument {
-            revision: known.map_or(0, |org| org.revision),
-            declared: declared.orgs.get(id.as_str()).cloned(),
-            adjusted: known.and_then(|org| org.adjusted.clone()),
-        };
+        let mut next = self.orgs.get(id).cloned().unwrap_or_default();
+        next.declared = declared.orgs.get(id.as_str()).cloned();
+        if next.declared.is_some() {
+            next.damage.declared = None;
+        }
         next.is_present().then_some(next)
     }
 }
@@ -252,7 +282,7 @@ pub fn effective(
     let adjusted = document.adjusted.as_ref().unwrap_or(&nothing);
     let declared = document.declared.as_ref();
     let template = document.template();
-    template.map_or(Ok(()), |name| templates.check(name))?;
+    document.check(templates)?;
     let read = |name: &str, table: Value| {
         check_stored_table(process, &format!("org {org}, table {name}"), table)
     };

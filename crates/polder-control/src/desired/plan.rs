@@ -65,7 +65,7 @@ pub struct Plan {
     pub orgs_removed: Vec<String>,
     /// Orgs that may take more or less of the machine than before, by their own limits or their template's.
     pub orgs_limited: Vec<String>,
-    /// Orgs that stay as they are, because a template that they take cannot be read; and why.
+    /// Orgs that stay as they are, because they or a template that they take cannot be read; and why.
     pub orgs_unreadable: Vec<Unreadable>,
     pub tables: Vec<PlannedTable>,
     pub destructive: usize,
@@ -77,10 +77,11 @@ pub struct Plan {
     documents: Vec<(&'static str, String, Option<String>)>,
 }
 
-/// An org of which a template cannot be read.
+/// An org that cannot be read, or of which a template cannot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unreadable {
     pub org: String,
+    /// And what to do about it.
     pub why: String,
 }
 
@@ -201,11 +202,12 @@ pub(super) fn compare(
     Ok(found)
 }
 
-/// Why the template of an org cannot be read, if it cannot.
+/// Why an org or its template cannot be read, if one cannot, and what to do about it.
 fn unread(templates: &Templates, org: Option<&OrgDocument>) -> Option<String> {
-    let error = templates.check(org?.template()?).err()?;
+    let error = org?.check(templates).err()?;
     let detail = error.detail_text().map_or_else(String::new, |detail| format!(": {detail}"));
-    Some(format!("{error}{detail}"))
+    let hint = error.hint_text().map_or_else(String::new, |hint| format!("; {hint}"));
+    Some(format!("{error}{detail}{hint}"))
 }
 
 /// An org of which nobody knows what it took: as if its tables had kept all rows.

@@ -10,8 +10,8 @@ use serde::Serialize;
 use super::plan::{Unreadable, compare};
 use super::tighten::loosen;
 use super::{
-    Author, Desired, LakeFacts, PlannedTable, TemplateDocument, apply, effective, load, plan,
-    template,
+    Author, Desired, LakeFacts, OrgDocument, PlannedTable, TemplateDocument, apply, effective,
+    load, plan, template,
 };
 use crate::config::{Declared, OrgPipeline};
 use crate::store::Store;
@@ -24,7 +24,7 @@ pub struct Left {
     pub table: String,
     /// What would go of its rows and states; nothing where the table itself would leave.
     pub goes: Vec<String>,
-    /// Why nothing is known of the whole org's tables, of which none is named then.
+    /// Why nothing is known of the whole org's tables, of which none is named then, and what to do about it.
     pub unreadable: Option<String>,
 }
 
@@ -34,8 +34,7 @@ impl Left {
         let Self { org, table, goes, unreadable } = self;
         if let Some(why) = unreadable {
             return format!(
-                "org {org}: {why}; nothing of it runs, and files change nothing of it, until the \
-                 template is given anew: PUT /v1/templates/{{template}}, or polder apply"
+                "org {org}: {why}; until then nothing of it runs, and files change nothing of it"
             );
         }
         if goes.is_empty() {
@@ -106,8 +105,8 @@ pub fn left(process: &ProcessConfig, now: &Desired, declared: &Declared) -> Resu
 }
 
 /// What runs take of the state, without what the files have dropped, and with what they tighten as it was: one
-/// pipeline per org. What can be taken back is as it was, too. Of an org whose template cannot be read there is
-/// none.
+/// pipeline per org. What can be taken back is as it was, too. Of an org that cannot be read, or whose template
+/// cannot, there is none.
 ///
 /// # Errors
 /// `spec.*`
@@ -125,8 +124,7 @@ pub fn look(
     let mut pipelines = Vec::new();
     for id in &ids {
         let Some(document) = now.declaring(&next, id) else { continue };
-        let unread = document.template().is_some_and(|name| templates.check(name).is_err());
-        if unread {
+        if document.check(&templates).is_err() {
             continue;
         }
         let org = effective(process, &templates, id, &document)?;
@@ -213,7 +211,13 @@ fn holding(process: &ProcessConfig, now: &Desired, mut next: Declared) -> Result
         return Ok(next);
     }
     for org in tightened {
-        let before = now.orgs.get(&org.parse::<OrgId>()?).and_then(|org| org.declared.clone());
+        let known = now.orgs.get(&org.parse::<OrgId>()?);
+        // One that cannot be read stays so, and its template is not held back for it.
+        if known.is_some_and(OrgDocument::is_damaged) {
+            next.orgs.remove(&org);
+            continue;
+        }
+        let before = known.and_then(|org| org.declared.clone());
         let after = next.orgs.get(&org);
         let taken = [&before, &after.cloned()].map(|org| org.as_ref()?.template.clone());
         for name in taken.into_iter().flatten() {

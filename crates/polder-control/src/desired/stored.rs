@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::template::{TemplateDocument, TemplateDocuments};
+use super::template::{Damage, TemplateDocument, TemplateDocuments};
 use super::{Author, Desired, OrgDocument, Templates, undo};
 use crate::store::{Store, Transaction, failed, places};
 
@@ -279,22 +279,28 @@ pub(super) fn templates_of(rows: &[AnyRow]) -> Result<Templates> {
     Ok(found)
 }
 
-/// A layer that cannot be read is that template's matter alone.
 fn template_document(row: &AnyRow) -> TemplateDocument {
-    let why = |error: Error| {
+    let (declared, adjusted, damage) = layers(row);
+    TemplateDocument { declared, adjusted, damage }
+}
+
+/// The declared layer of a row and the adjusted one. One that cannot be read is that org's, or that template's,
+/// matter alone.
+fn layers<D, A>(row: &AnyRow) -> (Option<D>, Option<A>, Damage)
+where
+    D: DeserializeOwned,
+    A: DeserializeOwned,
+{
+    let why = |error: &Error| {
         let causes = [vec![error.to_string()], error.causes()].concat();
         Some(causes.join(": "))
     };
-    let mut document = TemplateDocument::default();
-    match json(row, "declared") {
-        Ok(declared) => document.declared = declared,
-        Err(error) => document.damage.declared = why(error),
-    }
-    match json(row, "adjusted") {
-        Ok(adjusted) => document.adjusted = adjusted,
-        Err(error) => document.damage.adjusted = why(error),
-    }
-    document
+    let (declared, adjusted) = (json(row, "declared"), json(row, "adjusted"));
+    let damage = Damage {
+        declared: declared.as_ref().err().and_then(why),
+        adjusted: adjusted.as_ref().err().and_then(why),
+    };
+    (declared.unwrap_or_default(), adjusted.unwrap_or_default(), damage)
 }
 
 /// The orgs of rows, such as those of [`ORGS`].
@@ -310,11 +316,9 @@ fn number(limit: usize) -> i64 {
 }
 
 pub(super) fn document(row: &AnyRow) -> Result<OrgDocument> {
-    Ok(OrgDocument {
-        revision: row.try_get("revision").map_err(unreadable)?,
-        declared: json(row, "declared")?,
-        adjusted: json(row, "adjusted")?,
-    })
+    let revision = row.try_get("revision").map_err(unreadable)?;
+    let (declared, adjusted, damage) = layers(row);
+    Ok(OrgDocument { revision, declared, adjusted, damage })
 }
 
 pub(super) fn text(row: &AnyRow, column: &str) -> Result<String> {

@@ -49,7 +49,7 @@ pub struct TemplateDocument {
     pub(super) damage: Damage,
 }
 
-/// Why layers of a template cannot be read, such as those that a newer version of polder wrote.
+/// Why layers of an org or a template cannot be read, such as those that a newer version of polder wrote.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Damage {
     pub(super) declared: Option<String>,

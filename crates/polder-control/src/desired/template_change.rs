@@ -185,6 +185,10 @@ impl<'a> TemplateChange<'a> {
                 continue;
             }
             self.plan.orgs += 1;
+            // Nothing of it is known: whoever gives it anew sees what that does.
+            if document.is_damaged() {
+                continue;
+            }
             let after = effective(self.process, &self.after, &org, &document)?;
             let before = match self.before.check(&self.plan.name) {
                 Ok(()) => effective(self.process, &self.before, &org, &document)?,

@@ -13,6 +13,7 @@ mod claim;
 mod finish;
 mod pauses;
 mod put_off;
+mod requests;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -29,8 +30,12 @@ use crate::store::{Store, Transaction, commit, failed};
 
 pub use claim::{Claimer, claim};
 pub use finish::{Ended, Outcome, finish, finish_telling};
-pub use pauses::{Pause, Pausing, SourceState, pause, pauses, resume, set_source_paused, sources};
+pub use pauses::{
+    Pause, Pausing, SourceState, pause, pauses, resume, set_paused, set_source_paused,
+    set_source_paused_if, sources,
+};
 pub use put_off::{at_once, postpone, release};
+pub use requests::{cancel, cancel_if, retry, retry_if};
 pub use rules::{ATTEMPTS_MAX, BREAKER_FAILURES, DEATHS_MAX};
 
 /// How long a lease lasts; it is renewed at a third of that.
@@ -345,92 +350,6 @@ pub(crate) async fn is_open(
     let Some(row) = row else { return Ok(Open::None) };
     let state: String = row.try_get("state").map_err(unreadable)?;
     Ok(if state == "queued" { Open::Waiting } else { Open::Running })
-}
-
-/// Asks for a run to stop: one that waits ends at once, a running one at its next batch, unless its
-/// commit has begun.
-///
-/// # Errors
-/// `control.not_found`; `control.conflict` for one that has ended.
-pub async fn cancel(store: &Store, org: &Authorized<OrgId>, run_id: Uuid) -> Result<QueuedRun> {
-    let wrong = |error| failed("the run cannot be cancelled", error);
-    let now = store.now_ms();
-    let mut transaction = store.begin().await?;
-    let waiting = sqlx::query(
-        "UPDATE polder_queue SET state = 'cancelled', finished_ms = $1 \
-         WHERE run_id = $2 AND org = $3 AND state = 'queued'",
-    )
-    .bind(now)
-    .bind(run_id.to_string())
-    .bind(org.get().as_str())
-    .execute(&mut *transaction)
-    .await
-    .map_err(wrong)?;
-    if waiting.rows_affected() > 0 {
-        sqlx::query(
-            "UPDATE polder_runs SET state = 'cancelled', finished_ms = $1 WHERE run_id = $2",
-        )
-        .bind(now)
-        .bind(run_id.to_string())
-        .execute(&mut *transaction)
-        .await
-        .map_err(wrong)?;
-    }
-    let running = sqlx::query(
-        "UPDATE polder_queue SET cancel_wanted = 1 \
-         WHERE run_id = $1 AND org = $2 AND state = 'running'",
-    )
-    .bind(run_id.to_string())
-    .bind(org.get().as_str())
-    .execute(&mut *transaction)
-    .await
-    .map_err(wrong)?;
-    commit(transaction).await?;
-    let found = find(store, run_id).await?.filter(|run| run.org == *org.get());
-    let found = found.ok_or_else(|| unknown(run_id))?;
-    if waiting.rows_affected() + running.rows_affected() == 0 {
-        return Err(found.conflict("has ended"));
-    }
-    Ok(found)
-}
-
-/// Puts a run back into the queue that failed for good, as if it had never been tried.
-///
-/// # Errors
-/// `control.not_found`; `control.conflict` for one that has not failed, or when too many wait.
-pub async fn retry(store: &Store, org: &Authorized<OrgId>, run_id: Uuid) -> Result<QueuedRun> {
-    let wrong = |error| failed("the run cannot be queued again", error);
-    let mut transaction = store.begin().await?;
-    crate::churn::check_none(&mut transaction, org).await?;
-    check_room(&mut transaction, org, 1).await?;
-    let found = find_in(&mut transaction, &run_id.to_string()).await?;
-    let found = found.filter(|run| run.org == *org.get()).ok_or_else(|| unknown(run_id))?;
-    found.check_failed()?;
-    let moved = sqlx::query(
-        "UPDATE polder_queue SET state = 'queued', failures = 0, deaths = 0, cancel_wanted = 0, \
-         off_peak = 0, due_ms = $1, started_ms = NULL, finished_ms = NULL \
-         WHERE run_id = $2 AND state = 'failed'",
-    )
-    .bind(store.now_ms())
-    .bind(run_id.to_string())
-    .execute(&mut *transaction)
-    .await
-    .map_err(wrong)?;
-    if moved.rows_affected() == 0 {
-        let message = format!("run {run_id} was queued again already");
-        return Err(Error::new(ErrorCode::ControlConflict, message));
-    }
-    sqlx::query(
-        "UPDATE polder_runs SET state = 'queued', finished_ms = NULL, report = NULL \
-         WHERE run_id = $1",
-    )
-    .bind(run_id.to_string())
-    .execute(&mut *transaction)
-    .await
-    .map_err(wrong)?;
-    let again = find_in(&mut transaction, &run_id.to_string()).await?;
-    commit(transaction).await?;
-    again.ok_or_else(|| unknown(run_id))
 }
 
 fn unknown(run_id: Uuid) -> Error {

@@ -235,6 +235,40 @@ async fn what_is_paused_waits_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
+async fn what_is_asked_under_a_condition_is_done_where_it_holds() {
+    let queue = queue().await;
+    let (store, own) = (&queue.store, org("1"));
+    let operation = queue.submit("1", &["a"]).await;
+    let (run, lease) = queue.claim("s").await.expect("run");
+    let id = run.run_id;
+    let stale = |_: &QueuedRun| Err(Error::new(ErrorCode::ControlStale, "it has changed"));
+    let refused = cancel_if(store, &own, id, stale).await.expect_err("stale");
+    assert_eq!(refused.code(), ErrorCode::ControlStale);
+    assert_eq!(renew(store, &lease).await.expect("renewed"), Renewed::Held);
+    queue.finish(&lease, Outcome::Failed(ErrorCode::SpecInvalid)).await;
+    let refused = retry_if(store, &own, id, stale).await.expect_err("stale");
+    assert_eq!(refused.code(), ErrorCode::ControlStale);
+    assert_eq!(queue.states(operation).await, [RunState::Failed]);
+    for (org, run) in [(&own, Uuid::now_v7()), (&org("2"), id)] {
+        for asked in
+            [cancel_if(store, org, run, stale).await, retry_if(store, org, run, stale).await]
+        {
+            assert_eq!(asked.expect_err("not there").code(), ErrorCode::ControlNotFound);
+        }
+    }
+    let is_it = |now: &QueuedRun| {
+        assert_eq!((now.run_id, now.state, now.failures), (id, RunState::Failed, 1));
+        Ok(())
+    };
+    let again = retry_if(store, &own, id, is_it).await.expect("again");
+    assert_eq!((again.state, again.failures), (RunState::Queued, 0));
+    let ended = cancel_if(store, &own, id, |_| Ok(())).await.expect("cancelled");
+    assert_eq!(ended.state, RunState::Cancelled);
+    let late = cancel(store, &own, id).await.expect_err("it has ended");
+    assert_eq!(late.code(), ErrorCode::ControlConflict);
+}
+
+#[tokio::test]
 async fn no_org_holds_every_place_of_a_server() {
     let queue = queue().await;
     queue.submit("1", &["a", "b", "c"]).await;

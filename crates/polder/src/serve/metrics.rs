@@ -15,6 +15,8 @@ use polder_core::{OrgId, Principal, Result};
 
 /// Orgs with a label of their own.
 const ORGS_MAX: usize = 50;
+/// The label that stands for the rest.
+const OTHER: &str = "other";
 /// Upper bounds of the histograms' buckets, in seconds.
 const BUCKETS: [f64; 10] = [0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0];
 
@@ -189,12 +191,13 @@ impl Page {
     fn limited(&mut self, orgs: &[OrgId]) {
         let name = "polder_org_limited";
         self.head(name, "gauge", "Orgs that have reached a limit of the day: no ingestion begins.");
-        let (named, rest) = orgs.split_at(orgs.len().min(ORGS_MAX));
+        let orgs: Vec<&OrgId> = orgs.iter().collect();
+        let (named, rest) = split(orgs, |org| *org);
         for org in named {
             self.line(name, &[("org", org.as_str())], 1);
         }
         if !rest.is_empty() {
-            self.line(name, &[("org", "other")], rest.len());
+            self.line(name, &[("org", OTHER)], rest.len());
         }
     }
 
@@ -206,7 +209,7 @@ impl Page {
             others.map(|(_, tables)| *tables).sum::<u64>()
         };
         orgs.sort_by_key(|of| (std::cmp::Reverse(wrong(of)), of.oldest_ms));
-        let rest = orgs.split_off(orgs.len().min(ORGS_MAX));
+        let (orgs, rest) = split(orgs, |of| &of.org);
         let mut others: BTreeMap<Verdict, u64> = BTreeMap::new();
         for (verdict, tables) in rest.iter().flat_map(|of| &of.tables) {
             *others.entry(*verdict).or_default() += tables;
@@ -219,7 +222,7 @@ impl Page {
             }
         }
         for (verdict, tables) in &others {
-            self.line(name, &[("org", "other"), ("verdict", verdict.as_str())], tables);
+            self.line(name, &[("org", OTHER), ("verdict", verdict.as_str())], tables);
         }
         let age = |ms: i64| (now_ms - ms).max(0) as f64 / 1000.0;
         let name = "polder_verdict_age_seconds";
@@ -232,14 +235,14 @@ impl Page {
             self.line(name, &[("org", of.org.as_str())], age(of.oldest_ms));
         }
         if let Some(oldest) = rest.iter().map(|of| of.oldest_ms).min() {
-            self.line(name, &[("org", "other")], age(oldest));
+            self.line(name, &[("org", OTHER)], age(oldest));
         }
     }
 
     /// Open runs by org, those with the most first; the rest are one.
     fn depths(&mut self, mut depths: Vec<queue::Depth>, now_ms: i64) {
         depths.sort_by_key(|depth| std::cmp::Reverse(depth.waiting + depth.running));
-        let rest = depths.split_off(depths.len().min(ORGS_MAX));
+        let (depths, rest) = split(depths, |depth| &depth.org);
         let sum = |of: Count| rest.iter().map(of).sum::<u64>();
         let others = (sum(|depth| depth.waiting), sum(|depth| depth.running));
         let gauges: [(&str, &str, Count, u64); 2] = [
@@ -252,7 +255,7 @@ impl Page {
                 self.line(name, &[("org", depth.org.as_str())], of(depth));
             }
             if !rest.is_empty() {
-                self.line(name, &[("org", "other")], others);
+                self.line(name, &[("org", OTHER)], others);
             }
         }
         let oldest = depths.iter().chain(&rest).filter_map(|depth| depth.oldest_due_ms).min();
@@ -265,6 +268,15 @@ impl Page {
         );
         self.line(name, &[], late);
     }
+}
+
+/// The first ones, which have labels of their own, and the rest. An org of the very name that stands for the rest
+/// is one of them: no series may be there twice.
+fn split<T>(all: Vec<T>, org: impl Fn(&T) -> &OrgId) -> (Vec<T>, Vec<T>) {
+    let (mut named, mut rest): (Vec<T>, Vec<T>) =
+        all.into_iter().partition(|one| org(one).as_str() != OTHER);
+    rest.extend(named.split_off(named.len().min(ORGS_MAX)));
+    (named, rest)
 }
 
 #[cfg(test)]

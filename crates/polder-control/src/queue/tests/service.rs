@@ -128,3 +128,65 @@ async fn a_run_that_ends_while_it_is_taken_runs_once() {
     assert_eq!(queue.states(run.operation).await, [RunState::Succeeded]);
     database.remove().await;
 }
+
+fn unless(is_so: bool) -> Result<()> {
+    let stale = || Error::new(ErrorCode::ControlStale, "it is not as it was");
+    if is_so { Err(stale()) } else { Ok(()) }
+}
+
+/// Cancels a run that waits, and none that runs.
+async fn cancel_waiting(store: &Store, run: Uuid) -> Result<QueuedRun> {
+    cancel_if(store, &org("1"), run, |now| unless(now.state != RunState::Queued)).await
+}
+
+/// Pauses an org of which nothing is paused.
+async fn pause_first(store: &Store) -> Result<()> {
+    let pausing = Some(Pausing { who: "test", why: None });
+    set_paused(store, &org("1"), None, pausing, |now| unless(!now.is_empty())).await
+}
+
+/// Pauses a source that is not paused.
+async fn pause_source_first(store: &Store) -> Result<()> {
+    let operator = Principal::Operator;
+    set_source_paused_if(store, &operator, "revdb", true, |now| unless(now.paused)).await
+}
+
+#[tokio::test]
+async fn a_condition_is_looked_at_when_others_are_done_with_the_run() {
+    let database = Database::new().await;
+    let queue = &database.queue;
+    let operation = queue.submit("1", &["a"]).await;
+    let run = database.runs(operation).await[0].run_id;
+    let mut other = database.other.begin().await.expect("begun");
+    let sql = "UPDATE polder_queue SET state = 'running' WHERE run_id = $1";
+    let done = sqlx::query(sql).bind(run.to_string()).execute(&mut *other).await;
+    assert_eq!(done.expect("set").rows_affected(), 1);
+    let change = async {
+        database.until_one_waits().await;
+        other.commit().await.expect("committed");
+    };
+    let (asked, ()) = tokio::join!(cancel_waiting(&queue.store, run), change);
+    assert_eq!(asked.expect_err("it runs").code(), ErrorCode::ControlStale);
+    assert_eq!(queue.states(operation).await, [RunState::Running]);
+    let sql = "SELECT run_id FROM polder_queue WHERE cancel_wanted <> 0";
+    assert!(sqlx::query(sql).fetch_all(&database.other).await.expect("asked").is_empty());
+    database.remove().await;
+}
+
+#[tokio::test]
+async fn of_two_with_the_same_condition_one_changes_something() {
+    let database = Database::new().await;
+    let store = &database.queue.store;
+    let sql = "INSERT INTO polder_desired (kind, id, revision) VALUES ('org', '1', 1)";
+    sqlx::query(sql).execute(&database.other).await.expect("there");
+    for round in 0..20 {
+        let paused = tokio::join!(pause_first(store), pause_first(store));
+        assert!(paused.0.is_ok() != paused.1.is_ok(), "{round}: {paused:?}");
+        resume(store, &org("1"), None).await.expect("resumed");
+        let paused = tokio::join!(pause_source_first(store), pause_source_first(store));
+        assert!(paused.0.is_ok() != paused.1.is_ok(), "{round}: {paused:?}");
+        let operator = Principal::Operator;
+        set_source_paused(store, &operator, "revdb", false).await.expect("resumed");
+    }
+    database.remove().await;
+}

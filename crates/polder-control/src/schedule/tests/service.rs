@@ -76,3 +76,23 @@ async fn those_who_write_the_same_schedules_do_not_wait_for_each_other_for_ever(
     }
     database.remove().await;
 }
+
+#[tokio::test]
+async fn an_org_whose_row_is_no_json_stops_no_other() {
+    for broken in ["declared", "adjusted"] {
+        let database = Database::new().await;
+        let control = &database.control;
+        control.apply(&files(HOURLY, ["1", "2"])).await;
+        control.follow(None).await;
+        control.sql(&format!("UPDATE polder_desired SET {broken} = '{{' WHERE id = '2'")).await;
+        // Files that do not name it leave it as it is.
+        control.apply(&files(HOURLY, ["1", "3"])).await;
+        control.follow(None).await;
+        assert_eq!(control.orgs().await, ["1", "3"], "{broken}");
+        control.change("2", layer(json!({ "template": "crm" }))).await;
+        control.follow(None).await;
+        assert_eq!(control.orgs().await, ["1", "2", "3"], "{broken}");
+        control.check().await;
+        database.remove().await;
+    }
+}

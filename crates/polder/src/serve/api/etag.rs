@@ -1,5 +1,5 @@
-//! Entity tags of orgs, tables and templates: of what is shown of them, so that a change elsewhere does not
-//! make them stale. `If-Match` is looked at in the transaction that changes the state.
+//! Entity tags of orgs, tables, templates, runs, keys, pauses and sources: of what is shown of them, so that a
+//! change elsewhere does not make them stale. `If-Match` is looked at in the transaction that changes the state.
 
 use axum::http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};

@@ -8,9 +8,18 @@ const ORG: &str = "/v1/orgs/{org}";
 const TABLE: &str = "/v1/orgs/{org}/tables/{table}";
 const UNDO: &str = "/v1/orgs/{org}/tables/{table}/undo";
 const TEMPLATE: &str = "/v1/templates/{template}";
+const RUN_CANCEL: &str = "/v1/orgs/{org}/runs/{run}/cancel";
+const RUN_RETRY: &str = "/v1/orgs/{org}/runs/{run}/retry";
+const ORG_PAUSE: &str = "/v1/orgs/{org}/pause";
+const ORG_RESUME: &str = "/v1/orgs/{org}/resume";
+const TABLE_PAUSE: &str = "/v1/orgs/{org}/tables/{table}/pause";
+const TABLE_RESUME: &str = "/v1/orgs/{org}/tables/{table}/resume";
+const SOURCE_PAUSE: &str = "/v1/sources/{source}/pause";
+const SOURCE_RESUME: &str = "/v1/sources/{source}/resume";
+const KEY: &str = "/v1/keys/{key}";
 
 /// Whose answers have an entity tag.
-const TAGGED: [(&str, &str); 12] = [
+const TAGGED: [(&str, &str); 25] = [
     ("post", "/v1/orgs"),
     ("get", ORG),
     ("patch", ORG),
@@ -23,20 +32,41 @@ const TAGGED: [(&str, &str); 12] = [
     ("get", TEMPLATE),
     ("put", TEMPLATE),
     ("patch", TEMPLATE),
+    ("get", "/v1/orgs/{org}/runs/{run}"),
+    ("post", RUN_CANCEL),
+    ("post", RUN_RETRY),
+    ("get", "/v1/orgs/{org}/schedules"),
+    ("post", ORG_PAUSE),
+    ("post", ORG_RESUME),
+    ("post", TABLE_PAUSE),
+    ("post", TABLE_RESUME),
+    ("get", "/v1/sources/{source}"),
+    ("post", SOURCE_PAUSE),
+    ("post", SOURCE_RESUME),
+    ("get", KEY),
+    ("delete", KEY),
 ];
 /// Which look at `If-Match`.
-const CONDITIONAL: [(&str, &str); 11] = [
+const CONDITIONAL: [(&str, &str); 19] = [
     ("patch", ORG),
     ("delete", ORG),
     ("patch", TABLE),
     ("delete", TABLE),
     ("post", "/v1/orgs/{org}/tables/{table}/rollback"),
-    ("post", "/v1/orgs/{org}/tables/{table}/pause"),
-    ("post", "/v1/orgs/{org}/tables/{table}/resume"),
+    ("post", TABLE_PAUSE),
+    ("post", TABLE_RESUME),
     ("post", UNDO),
     ("put", TEMPLATE),
     ("patch", TEMPLATE),
     ("delete", TEMPLATE),
+    ("post", RUN_CANCEL),
+    ("post", RUN_RETRY),
+    ("post", ORG_PAUSE),
+    ("post", ORG_RESUME),
+    ("post", SOURCE_PAUSE),
+    ("post", SOURCE_RESUME),
+    ("delete", KEY),
+    ("post", "/v1/keys/{key}/rotate"),
 ];
 
 /// Of answers that say what went wrong.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
+use super::etag::{self, IfMatch};
 use super::gate::{NO_STORE, Note, Who, unauthenticated};
 use super::paging::{Body, DryRun, Named, Paging, Params, answer, cursor};
 use super::problem::{Problem, Reply};
@@ -138,6 +139,15 @@ impl Key {
     }
 }
 
+/// The tag covers all that is shown of it.
+fn tag(key: &keys::Key) -> String {
+    etag::of(&Key::from(key))
+}
+
+fn shown(key: &keys::Key) -> Response {
+    etag::tagged(answer(StatusCode::OK, &Key::from(key)), &tag(key))
+}
+
 /// Whether a key is the caller's to see and to end.
 fn is_theirs(principal: &Principal, key: &keys::Key) -> bool {
     if *principal == Principal::Operator {
@@ -194,7 +204,7 @@ pub(super) async fn list(
     responses((status = 200, body = Key)))]
 pub(super) async fn read(State(api): State<Api>, who: Who, Named(key): Named<String>) -> Reply {
     who.require(Right::Administer)?;
-    Ok(answer(StatusCode::OK, &Key::from(&find(&api, &who, &key).await?)))
+    Ok(shown(&find(&api, &who, &key).await?))
 }
 
 /// Make a key. It is shown this once, also to whoever repeats the request with its `Idempotency-Key`.
@@ -322,7 +332,10 @@ pub(super) async fn rotate(
     body: Body,
 ) -> Reply {
     who.require(Right::Administer)?;
+    let wanted = IfMatch::of(&who.1);
+    let check = |now: &keys::Key| wanted.check(&tag(now));
     let old = find(&api, &who, &key).await?;
+    check(&old)?;
     let (dry_run, said) = (dry.wanted()?, body.parse_or_default::<Rotation>()?);
     let read = |name: &str, text: Option<String>| text.map(|text| time(name, &text)).transpose();
     let until = read("old_until", said.old_until)?;
@@ -346,7 +359,7 @@ pub(super) async fn rotate(
         return Ok(answer(StatusCode::OK, &Key { id: None, created_at: None, ..would }));
     }
     let until = until.unwrap_or_else(|| Utc::now().timestamp_millis() + OLD_MS);
-    let (made, secret) = keys::rotate(&api.store, &old.id, until, expires_ms).await?;
+    let (made, secret) = keys::rotate_if(&api.store, &old.id, until, expires_ms, check).await?;
     let detail = format!("now {}", made.id);
     let note = Note { subject: Some(old.id), ..note(&made, detail) };
     Ok(shown_once(&made, &secret, note))
@@ -363,14 +376,15 @@ pub(super) async fn revoke(
     Params(dry): Params<DryRun>,
 ) -> Reply {
     who.require(Right::Administer)?;
-    let dry_run = dry.wanted()?;
+    let (dry_run, wanted) = (dry.wanted()?, IfMatch::of(&who.1));
+    let check = |now: &keys::Key| wanted.check(&tag(now));
     let found = find(&api, &who, &key).await?;
     if dry_run || found.revoked_ms.is_some() {
-        return Ok(answer(StatusCode::OK, &Key::from(&found)));
+        check(&found)?;
+        return Ok(shown(&found));
     }
-    keys::revoke(&api.store, &found.id).await?;
-    let ended = find(&api, &who, &key).await?;
-    let mut response = answer(StatusCode::OK, &Key::from(&ended));
+    let ended = keys::revoke_if(&api.store, &found.id, check).await?;
+    let mut response = shown(&ended);
     let note = Note { subject: Some(found.id), ..note(&ended, "revoked".to_owned()) };
     response.extensions_mut().insert(note);
     Ok(response)

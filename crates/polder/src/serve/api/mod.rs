@@ -163,6 +163,7 @@ pub(super) fn routes(settings: Arc<Settings>) -> Router {
         .route(&of(key, "/rotate"), post(keys::rotate))
         .route("/v1/query", post(query::query))
         .route("/v1/sources", get(sources::list))
+        .route("/v1/sources/{source}", get(scheduling::read_source))
         .route("/v1/sources/{source}/tables", get(sources::discover))
         .route("/v1/sources/{source}/pause", post(scheduling::pause_source))
         .route("/v1/sources/{source}/resume", post(scheduling::resume_source))

@@ -21,8 +21,8 @@ use super::{
     info(
         title = "Polder",
         description = "Orgs, the tables of their pipelines, and runs. Changes take `?dry_run=true`; \
-                       orgs, tables and templates have an ETag, which `If-Match` takes; POST, PUT, \
-                       PATCH and DELETE take an `Idempotency-Key`, good for 24 hours, and \
+                       orgs, tables, templates, runs, keys, schedules and sources have an ETag, \
+                       which `If-Match` takes; POST, PUT, PATCH and DELETE take an `Idempotency-Key`, good for 24 hours, and \
                        `Polder-Reason`, which the history keeps. An org that is not the caller's \
                        looks like one that is not there.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
@@ -66,6 +66,7 @@ use super::{
         scheduling::resume_org,
         scheduling::pause_table,
         scheduling::resume_table,
+        scheduling::read_source,
         scheduling::pause_source,
         scheduling::resume_source,
         scheduling::retry,

@@ -264,8 +264,8 @@ pub(super) async fn read(State(api): State<Api>, who: Who, Named(org): Named<Str
     Ok(shown(StatusCode::OK, &effective(&api, &org).await?))
 }
 
-/// Make an org. Operators alone. One that was there before, and whose tables are to keep less than they did, needs
-/// `yes=true`.
+/// Make an org, or give one anew that cannot be read. Operators alone. One that was there before, and whose tables
+/// are to keep less than they did, needs `yes=true`.
 #[utoipa::path(post, path = "/v1/orgs", tag = "orgs", params(Sure), request_body = NewOrg,
     responses((status = 201, body = Org,
                headers(("Location" = String, description = "/v1/orgs/<id>"))),

@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Api;
+use super::etag::{self, IfMatch};
 use super::gate::Who;
 use super::orgs::effective;
 use super::paging::{Body, DryRun, Named, Paging, Params, answer, cursor};
@@ -290,6 +291,16 @@ impl Run {
     }
 }
 
+/// The tag covers where the run is in its life: each attempt and each end is another state, and how long one
+/// waits is not.
+pub(super) fn tag(run: &Run) -> String {
+    etag::of(&(run.id, run.status, run.failures, &run.started_at))
+}
+
+pub(super) fn shown(status: StatusCode, run: &Run) -> Response {
+    etag::tagged(answer(status, run), &tag(run))
+}
+
 /// Says of an org's runs that they wait for the next day, where they do.
 pub(super) async fn waiting(
     store: &Store,
@@ -467,9 +478,9 @@ pub(super) async fn read(
         Ok(id) => records::find(&api.store, &org, id).await?,
         Err(_) => None,
     };
-    let mut shown = Run::from(&found.ok_or_else(|| no_run(&run))?);
-    waiting(&api.store, &org, from_mut(&mut shown)).await?;
-    Ok(answer(StatusCode::OK, &shown))
+    let mut run = Run::from(&found.ok_or_else(|| no_run(&run))?);
+    waiting(&api.store, &org, from_mut(&mut run)).await?;
+    Ok(shown(StatusCode::OK, &run))
 }
 
 /// Ask for a run to stop. One that waits ends at once; one that works ends at its next batch, unless
@@ -487,13 +498,16 @@ pub(super) async fn cancel(
     let org = who.org(&org, Right::Write)?;
     effective(&api, &org).await?;
     let id = Uuid::try_parse(&run).map_err(|_| no_run(&run))?;
+    let wanted = IfMatch::of(&who.1);
+    let check = |now: &QueuedRun| wanted.check(&tag(&Run::from(now)));
     if dry.wanted()? {
         let found = queue::run(&api.store, &org, id).await?.ok_or_else(|| no_run(&run))?;
+        check(&found)?;
         found.check_open()?;
-        return Ok(answer(StatusCode::OK, &Run::from(&found)));
+        return Ok(shown(StatusCode::OK, &Run::from(&found)));
     }
-    let asked = queue::cancel(&api.store, &org, id).await?;
-    Ok(answer(StatusCode::ACCEPTED, &Run::from(&asked)))
+    let asked = queue::cancel_if(&api.store, &org, id, check).await?;
+    Ok(shown(StatusCode::ACCEPTED, &Run::from(&asked)))
 }
 
 /// Read an operation: how far the runs are that one request asked for.

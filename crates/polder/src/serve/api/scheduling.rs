@@ -4,7 +4,7 @@ use std::slice::from_mut;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use polder_control::queue::{self, JobKind, Pause, Pausing};
+use polder_control::queue::{self, JobKind, Pause, Pausing, QueuedRun, SourceState};
 use polder_control::schedule::{self, Scheduled};
 use polder_control::usage;
 use polder_core::{Authorized, OrgId, Principal, Right};
@@ -13,13 +13,13 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Api;
-use super::etag::IfMatch;
+use super::etag::{self, IfMatch};
 use super::gate::{REASON, Who};
 use super::orgs::effective;
 use super::paging::{DryRun, Named, Params, answer};
 use super::problem::{Problem, Reply};
-use super::runs::{Kind, Run, no_run, waiting};
-use super::tables;
+use super::runs::{self, Kind, Run, no_run, waiting};
+use super::{sources, tables};
 use crate::output::rfc3339;
 
 /// When an org's tables run by themselves.
@@ -95,11 +95,19 @@ impl Schedules {
     }
 }
 
+/// The tag covers what is paused, which these routes change; times go by themselves.
+fn tag(org: &OrgId, pauses: &[Pause]) -> String {
+    let paused: Vec<_> = pauses.iter().map(|one| (&one.table, &one.who, one.at_ms)).collect();
+    etag::of(&(org.as_str(), paused))
+}
+
 async fn shown(api: &Api, org: &Authorized<OrgId>) -> Reply {
     let scheduled = schedule::of_org(&api.store, org).await?;
     let pauses = queue::pauses(&api.store, org).await?;
     let until = usage::waits_until_ms(&api.store, org).await?;
-    Ok(answer(StatusCode::OK, &Schedules::of(org.get(), scheduled, pauses, until)))
+    let tag = tag(org.get(), &pauses);
+    let document = Schedules::of(org.get(), scheduled, pauses, until);
+    Ok(etag::tagged(answer(StatusCode::OK, &document), &tag))
 }
 
 /// When an org's tables run next, and what is paused.
@@ -127,17 +135,22 @@ async fn set(api: &Api, who: &Who, subject: Subject<'_>) -> Reply {
     if let Some(name) = table.filter(|name| paused && effective.table(name).is_none()) {
         return Err(Problem::no_table(name));
     }
-    if let Some(name) = table {
-        let tag = effective.table(name).map(tables::tag);
-        IfMatch::of(&who.1).check_any(tag.as_deref().as_slice())?;
+    let of_table = table.and_then(|name| effective.table(name)).map(tables::tag);
+    let wanted = IfMatch::of(&who.1);
+    let check = |pauses: &[Pause]| {
+        let of_pauses = tag(org.get(), pauses);
+        let tags = [Some(of_pauses.as_str()), of_table.as_deref()];
+        wanted.check_any(&tags.into_iter().flatten().collect::<Vec<_>>())
+    };
+    if dry_run {
+        check(&queue::pauses(&api.store, &org).await?)?;
+        return shown(api, &org).await;
     }
     let asked_by = who.0.who();
     let why = who.1.get(REASON).and_then(|value| value.to_str().ok());
-    if !dry_run && paused {
-        let pausing = Pausing { who: &asked_by, why };
-        queue::pause(&api.store, &org, table, pausing).await?;
-    } else if !dry_run {
-        queue::resume(&api.store, &org, table).await?;
+    let pausing = paused.then_some(Pausing { who: &asked_by, why });
+    queue::set_paused(&api.store, &org, table, pausing, check).await?;
+    if !paused {
         api.wake.notify_one();
     }
     shown(api, &org).await
@@ -217,28 +230,65 @@ pub(super) struct SourceRuns {
     closed_until: Option<String>,
 }
 
-async fn set_source(api: &Api, who: &Who, source: &str, paused: Option<bool>) -> Reply {
+impl SourceRuns {
+    fn of(state: SourceState, now_ms: i64) -> Self {
+        let SourceState { source, paused, failures, open_until_ms } = state;
+        let closed = open_until_ms > now_ms;
+        let closed_until = closed.then(|| rfc3339(open_until_ms));
+        Self { source, paused, failures, closed_until }
+    }
+}
+
+/// The tag covers what runs and pauses change; that the source is tried again goes by itself.
+fn tag_of_source(state: &SourceState) -> String {
+    etag::of(&(&state.source, state.paused, state.failures, state.open_until_ms))
+}
+
+/// How a source is, also one of which nothing is known.
+async fn state_of(api: &Api, source: &str) -> Reply<SourceState> {
+    let known = queue::sources(&api.store).await?;
+    let nothing = || SourceState { source: source.to_owned(), ..SourceState::default() };
+    Ok(known.into_iter().find(|state| state.source == source).unwrap_or_else(nothing))
+}
+
+async fn shown_source(api: &Api, source: &str) -> Reply {
+    let state = state_of(api, source).await?;
+    let tag = tag_of_source(&state);
+    let document = SourceRuns::of(state, api.store.now_ms());
+    Ok(etag::tagged(answer(StatusCode::OK, &document), &tag))
+}
+
+async fn set_source(api: &Api, who: &Who, source: &str, (paused, dry_run): (bool, bool)) -> Reply {
     // Says which sources there are.
     api.app.source(source)?;
-    if let Some(paused) = paused {
-        let principal = if who.0.principal.role().has(Right::Operate) {
-            Principal::Operator
-        } else {
-            who.0.principal.clone()
-        };
-        queue::set_source_paused(&api.store, &principal, source, paused).await?;
-        api.wake.notify_one();
+    let wanted = IfMatch::of(&who.1);
+    let check = |now: &SourceState| wanted.check(&tag_of_source(now));
+    if dry_run {
+        check(&state_of(api, source).await?)?;
+        return shown_source(api, source).await;
     }
-    let known = queue::sources(&api.store).await?;
-    let found = known.into_iter().find(|state| state.source == source).unwrap_or_default();
-    let closed = found.open_until_ms > api.store.now_ms();
-    let shown = SourceRuns {
-        source: source.to_owned(),
-        paused: found.paused,
-        failures: found.failures,
-        closed_until: closed.then(|| rfc3339(found.open_until_ms)),
+    let principal = if who.0.principal.role().has(Right::Operate) {
+        Principal::Operator
+    } else {
+        who.0.principal.clone()
     };
-    Ok(answer(StatusCode::OK, &shown))
+    queue::set_source_paused_if(&api.store, &principal, source, paused, check).await?;
+    api.wake.notify_one();
+    shown_source(api, source).await
+}
+
+/// How runs fare that read a source. Operators alone.
+#[utoipa::path(get, path = "/v1/sources/{source}", operation_id = "read_source", tag = "sources",
+    params(("source" = String, Path, description = "The source's name.")),
+    responses((status = 200, body = SourceRuns)))]
+pub(super) async fn read_source(
+    State(api): State<Api>,
+    who: Who,
+    Named(source): Named<String>,
+) -> Reply {
+    who.require(Right::Operate)?;
+    sources::check(&api, &source)?;
+    shown_source(&api, &source).await
 }
 
 /// Pause a source: no run that reads it is begun, of whatever org. Operators alone.
@@ -252,7 +302,7 @@ pub(super) async fn pause_source(
     Params(dry): Params<DryRun>,
 ) -> Reply {
     who.require(Right::Operate)?;
-    set_source(&api, &who, &source, (!dry.wanted()?).then_some(true)).await
+    set_source(&api, &who, &source, (true, dry.wanted()?)).await
 }
 
 /// Resume a source; one that was left alone after failures is tried at once, too. Operators alone.
@@ -266,7 +316,7 @@ pub(super) async fn resume_source(
     Params(dry): Params<DryRun>,
 ) -> Reply {
     who.require(Right::Operate)?;
-    set_source(&api, &who, &source, (!dry.wanted()?).then_some(false)).await
+    set_source(&api, &who, &source, (false, dry.wanted()?)).await
 }
 
 /// Try a run again that failed for good, once its cause is mended.
@@ -283,14 +333,17 @@ pub(super) async fn retry(
     let org = who.org(&org, Right::Write)?;
     effective(&api, &org).await?;
     let id = Uuid::try_parse(&run).map_err(|_| no_run(&run))?;
+    let wanted = IfMatch::of(&who.1);
+    let check = |now: &QueuedRun| wanted.check(&runs::tag(&Run::from(now)));
     if dry.wanted()? {
         let found = queue::run(&api.store, &org, id).await?.ok_or_else(|| no_run(&run))?;
+        check(&found)?;
         found.check_failed()?;
-        return Ok(answer(StatusCode::OK, &Run::from(&found)));
+        return Ok(runs::shown(StatusCode::OK, &Run::from(&found)));
     }
-    let again = queue::retry(&api.store, &org, id).await?;
+    let again = queue::retry_if(&api.store, &org, id, check).await?;
     api.wake.notify_one();
     let mut run = Run::from(&again);
     waiting(&api.store, &org, from_mut(&mut run)).await?;
-    Ok(answer(StatusCode::ACCEPTED, &run))
+    Ok(runs::shown(StatusCode::ACCEPTED, &run))
 }

@@ -77,6 +77,16 @@ pub(super) async fn list(State(api): State<Api>, _: Who) -> Reply {
     Ok(answer(StatusCode::OK, &shown.collect::<Vec<_>>()))
 }
 
+/// # Errors
+/// 404 for a source that is not configured.
+pub(super) fn check(api: &Api, source: &str) -> Reply<()> {
+    if api.app.config.process.sources.contains_key(source) {
+        return Ok(());
+    }
+    let error = Error::new(ErrorCode::ControlNotFound, format!("there is no source {source:?}"));
+    Err(error.hint("GET /v1/sources lists them").into())
+}
+
 /// List the tables that a source offers. Of a source of files, operators alone.
 #[utoipa::path(get, path = "/v1/sources/{source}/tables", tag = "sources",
     params(("source" = String, Path, description = "The source's name.")),
@@ -86,11 +96,7 @@ pub(super) async fn discover(
     who: Who,
     Named(source): Named<String>,
 ) -> Reply {
-    if !api.app.config.process.sources.contains_key(&source) {
-        let error =
-            Error::new(ErrorCode::ControlNotFound, format!("there is no source {source:?}"));
-        return Err(error.hint("GET /v1/sources lists them").into());
-    }
+    check(&api, &source)?;
     let operator = who.0.principal.role().has(Right::Operate);
     if matches!(api.app.config.process.sources.get(&source), Some(SourceSpec::Files(_))) {
         // Names of folders may be other orgs' ids.

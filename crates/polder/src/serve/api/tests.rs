@@ -19,17 +19,20 @@ use tower::ServiceExt;
 use super::*;
 
 mod caps;
+mod conditions;
 mod description;
 mod doors;
 mod gate;
 mod group_routes;
 mod health;
 mod key_routes;
+mod labels;
 mod matrix;
 mod pages;
 mod postgres;
 mod template_routes;
 mod undo_routes;
+mod unreadable_routes;
 
 const PROCESS: &str = r#"
 [lake]

@@ -61,6 +61,19 @@ fn headers_are_described_where_they_are() {
             }
         }
     }
+    for (method, path) in [
+        ("delete", "/v1/keys/{key}"),
+        ("post", "/v1/keys/{key}/rotate"),
+        ("post", "/v1/orgs/{org}/runs/{run}/cancel"),
+        ("post", "/v1/orgs/{org}/runs/{run}/retry"),
+        ("post", "/v1/orgs/{org}/pause"),
+        ("post", "/v1/orgs/{org}/resume"),
+        ("post", "/v1/sources/{source}/pause"),
+        ("post", "/v1/sources/{source}/resume"),
+    ] {
+        let operation = &document["paths"][path][method];
+        assert!(parameters(operation).contains(&"If-Match"), "{method} {path}");
+    }
     let table = &document["paths"]["/v1/orgs/{org}/tables/{table}"];
     for method in ["patch", "delete"] {
         assert!(parameters(&table[method]).contains(&"If-Match"), "{method}");
@@ -88,6 +101,6 @@ async fn tags_are_given_where_they_are_described() {
             seen += usize::from(described);
         }
     }
-    // The org, the table and the template: of the versions there are none yet.
-    assert_eq!(seen, 3);
+    // The org, its schedules, the table, the template and the source: of the versions there are none yet.
+    assert_eq!(seen, 5);
 }

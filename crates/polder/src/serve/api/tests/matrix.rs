@@ -22,9 +22,12 @@ fn needs(method: &str, path: &str) -> Right {
         ("post", "/v1/orgs" | "/v1/sources/{source}/pause" | "/v1/sources/{source}/resume")
         | ("delete", "/v1/orgs/{org}")
         | ("put" | "patch" | "delete", "/v1/templates/{template}")
-        | ("get", "/v1/templates/{template}/history" | "/v1/sources/{source}/tables") => {
-            Right::Operate
-        }
+        | (
+            "get",
+            "/v1/templates/{template}/history"
+            | "/v1/sources/{source}"
+            | "/v1/sources/{source}/tables",
+        ) => Right::Operate,
         // Which keys are theirs: `key_routes.rs`.
         ("patch", "/v1/orgs/{org}")
         | (
