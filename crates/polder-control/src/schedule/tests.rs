@@ -329,17 +329,17 @@ async fn an_org_that_cannot_be_read_stops_no_other() {
 
 #[tokio::test]
 async fn an_org_whose_row_is_no_json_stops_no_other() {
-    for layer in ["declared", "adjusted"] {
+    for column in ["declared", "adjusted"] {
         let control = Control::new().await;
         control.apply(&files(HOURLY, ["1", "2"])).await;
         control.follow(None).await;
-        let broken = format!("UPDATE polder_desired SET {layer} = '{{' WHERE id = '2'");
+        let broken = format!("UPDATE polder_desired SET {column} = '{{' WHERE id = '2'");
         control.sql(&broken).await;
         let known = control.follow(None).await;
-        assert_eq!(control.orgs().await, ["1"], "{layer}");
+        assert_eq!(control.orgs().await, ["1"], "{column}");
         control.change("2", layer(json!({ "template": "crm" }))).await;
         control.follow(Some(known)).await;
-        assert_eq!(control.orgs().await, ["1", "2"], "{layer}");
+        assert_eq!(control.orgs().await, ["1", "2"], "{column}");
         control.check().await;
     }
 }
