@@ -13,11 +13,15 @@ use parquet::arrow::arrow_writer::{
     ArrowColumnWriter, ArrowRowGroupWriterFactory, ArrowWriterOptions, compute_leaves,
 };
 use parquet::errors::Result;
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::writer::SerializedFileWriter;
 
 /// Rows of a row group; Parquet's own default.
 const ROW_GROUP_ROWS: usize = 1 << 20;
+/// From so many columns on, what a row group takes beside its values counts.
+const COLUMNS_MANY: usize = 1_000;
+/// Bytes that a column takes in memory, its place in the footer included, whatever its values.
+const COLUMN_BYTES: usize = 1 << 10;
 
 pub(super) struct FileWriter {
     schema: SchemaRef,
@@ -111,6 +115,18 @@ impl FileWriter {
     /// What the row group at hand will have, nearly: what is in progress is not compressed yet.
     pub(super) fn in_progress_bytes(&self) -> usize {
         self.columns.iter().map(ArrowColumnWriter::get_estimated_total_bytes).sum()
+    }
+
+    /// Column chunks of all row groups that have ended.
+    pub(super) fn chunks(&self) -> usize {
+        self.file.flushed_row_groups().iter().map(RowGroupMetaData::num_columns).sum()
+    }
+
+    /// Whether the row group at hand is of many columns with little in each: ended now, it would take more
+    /// memory by its place in the footer than it gives back.
+    pub(super) fn is_mostly_columns(&self) -> bool {
+        let columns = self.columns.len();
+        columns >= COLUMNS_MANY && self.memory_bytes() < columns * COLUMN_BYTES
     }
 
     /// What the row group at hand takes in memory.

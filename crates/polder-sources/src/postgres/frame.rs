@@ -7,6 +7,8 @@ use std::ops::Range;
 
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
 const HEADER: usize = SIGNATURE.len() + 8;
+/// Room that is kept for rows that come in several pieces; what a larger one took is given back.
+const CARRY_BYTES_KEPT: usize = 4 << 20;
 
 /// The framing of one stream. Rows that lie within one piece are not copied.
 pub(super) struct Frames {
@@ -132,6 +134,9 @@ impl Frames {
         let taken = self.take(&carry, 0, sink)?;
         sink.settle(&carry)?;
         carry.drain(..taken);
+        if taken > 0 && carry.capacity() > CARRY_BYTES_KEPT {
+            carry.shrink_to(CARRY_BYTES_KEPT);
+        }
         self.carry = carry;
         Ok(())
     }
