@@ -350,6 +350,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn the_room_of_a_huge_row_is_given_back() {
+        let huge = vec![7_u8; 4 * CARRY_BYTES_KEPT];
+        let rows: Vec<Vec<Option<&[u8]>>> = vec![vec![Some(b"a")], vec![Some(&huge)]];
+        let bytes = stream(&rows, b"");
+        let mut frames = Frames::new(1);
+        let mut taken = Taken { waiting: Rows::new(1), rows: Read::new() };
+        let mut most = 0;
+        for chunk in bytes.chunks(1 << 20) {
+            frames.feed(chunk, 0..chunk.len(), &mut taken).expect("rows");
+            taken.settle(chunk).expect("taken");
+            most = most.max(frames.carry.capacity());
+        }
+        frames.finish().expect("the end");
+        assert!(most > 3 * CARRY_BYTES_KEPT, "the row came in pieces: {most}");
+        assert!(frames.carry.capacity() <= CARRY_BYTES_KEPT, "{}", frames.carry.capacity());
+        assert!(taken.rows == [vec![Some(b"a".to_vec())], vec![Some(huge.clone())]]);
+    }
+
+    #[test]
     fn rows_without_columns_are_counted() {
         let bytes = stream(&[vec![], vec![]], b"");
         assert_eq!(read(&[&bytes], 0).expect("rows").len(), 2);
