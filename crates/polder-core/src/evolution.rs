@@ -3,7 +3,7 @@
 //! Compares two [`TableSchema`]s, says what to do under a policy, and which schema holds the rows of
 //! both where one does. Nothing is applied here; the lake does that in the same commit as the data.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use serde::Serialize;
@@ -130,6 +130,23 @@ pub fn reload(
     }
 }
 
+/// The same as [`continued`] of each column of a schema.
+fn all_continued<'a>(current: &'a TableSchema, incoming: &TableSchema) -> Vec<Option<&'a Field>> {
+    let mut by_name: HashMap<&str, &Field> = HashMap::new();
+    let mut by_source: HashMap<i32, &Field> = HashMap::new();
+    for old in &current.fields {
+        by_name.entry(&old.name).or_insert(old);
+        if let Some(id) = old.source_id {
+            by_source.entry(id).or_insert(old);
+        }
+    }
+    let found = incoming.fields.iter().map(|field| match field.source_id {
+        Some(id) if !by_source.is_empty() => by_source.get(&id).copied(),
+        _ => by_name.get(field.name.as_str()).copied(),
+    });
+    found.collect()
+}
+
 /// The table's column that an incoming one continues: by the source's own id where both have one
 /// (so that a rename is a rename, and a dropped and re-added column is a new one), else by name.
 pub fn continued<'a>(current: &'a TableSchema, field: &Field) -> Option<&'a Field> {
@@ -159,8 +176,7 @@ struct Merged {
 impl Merged {
     /// The table's columns as they go on, then the new ones.
     fn columns(&mut self, current: &TableSchema, incoming: &TableSchema) -> Vec<Field> {
-        let olds: Vec<Option<&Field>> =
-            incoming.fields.iter().map(|field| continued(current, field)).collect();
+        let olds = all_continued(current, incoming);
         let mut fields = self.fields("", &current.fields, &incoming.fields, &olds);
         // What is reloaded gets the source's order anyway.
         if self.rules.order && self.exact {
@@ -174,14 +190,18 @@ impl Merged {
     fn reorder(&mut self, fields: &mut [Field], incoming: &TableSchema, olds: &[Option<&Field>]) {
         let going_on = incoming.fields.iter().zip(olds).filter(|(_, old)| old.is_some());
         let order: Vec<&str> = going_on.map(|(field, _)| field.name.as_str()).collect();
-        let is_one = |field: &Field| order.contains(&field.name.as_str());
+        let names: HashSet<&str> = order.iter().copied().collect();
+        let is_one = |field: &Field| names.contains(field.name.as_str());
         let present: Vec<Field> = fields.iter().filter(|field| is_one(field)).cloned().collect();
         if present.iter().map(|field| field.name.as_str()).eq(order.iter().copied()) {
             return;
         }
         self.changes.push(SchemaChange::Reordered);
-        let moved =
-            order.iter().filter_map(|name| present.iter().find(|field| field.name == *name));
+        let mut by_name: HashMap<&str, &Field> = HashMap::new();
+        for field in &present {
+            by_name.entry(&field.name).or_insert(field);
+        }
+        let moved = order.iter().filter_map(|name| by_name.get(name).copied());
         for (place, field) in fields.iter_mut().filter(|field| is_one(field)).zip(moved) {
             *place = field.clone();
         }
@@ -196,8 +216,15 @@ impl Merged {
         olds: &[Option<&Field>],
     ) -> Vec<Field> {
         let mut fields = Vec::with_capacity(current.len().max(incoming.len()));
+        // By name, which is one column's at each level; the first counts where several go on from it.
+        let mut successors: HashMap<&str, usize> = HashMap::new();
+        for (index, old) in olds.iter().enumerate() {
+            if let Some(old) = old {
+                successors.entry(&old.name).or_insert(index);
+            }
+        }
         for old in current {
-            match olds.iter().position(|found| *found == Some(old)) {
+            match successors.get(old.name.as_str()).copied() {
                 Some(index) => fields.push(self.field(within, old, &incoming[index])),
                 None => fields.extend(self.missing(within, old)),
             }

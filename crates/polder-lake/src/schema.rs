@@ -194,11 +194,13 @@ fn same_type(a: &LakeType, b: &LakeType) -> bool {
 /// `schema` with the marks (source ids and the like) of `marks`, where both mean the same column.
 pub(crate) fn with_marks(mut schema: TableSchema, marks: Option<TableSchema>) -> TableSchema {
     let Some(marks) = marks else { return schema };
+    let marks: HashMap<&str, &Field> =
+        marks.fields.iter().map(|field| (field.name.as_str(), field)).collect();
     for field in &mut schema.fields {
-        if let Some(marked) = marks.field(&field.name)
+        if let Some(marked) = marks.get(field.name.as_str())
             && same_column(field, marked)
         {
-            *field = marked.clone();
+            *field = (*marked).clone();
         }
     }
     schema

@@ -7,3 +7,4 @@ mod reread;
 mod service;
 mod support;
 mod validate;
+mod wide;

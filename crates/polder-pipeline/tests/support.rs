@@ -82,6 +82,11 @@ impl Scratch {
         self.ingest(&self.request()).await.expect_err("a run that has to fail")
     }
 
+    /// Below it are the lake and its catalog.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// How many data files there are, whoever names them.
     pub(crate) fn data_files(&self) -> usize {
         fn below(folder: &Path) -> usize {

@@ -248,9 +248,10 @@ impl Audit<'_> {
         let found = parquet_to_arrow_schema(footer.file_metadata().schema_descr(), None);
         let found = found.map_err(broken)?;
         let columns = schema::table_schema(&self.target.schema)?;
+        let by_id = found.fields().iter().map(|field| (field_id(field), field));
+        let by_id: HashMap<_, _> = by_id.collect();
         for wanted in schema::arrow_schema(&columns, &self.target.schema).fields() {
-            let id = field_id(wanted);
-            let column = found.fields().iter().find(|field| field_id(field) == id);
+            let column = by_id.get(&field_id(wanted));
             if column.is_none_or(|column| check_readable(column, wanted).is_err()) {
                 let message = format!("a data file lacks column {:?} as written", wanted.name());
                 return Err(at(failed(&message)));

@@ -26,6 +26,12 @@ use crate::error;
 
 /// Encoded bytes of a row group; at some 30 bytes a row this is about a million rows.
 const ROW_GROUP_BYTES: u64 = 32 << 20;
+/// Bytes of a row group's rows in memory: however well they compress, a reader's batch, which is of one
+/// row group, has to stay below the end of 32-bit offsets, with the largest row beside.
+const ROW_GROUP_ARROW_BYTES: usize = 512 << 20;
+/// Column chunks of one file. Until the footer is written, each takes about a kilobyte: with thousands of
+/// columns, more than their values.
+const CHUNKS_MAX: usize = 1 << 16;
 /// Rows of a partition are encoded once they have this many bytes.
 const WAITING_BYTES: usize = 1 << 20;
 /// The same for a table without partitions, if memory and files are large: see `super::file`.
@@ -113,6 +119,8 @@ struct Partition {
 struct OpenFile {
     location: String,
     writer: FileWriter,
+    /// Bytes in memory of the rows of the row group at hand.
+    arrow_bytes: usize,
     nans: NanCounts,
     /// Of the rows handed to the file, by field id.
     nulls: HashMap<i32, u64>,
@@ -207,7 +215,7 @@ impl Encoder {
     /// Encodes the waiting rows of a partition; ends row groups and files that are large enough.
     fn encode(&mut self, key: &[u8]) -> Result<()> {
         let Some(partition) = self.partitions.get_mut(key) else { return Ok(()) };
-        partition.waiting_bytes = 0;
+        let waiting_bytes = std::mem::take(&mut partition.waiting_bytes);
         let waiting = std::mem::take(&mut partition.waiting);
         if waiting.is_empty() {
             return Ok(());
@@ -229,14 +237,21 @@ impl Encoder {
             metrics::add_nulls(&mut open.nulls, rows, &self.layout.arrow);
             open.extremes.add(rows, &self.layout.arrow);
         }
+        open.arrow_bytes += waiting_bytes;
         let target = self.layout.target_file_bytes;
+        // The writer of a column keeps its least and greatest value whole until the row group ends.
+        let huge = waiting_bytes as u64 > ROW_GROUP_BYTES;
         // What is in progress is not compressed yet: a file's size is known by whole row groups.
-        if open.writer.in_progress_bytes() as u64 >= target.min(ROW_GROUP_BYTES) {
-            open.writer.flush().map_err(encoding)?;
+        if huge
+            || open.arrow_bytes >= ROW_GROUP_ARROW_BYTES
+            || open.writer.in_progress_bytes() as u64 >= target.min(ROW_GROUP_BYTES)
+        {
+            open.end_row_group()?;
         }
         let file_bytes = (open.writer.bytes_written() + open.writer.in_progress_bytes()) as u64;
+        let full = file_bytes >= target || open.writer.chunks() >= CHUNKS_MAX;
         self.ready.extend(open.bytes_made());
-        if file_bytes >= target {
+        if full {
             self.close_partition(key)?;
         }
         Ok(())
@@ -287,9 +302,19 @@ impl Encoder {
                 break;
             };
             self.encode(&key)?;
+            let alone = self.partitions.len() == 1;
+            let mut full = false;
             if let Some(open) = self.partitions.get_mut(&key).and_then(|p| p.open.as_mut()) {
-                open.writer.flush().map_err(encoding)?;
+                if alone && open.writer.is_mostly_columns() {
+                    self.recount(&key);
+                    break;
+                }
+                open.end_row_group()?;
+                full = open.writer.chunks() >= CHUNKS_MAX;
                 self.ready.extend(open.bytes_made());
+            }
+            if full {
+                self.close_partition(&key)?;
             }
             self.recount(&key);
         }
@@ -321,10 +346,16 @@ impl OpenFile {
         Ok(Self {
             location,
             writer: writer.map_err(encoding)?,
+            arrow_bytes: 0,
             nans: NanCounts::default(),
             nulls: HashMap::new(),
             extremes: Extremes::default(),
         })
+    }
+
+    fn end_row_group(&mut self) -> Result<()> {
+        self.arrow_bytes = 0;
+        self.writer.flush().map_err(encoding)
     }
 
     fn bytes_made(&mut self) -> Option<Ready> {

@@ -22,8 +22,11 @@ use super::layout::STATISTICS_BYTES;
 use super::metrics::{Bound, Column, Value};
 
 const CHARACTER_BYTES_MAX: usize = 4;
+/// Bytes kept of a value: one more than a footer's bound has, so that what is longer is known to be. A row
+/// may have a text of hundreds of megabytes.
+const HEAD_BYTES: usize = STATISTICS_BYTES + 1;
 
-/// Of the rows handed to one file, by field id.
+/// Of the rows handed to one file, by field id; of long values their beginnings.
 #[derive(Debug, Default)]
 pub(super) struct Extremes {
     columns: HashMap<i32, (Value, Value)>,
@@ -80,12 +83,17 @@ impl Extremes {
 fn begins(found: &Value, least: &Value) -> bool {
     match (found, least) {
         (Value::Bytes(found), Value::Bytes(least)) => {
-            found == least
+            beginning(found) == least.as_slice()
                 || (found.len() + CHARACTER_BYTES_MAX > STATISTICS_BYTES
                     && least.starts_with(found))
         }
         _ => same(found, least),
     }
+}
+
+/// What is kept of a value.
+fn beginning(value: &[u8]) -> &[u8] {
+    &value[..value.len().min(HEAD_BYTES)]
 }
 
 /// Whether a footer's upper bound is that of the greatest value: the value, or one cut and raised.
@@ -115,7 +123,8 @@ fn whole(value: &Value) -> Option<i128> {
     }
 }
 
-/// The extremes of an array; `None` where it has no value, and for types that are not looked at.
+/// The extremes of an array, or their beginnings; `None` where it has no value, and for types that are not
+/// looked at.
 fn of(array: &dyn Array) -> Option<(Value, Value)> {
     match array.data_type() {
         DataType::Boolean => {
@@ -159,7 +168,7 @@ fn bytes<T: ByteArrayType<Offset = i32>>(array: &GenericByteArray<T>) -> Option<
             (greatest, greatest_head) = (bytes, head);
         }
     }
-    Some((Value::Bytes(least.to_vec()), Value::Bytes(greatest.to_vec())))
+    Some((Value::Bytes(beginning(least).to_vec()), Value::Bytes(beginning(greatest).to_vec())))
 }
 
 /// The first eight bytes, with zeros where there are fewer: of two values with different heads, the one
@@ -263,6 +272,21 @@ mod tests {
         let short = || -> ArrayRef { Arc::new(StringArray::from(vec!["é", "b"])) };
         assert!(check(&short(), text("b"), text("é")));
         assert!(!check(&short(), text("b"), text("éa")), "a short one has to be exact");
+    }
+
+    #[test]
+    fn of_long_values_the_beginnings_are_kept() {
+        let long = |end: &str| format!("{}{end}", "x".repeat(1 << 20));
+        let array = StringArray::from(vec![long("b"), long("a"), "x".repeat(64)]);
+        let (least, greatest) = of(&array).expect("values");
+        assert!(same(&least, &text(&"x".repeat(64))), "a short one is whole");
+        assert!(same(&greatest, &text(&"x".repeat(HEAD_BYTES))));
+        // A value that cannot be raised is in the footer as it is.
+        let top = vec![0xff; 1 << 20];
+        let array: ArrayRef = Arc::new(BinaryArray::from(vec![top.as_slice()]));
+        assert!(check(&array, Value::Bytes(vec![0xff; 64]), Value::Bytes(top.clone())));
+        assert!(check(&array, Value::Bytes(top.clone()), Value::Bytes(top)));
+        assert!(!check(&array, Value::Bytes(vec![0xfe; 64]), Value::Bytes(vec![0xff; 65])));
     }
 
     #[test]

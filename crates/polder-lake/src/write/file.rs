@@ -13,11 +13,15 @@ use parquet::arrow::arrow_writer::{
     ArrowColumnWriter, ArrowRowGroupWriterFactory, ArrowWriterOptions, compute_leaves,
 };
 use parquet::errors::Result;
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::writer::SerializedFileWriter;
 
 /// Rows of a row group; Parquet's own default.
 const ROW_GROUP_ROWS: usize = 1 << 20;
+/// From so many columns on, what a row group takes beside its values counts.
+pub(super) const COLUMNS_MANY: usize = 1_000;
+/// Bytes that a column takes in memory, its place in the footer included, whatever its values.
+const COLUMN_BYTES: usize = 2 << 10;
 
 pub(super) struct FileWriter {
     schema: SchemaRef,
@@ -113,6 +117,18 @@ impl FileWriter {
         self.columns.iter().map(ArrowColumnWriter::get_estimated_total_bytes).sum()
     }
 
+    /// Column chunks of all row groups that have ended.
+    pub(super) fn chunks(&self) -> usize {
+        self.file.flushed_row_groups().iter().map(RowGroupMetaData::num_columns).sum()
+    }
+
+    /// Whether the row group at hand is of many columns with little in each: ended now, it would take more
+    /// memory by its place in the footer than it gives back.
+    pub(super) fn is_mostly_columns(&self) -> bool {
+        let columns = self.columns.len();
+        columns >= COLUMNS_MANY && self.memory_bytes() < columns * COLUMN_BYTES
+    }
+
     /// What the row group at hand takes in memory.
     pub(super) fn memory_bytes(&self) -> usize {
         self.columns.iter().map(ArrowColumnWriter::memory_size).sum()
@@ -122,5 +138,47 @@ impl FileWriter {
 impl fmt::Debug for FileWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileWriter").field("rows", &self.rows).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Int32Array};
+    use arrow::datatypes::{DataType, Field, Schema};
+    use parquet::file::properties::WriterProperties;
+
+    use super::*;
+
+    /// A writer of so many columns, with so many rows in its row group.
+    fn writer(columns: usize, rows: i32) -> FileWriter {
+        let field = |number: usize| Field::new(format!("c{number}"), DataType::Int32, false);
+        let schema = Arc::new(Schema::new((0..columns).map(field).collect::<Vec<_>>()));
+        let properties = WriterProperties::builder().set_dictionary_enabled(false).build();
+        let options = ArrowWriterOptions::new().with_properties(properties);
+        let mut writer = FileWriter::new(Arc::clone(&schema), options).expect("writer");
+        let values: ArrayRef = Arc::new((0..rows).collect::<Int32Array>());
+        let batch = RecordBatch::try_new(schema, vec![values; columns]).expect("batch");
+        writer.write(&[batch]).expect("written");
+        writer
+    }
+
+    #[test]
+    fn a_row_group_of_many_columns_with_little_in_each_is_told() {
+        assert!(writer(1_200, 4).is_mostly_columns());
+        assert!(!writer(1_200, 4_096).is_mostly_columns(), "there are values enough");
+        assert!(!writer(999, 4).is_mostly_columns(), "not many");
+        assert!(!writer(2, 4).is_mostly_columns());
+    }
+
+    #[test]
+    fn chunks_are_those_of_row_groups_that_have_ended() {
+        let mut writer = writer(7, 10);
+        assert_eq!(writer.chunks(), 0);
+        writer.flush().expect("a row group");
+        writer.flush().expect("nothing");
+        assert_eq!(writer.chunks(), 7);
+        assert!(!writer.is_mostly_columns(), "there is none at hand");
     }
 }

@@ -7,11 +7,12 @@ use arrow::datatypes::{DataType, SchemaRef};
 use iceberg::spec::SchemaRef as IcebergSchemaRef;
 use parquet::arrow::ArrowSchemaConverter;
 use parquet::basic::{Compression, LogicalType, Type as PhysicalType, ZstdLevel};
-use parquet::file::properties::{WriterProperties, WriterVersion};
+use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder, WriterVersion};
 use parquet::schema::types::{SchemaDescriptor, Type as ParquetType, TypePtr};
 use polder_core::{Error, ErrorCode, Result};
 use uuid::Uuid;
 
+use super::file::COLUMNS_MANY;
 use super::metrics::{FloatColumn, float_columns};
 use super::partition::Partitioner;
 use crate::error;
@@ -52,8 +53,8 @@ impl Layout {
             .set_compression(Compression::ZSTD(zstd))
             .set_writer_version(WriterVersion::PARQUET_1_0)
             .set_statistics_truncate_length(Some(STATISTICS_BYTES))
-            .set_created_by(concat!("polder ", env!("CARGO_PKG_VERSION")).to_owned())
-            .build();
+            .set_created_by(concat!("polder ", env!("CARGO_PKG_VERSION")).to_owned());
+        let properties = with_small_writers(properties, &parquet).build();
         let stage = Uuid::new_v4();
         Ok(Self {
             store,
@@ -100,6 +101,24 @@ impl Layout {
             }
         }
     }
+}
+
+/// Without dictionaries for all but texts and bytes, where there are many columns. The `parquet` crate (58)
+/// makes a table of 4,096 places for each such dictionary, some 70 kB, before its first value: of 10,000
+/// columns, 700 MB for each writer. Those of texts begin empty.
+fn with_small_writers(
+    mut properties: WriterPropertiesBuilder,
+    parquet: &SchemaDescriptor,
+) -> WriterPropertiesBuilder {
+    if parquet.num_columns() < COLUMNS_MANY {
+        return properties;
+    }
+    for column in parquet.columns() {
+        if column.physical_type() != PhysicalType::BYTE_ARRAY {
+            properties = properties.set_column_dictionary_enabled(column.path().clone(), false);
+        }
+    }
+    properties
 }
 
 /// Equal but for metadata.
@@ -159,4 +178,27 @@ fn with_uuids(field: &TypePtr) -> parquet::errors::Result<TypePtr> {
         .with_logical_type(Some(LogicalType::Uuid))
         .with_id(id);
     Ok(Arc::new(uuid.build()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::{Field, Schema};
+    use parquet::schema::types::ColumnPath;
+
+    use super::*;
+
+    #[test]
+    fn thousands_of_columns_have_dictionaries_for_texts_alone() {
+        let dictionaries = |columns: usize| {
+            let types = [DataType::Utf8, DataType::Int64, DataType::FixedSizeBinary(16)];
+            let field = |n: usize| Field::new(format!("c{n}"), types[n % 3].clone(), true);
+            let schema = Schema::new((0..columns).map(field).collect::<Vec<_>>());
+            let parquet = parquet_schema(&Arc::new(schema)).expect("schema");
+            let properties = with_small_writers(WriterProperties::builder(), &parquet).build();
+            [0, 1, 2, columns - 1]
+                .map(|n| properties.dictionary_enabled(&ColumnPath::new(vec![format!("c{n}")])))
+        };
+        assert_eq!(dictionaries(999), [true; 4]);
+        assert_eq!(dictionaries(1_600), [true, false, false, true], "the last one is a text");
+    }
 }

@@ -1,6 +1,7 @@
 //! Brings a source's batches into the table's layout: columns by name, missing ones null, narrower
 //! types widened. Nothing that could lose a value happens here: what does not fit is an error.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{
@@ -25,19 +26,23 @@ impl Conform {
     /// `internal` when a column cannot be widened, or would get nulls that it may not have: the
     /// evolution rules let such a change through only by mistake.
     pub(crate) fn new(from: &TableSchema, to: &TableSchema) -> Result<Self> {
+        // Of thousands of columns too, each is looked up once.
+        let read: HashMap<&str, usize> =
+            from.fields.iter().enumerate().map(|(at, field)| (field.name.as_str(), at)).collect();
+        let position = |field: &Field| read.get(field.name.as_str()).copied();
         for field in &to.fields {
-            let fits = match from.field(&field.name) {
-                Some(read) => widens(read, field),
+            let fits = match position(field) {
+                Some(at) => widens(&from.fields[at], field),
                 None => field.nullable,
             };
             if !fits {
                 return Err(mismatch(&field.name));
             }
         }
-        if let Some(extra) = from.fields.iter().find(|field| to.field(&field.name).is_none()) {
+        let kept: HashSet<&str> = to.fields.iter().map(|field| field.name.as_str()).collect();
+        if let Some(extra) = from.fields.iter().find(|field| !kept.contains(field.name.as_str())) {
             return Err(mismatch(&extra.name));
         }
-        let position = |field: &Field| from.fields.iter().position(|read| read.name == field.name);
         let (from_arrow, to_arrow) = (from.to_arrow(), to.to_arrow());
         Ok(Self {
             same: from_arrow == to_arrow,

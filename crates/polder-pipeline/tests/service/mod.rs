@@ -2,3 +2,4 @@
 
 mod cursors;
 mod database;
+mod extremes;

@@ -329,29 +329,32 @@ pub(super) enum Stored {
 }
 
 impl Builder {
+    /// Without room for values: of thousands of columns it would be megabytes.
     fn new(field: &Field, path: &str) -> Self {
         match &field.data_type {
-            LakeType::Boolean => Self::Boolean(BooleanBuilder::new()),
-            LakeType::Int => Self::Int(Int32Builder::new()),
-            LakeType::Long => Self::Long(Int64Builder::new()),
-            LakeType::Float => Self::Float(Float32Builder::new()),
-            LakeType::Double => Self::Double(Float64Builder::new()),
+            LakeType::Boolean => Self::Boolean(BooleanBuilder::with_capacity(0)),
+            LakeType::Int => Self::Int(Int32Builder::with_capacity(0)),
+            LakeType::Long => Self::Long(Int64Builder::with_capacity(0)),
+            LakeType::Float => Self::Float(Float32Builder::with_capacity(0)),
+            LakeType::Double => Self::Double(Float64Builder::with_capacity(0)),
             LakeType::Decimal { precision, scale } => Self::Decimal {
-                builder: Decimal128Builder::new().with_data_type(field.data_type.to_arrow()),
+                builder: Decimal128Builder::with_capacity(0)
+                    .with_data_type(field.data_type.to_arrow()),
                 precision: *precision,
                 scale: *scale,
             },
-            LakeType::Date => Self::Date(Date32Builder::new()),
-            LakeType::Time => Self::Time(Time64MicrosecondBuilder::new()),
-            LakeType::Timestamp => Self::Timestamp(TimestampMicrosecondBuilder::new()),
+            LakeType::Date => Self::Date(Date32Builder::with_capacity(0)),
+            LakeType::Time => Self::Time(Time64MicrosecondBuilder::with_capacity(0)),
+            LakeType::Timestamp => Self::Timestamp(TimestampMicrosecondBuilder::with_capacity(0)),
             LakeType::Timestamptz => Self::Timestamptz(
-                TimestampMicrosecondBuilder::new().with_data_type(field.data_type.to_arrow()),
+                TimestampMicrosecondBuilder::with_capacity(0)
+                    .with_data_type(field.data_type.to_arrow()),
             ),
             LakeType::String => {
-                Self::String { builder: StringBuilder::new(), text_of: field.text_of }
+                Self::String { builder: StringBuilder::with_capacity(0, 0), text_of: field.text_of }
             }
-            LakeType::Uuid => Self::Uuid(FixedSizeBinaryBuilder::new(16)),
-            LakeType::Binary => Self::Binary(BinaryBuilder::new()),
+            LakeType::Uuid => Self::Uuid(FixedSizeBinaryBuilder::with_capacity(0, 16)),
+            LakeType::Binary => Self::Binary(BinaryBuilder::with_capacity(0, 0)),
             LakeType::List(element) => Self::List(Box::new(ListBuilder {
                 field: Arc::new(element.to_arrow()),
                 offsets: vec![0],

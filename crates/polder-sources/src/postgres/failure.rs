@@ -153,6 +153,13 @@ fn meaning(state: &SqlState) -> (ErrorCode, Option<&'static str>) {
         other if ["08", "53", "57P"].iter().any(|class| other.starts_with(class)) => {
             (ErrorCode::SourceUnavailable, None)
         }
+        "54000" => (
+            ErrorCode::SourceFailed,
+            Some(
+                "a row of more than 1 GB does not fit into a message of PostgreSQL: leave its large \
+                 columns out with `columns`, or read them as tables of their own",
+            ),
+        ),
         "55P03" | "40P01" => (ErrorCode::SourceUnavailable, None),
         "57014" => (
             ErrorCode::SourceFailed,

@@ -7,6 +7,8 @@ use std::ops::Range;
 
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
 const HEADER: usize = SIGNATURE.len() + 8;
+/// Room that is kept for rows that come in several pieces; what a larger one took is given back.
+const CARRY_BYTES_KEPT: usize = 4 << 20;
 
 /// The framing of one stream. Rows that lie within one piece are not copied.
 pub(super) struct Frames {
@@ -132,6 +134,9 @@ impl Frames {
         let taken = self.take(&carry, 0, sink)?;
         sink.settle(&carry)?;
         carry.drain(..taken);
+        if taken > 0 && carry.capacity() > CARRY_BYTES_KEPT {
+            carry.shrink_to(CARRY_BYTES_KEPT);
+        }
         self.carry = carry;
         Ok(())
     }
@@ -342,6 +347,25 @@ pub(super) mod tests {
         }
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
         assert_eq!(read(&single, 3).expect("bytes"), expected);
+    }
+
+    #[test]
+    fn the_room_of_a_huge_row_is_given_back() {
+        let huge = vec![7_u8; 4 * CARRY_BYTES_KEPT];
+        let rows: Vec<Vec<Option<&[u8]>>> = vec![vec![Some(b"a")], vec![Some(&huge)]];
+        let bytes = stream(&rows, b"");
+        let mut frames = Frames::new(1);
+        let mut taken = Taken { waiting: Rows::new(1), rows: Read::new() };
+        let mut most = 0;
+        for chunk in bytes.chunks(1 << 20) {
+            frames.feed(chunk, 0..chunk.len(), &mut taken).expect("rows");
+            taken.settle(chunk).expect("taken");
+            most = most.max(frames.carry.capacity());
+        }
+        frames.finish().expect("the end");
+        assert!(most > 3 * CARRY_BYTES_KEPT, "the row came in pieces: {most}");
+        assert!(frames.carry.capacity() <= CARRY_BYTES_KEPT, "{}", frames.carry.capacity());
+        assert!(taken.rows == [vec![Some(b"a".to_vec())], vec![Some(huge.clone())]]);
     }
 
     #[test]

@@ -335,9 +335,14 @@ impl Assembly {
         let rows = std::mem::take(&mut self.rows);
         let wire = std::mem::take(&mut self.wire);
         (self.bytes, self.written) = (0, 0);
-        // The next batch will be much like this one.
+        // The next batch will be much like this one, unless that is a single huge row.
+        let bytes_max = self.bytes_max;
+        let room = |full: &Column| {
+            let Room { rows, bytes } = full.taken(rows);
+            Room { rows, bytes: bytes.min(bytes_max) }
+        };
         let pairs = self.job.columns.iter().zip(&self.columns);
-        let next = pairs.map(|(read, full)| column(&self.job, read, full.taken(rows))).collect();
+        let next = pairs.map(|(read, full)| column(&self.job, read, room(full))).collect();
         let mut full = std::mem::replace(&mut self.columns, next).into_iter();
         let mut arrays = Vec::with_capacity(full.len());
         while let Some(mut column) = full.next() {

@@ -115,10 +115,17 @@ impl CsvFormat {
                 ..Field::new(&field.name, field.data_type.clone())
             };
         }
+        let mut numbers: HashMap<String, usize> = HashMap::new();
+        for (number, field) in fields.iter().enumerate() {
+            numbers.entry(field.name.clone()).or_insert(number);
+        }
         for (name, guess) in guessed {
-            let known = fields.iter_mut().find(|field| field.name == name);
-            match known {
-                Some(field) => field.data_type = guess.data_type(Some(&field.data_type)),
+            // Each name is guessed for once.
+            match numbers.get(&name) {
+                Some(number) => {
+                    let field = &mut fields[*number];
+                    field.data_type = guess.data_type(Some(&field.data_type));
+                }
                 None => fields.push(Field::new(name, guess.data_type(None))),
             }
         }

@@ -6,10 +6,10 @@
 mod conform;
 mod types;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use arrow::array::{RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
@@ -43,6 +43,7 @@ impl ParquetFormat {
     /// The schema all files share, and the number of their rows, from their footers.
     pub(super) fn learn(&self, inputs: &[Input]) -> Result<Learnt> {
         let mut found: Vec<Found<'_>> = Vec::new();
+        let mut numbers: HashMap<String, usize> = HashMap::new();
         let mut rows = 0;
         for input in inputs {
             let slice = input.open()?;
@@ -51,20 +52,22 @@ impl ParquetFormat {
             types::exact_wide_timestamps(input, &slice, &metadata, &self.request)?;
             let (wanted, key) = (self.request.columns.as_deref(), input.object.key.as_str());
             for column in types::columns(&metadata, wanted, key)? {
-                self.add(&mut found, Found { column, key })?;
+                match numbers.get(&column.field.name) {
+                    Some(number) => self.add(&mut found[*number], Found { column, key })?,
+                    None => {
+                        numbers.insert(column.field.name.clone(), found.len());
+                        found.push(Found { column, key });
+                    }
+                }
             }
         }
         let schema = super::select(self.schema(found), self.request.columns.as_deref())?;
         Ok(Learnt { schema, rows: Some(rows), warnings: Vec::new() })
     }
 
-    /// Takes a file's column into account; a declared type stands above what files say.
-    fn add<'a>(&self, columns: &mut Vec<Found<'a>>, new: Found<'a>) -> Result<()> {
+    /// Takes another file's column into account; a declared type stands above what files say.
+    fn add<'a>(&self, old: &mut Found<'a>, new: Found<'a>) -> Result<()> {
         let name = &new.column.field.name;
-        let Some(old) = columns.iter_mut().find(|old| old.column.field.name == *name) else {
-            columns.push(new);
-            return Ok(());
-        };
         if new.column.untyped {
             return Ok(());
         }
@@ -90,10 +93,14 @@ impl ParquetFormat {
     fn schema(&self, found: Vec<Found<'_>>) -> TableSchema {
         let known = self.request.known_schema.as_ref();
         let mut fields: Vec<Field> = known.map_or_else(Vec::new, |known| known.fields.clone());
+        let numbers = fields.iter().enumerate().map(|(number, field)| (field.name.clone(), number));
+        let numbers: HashMap<String, usize> = numbers.collect();
+        // Each name was found once.
         for types::Column { field, untyped } in found.into_iter().map(|found| found.column) {
-            match fields.iter_mut().find(|old| old.name == field.name) {
+            match numbers.get(&field.name) {
                 Some(_) if untyped => {}
-                Some(old) => {
+                Some(number) => {
+                    let old = &mut fields[*number];
                     let merged = types::merge(&old.data_type, &field.data_type);
                     *old = Field::new(&field.name, merged.unwrap_or(field.data_type));
                 }
@@ -122,13 +129,14 @@ impl ParquetFormat {
         let slice = input.open()?;
         let metadata = metadata(&input, &slice)?;
         let metadata = types::with_micros(&metadata).map_err(|error| broken(&input, error))?;
+        let wanted: HashSet<&str> = schema.fields.iter().map(|field| field.name.as_str()).collect();
         let roots: Vec<usize> = metadata
             .parquet_schema()
             .root_schema()
             .get_fields()
             .iter()
             .enumerate()
-            .filter(|(_, field)| schema.field(field.name()).is_some())
+            .filter(|(_, field)| wanted.contains(field.name()))
             .map(|(number, _)| number)
             .collect();
         let mask = ProjectionMask::roots(metadata.parquet_schema(), roots);
@@ -208,8 +216,10 @@ fn conform(
 ) -> Result<RecordBatch> {
     let layout = schema.to_arrow();
     let mut conform = Conform::new(request, batch);
+    let names = batch.schema_ref().fields().iter().map(|field| field.name().as_str());
+    let arrays: HashMap<&str, &ArrayRef> = names.zip(batch.columns()).collect();
     let columns = schema.fields.iter().zip(layout.fields()).map(|(field, target)| {
-        match batch.column_by_name(&field.name) {
+        match arrays.get(field.name.as_str()) {
             Some(array) => conform.column(array, field),
             None => Ok(new_null_array(target.data_type(), batch.num_rows())),
         }

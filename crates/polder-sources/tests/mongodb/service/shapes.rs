@@ -2,10 +2,10 @@
 
 use bson::oid::ObjectId;
 use bson::{Bson, DateTime, Document, doc};
-use polder_core::{Capabilities, ErrorCode, Source};
+use polder_core::{Capabilities, ErrorCode, LakeType, Source};
 
 use super::support::Database;
-use crate::reading::{NULL, Vary, read, request};
+use crate::reading::{NULL, Vary, read, refused, request};
 
 #[tokio::test]
 async fn values_without_a_common_type_become_json_that_keeps_them_all() {
@@ -80,6 +80,54 @@ async fn members_that_only_the_last_document_has_are_columns() {
     let counted = progress.snapshot();
     assert_eq!(counted.rows_read, 4_000);
     assert!(counted.bytes_read > 4_000_000, "{}", counted.bytes_read);
+}
+
+/// With `_id` it has 10,000 paths, which are as many as a table may have.
+fn wide(row: i32) -> Document {
+    let mut document = doc! { "_id": row };
+    for number in 0..909 {
+        let member = |member: i32| (format!("m{member}"), Bson::Int32(row + number * 10 + member));
+        document.insert(format!("s{number}"), (0..10).map(member).collect::<Document>());
+    }
+    document
+}
+
+/// The values of a member of [`wide`], each after its name.
+fn members(row: i32, number: i32, quote: &str, space: &str) -> String {
+    let member = |n: i32| format!("{quote}m{n}{quote}:{space}{}", row + number * 10 + n);
+    (0..10).map(member).collect::<Vec<_>>().join(&format!(",{space}"))
+}
+
+#[tokio::test]
+async fn ten_thousand_paths_are_columns_and_what_is_beyond_is_text() {
+    let database = Database::new().await;
+    database.insert("t", (0..20).map(wide).collect()).await;
+    let source = database.source();
+    let mut asked = request("t").splits(3);
+    asked.batch_bytes = 1 << 20;
+    let found = read(&source, asked).await.expect("read");
+    assert_eq!((found.schema.fields.len(), found.rows.num_rows()), (910, 20));
+    for number in 0..909 {
+        let expected: Vec<_> =
+            (0..20).map(|row| format!("{{{}}}", members(row, number, "", " "))).collect();
+        assert_eq!(found.shown(&format!("s{number}")), expected, "s{number}");
+    }
+
+    let mut beyond = wide(20);
+    beyond.get_document_mut("s908").expect("members").insert("more", 1_i32);
+    database.insert("t", vec![beyond]).await;
+    let found = read(&source, request("t")).await.expect("read");
+    let last = found.shown("s908");
+    assert_eq!(last[0], format!("{{{}}}", members(0, 908, "\"", "")));
+    assert_eq!(last[20], format!("{{{},\"more\":1}}", members(20, 908, "\"", "")));
+    let other = found.schema.field("s907").expect("column");
+    assert!(matches!(other.data_type, LakeType::Struct(_)), "{}", other.data_type);
+
+    let map: Document = (0..1_001).map(|n| (format!("k{n}"), Bson::Int32(n))).collect();
+    database.insert("map", vec![map]).await;
+    let error = refused(&source, request("map")).await;
+    assert_eq!(error.code(), ErrorCode::SourceUnrepresentable, "{error:?}");
+    assert!(error.hint_text().expect("hint").contains("`columns:`"), "{error:?}");
 }
 
 #[tokio::test]
