@@ -419,7 +419,7 @@ fn read(
     tasks.spawn_on(
         async move {
             if let Some((predicate, told)) = keys
-                && let Err(error) = narrow(&mut *split, &predicate, &told).await
+                && let Err(error) = narrow(split.as_mut(), &predicate, &told).await
             {
                 let _ = sender.send(Err(error)).await;
                 return;
