@@ -38,7 +38,7 @@ pub(super) fn text(value: &Literal) -> Option<String> {
 }
 
 /// As `Double.toString` writes numbers, and `Float.toString` those of 32 bits; `size` is the number.
-fn float<T: Debug + UpperExp>(value: T, size: f64) -> String {
+fn float<T: Copy + Debug + UpperExp>(value: T, size: f64) -> String {
     if size.is_nan() {
         return "NaN".to_owned();
     }
