@@ -246,6 +246,7 @@ pub struct Answer {
 }
 
 /// A part of a plan that can be read on its own.
+#[async_trait]
 pub trait Split: Send {
     /// The split in words, for logs: `ctid [0, 5000)`.
     fn describe(&self) -> String;
@@ -261,6 +262,13 @@ pub trait Split: Send {
     /// once only.
     fn again(&self) -> Option<Box<dyn Split>> {
         None
+    }
+
+    /// Leaves out more rows, as [`ReadRequest::predicate`] does, by what was not known yet when the read was
+    /// planned. To be called before it is read; says what the source will be asked besides, for people, and
+    /// `None` if the source can leave out nothing by it.
+    async fn narrow(&mut self, _predicate: &Predicate) -> Result<Option<String>> {
+        Ok(None)
     }
 
     /// Starts reading. The stream ends after the last row or with the first error; dropping it

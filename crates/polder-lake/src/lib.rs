@@ -22,6 +22,7 @@ mod hold;
 mod lake;
 mod maintain;
 mod management;
+mod metrics;
 mod ordered;
 mod placed;
 mod predicate;
@@ -45,6 +46,7 @@ pub use maintain::{
     LiveFile, MetadataRequest, MetadataTidied, OrphanRequest, Orphans, RowsBefore, TableFiles,
     TableSize,
 };
+pub use metrics::{FileMetrics, MetricField, StateMetrics};
 pub use ordered::OrderedScan;
 pub use placed::{Placed, PlacedStream};
 pub use polder_core::{CmpOp, Literal, Predicate};

@@ -282,13 +282,15 @@ impl LakeTable {
         let said = |snapshot: &&SnapshotRef| summary(snapshot, key) == Some(value);
         let found = self.metadata().snapshots().filter(said);
         let newest = found.max_by_key(|snapshot| snapshot.sequence_number())?;
-        let all = |snapshot: &SnapshotRef| -> Summary {
-            let said = snapshot.summary().additional_properties.iter();
-            said.map(|(key, value)| (key.clone(), value.clone())).collect()
-        };
         let before = newest.parent_snapshot_id();
         let before = before.and_then(|id| self.metadata().snapshot_by_id(id));
-        Some((all(newest), before.map(all)))
+        Some((whole_summary(newest), before.map(|snapshot| whole_summary(snapshot))))
+    }
+
+    /// The address of a snapshot's manifest list, and what the snapshot says of itself.
+    pub fn recorded(&self, id: i64) -> Option<(String, Summary)> {
+        let snapshot = self.metadata().snapshot_by_id(id)?;
+        Some((snapshot.manifest_list().to_owned(), whole_summary(snapshot)))
     }
 
     /// When which snapshot became the current one, oldest first: milliseconds since the epoch, and
@@ -401,6 +403,11 @@ pub(crate) fn run_of(snapshot: &Snapshot) -> Option<Uuid> {
 /// The commit that is no run and made the snapshot.
 pub(crate) fn commit_of(snapshot: &Snapshot) -> Option<Uuid> {
     summary(snapshot, Properties::COMMIT_ID)?.parse().ok()
+}
+
+fn whole_summary(snapshot: &Snapshot) -> Summary {
+    let said = snapshot.summary().additional_properties.iter();
+    said.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 fn summary<'a>(snapshot: &'a Snapshot, key: &str) -> Option<&'a str> {

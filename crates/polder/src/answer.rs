@@ -9,13 +9,15 @@ use arrow::error::ArrowError;
 use polder_core::{Error, ErrorCode, Result};
 use serde_json::Value;
 
-/// UUIDs as people write them instead of 16 bytes in hex.
+/// UUIDs as people write them instead of 16 bytes in hex, and keys of maps as texts: JSON has no others.
 pub(crate) fn readable(batch: &RecordBatch) -> Result<RecordBatch> {
     let columns = batch.columns().iter().map(|column| match column.data_type() {
-        DataType::FixedSizeBinary(16) => uuid_text(column),
-        _ => Arc::clone(column),
+        DataType::FixedSizeBinary(16) => Ok(uuid_text(column)),
+        map @ DataType::Map(..) => cast(column, &with_text_keys(map)),
+        _ => Ok(Arc::clone(column)),
     });
-    RecordBatch::try_new(readable_schema(batch.schema_ref()), columns.collect()).map_err(failed)
+    let columns = columns.collect::<std::result::Result<_, _>>().map_err(failed)?;
+    RecordBatch::try_new(readable_schema(batch.schema_ref()), columns).map_err(failed)
 }
 
 pub(crate) fn readable_schema(schema: &SchemaRef) -> SchemaRef {
@@ -23,9 +25,23 @@ pub(crate) fn readable_schema(schema: &SchemaRef) -> SchemaRef {
         DataType::FixedSizeBinary(16) => {
             Field::new(field.name(), DataType::Utf8, field.is_nullable())
         }
+        map @ DataType::Map(..) => {
+            Field::new(field.name(), with_text_keys(map), field.is_nullable())
+        }
         _ => field.as_ref().clone(),
     };
     Arc::new(Schema::new(schema.fields().iter().map(field).collect::<Vec<_>>()))
+}
+
+fn with_text_keys(map: &DataType) -> DataType {
+    let DataType::Map(entries, sorted) = map else { return map.clone() };
+    let DataType::Struct(members) = entries.data_type() else { return map.clone() };
+    let text = |(at, member): (usize, &Arc<Field>)| match at {
+        0 => Arc::new(member.as_ref().clone().with_data_type(DataType::Utf8)),
+        _ => Arc::clone(member),
+    };
+    let members = DataType::Struct(members.iter().enumerate().map(text).collect());
+    DataType::Map(Arc::new(entries.as_ref().clone().with_data_type(members)), *sorted)
 }
 
 fn uuid_text(column: &ArrayRef) -> ArrayRef {
@@ -115,7 +131,9 @@ pub(crate) fn failed(error: ArrowError) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Decimal128Array, Int64Array, ListArray};
+    use arrow::array::{
+        Decimal128Array, Int32Builder, Int64Array, Int64Builder, ListArray, MapBuilder,
+    };
     use arrow::datatypes::Int32Type;
     use serde_json::json;
 
@@ -144,5 +162,18 @@ mod tests {
         let expected =
             [json!([i64::MAX, "12345678901234567890.123456", [1, null]]), json!([0, null, null])];
         assert_eq!(arrays(&batch).expect("rows"), expected);
+    }
+
+    #[test]
+    fn maps_are_objects_whatever_their_keys_are() {
+        let mut maps = MapBuilder::new(None, Int32Builder::new(), Int64Builder::new());
+        maps.keys().append_value(7);
+        maps.values().append_value(1);
+        maps.append(true).expect("a map");
+        maps.append(false).expect("no map");
+        let maps: ArrayRef = Arc::new(maps.finish());
+        let batch = RecordBatch::try_from_iter_with_nullable([("m", maps, true)]).expect("batch");
+        let expected = [json!({"m": {"7": 1}}), json!({"m": null})];
+        assert_eq!(objects(&batch).expect("rows"), expected);
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProviderList, MemoryCatalogProviderList};
-use datafusion::common::TableReference;
+use datafusion::common::tree_node::TreeNode;
+use datafusion::common::{NullEquality, TableReference};
 use datafusion::datasource::object_store::ObjectStoreUrl;
 use datafusion::execution::TaskContext;
 use datafusion::execution::cache::DefaultFilesMetadataCache;
@@ -32,6 +33,7 @@ use tokio::task::JoinSet;
 use super::bounded::{self, Allowance};
 use super::doubles::DoublesWithDecimals;
 use super::error::{planning, running};
+use super::keys::KEYS_MAX;
 use super::names::{CATALOG, INFORMATION_SCHEMA, Listing, Names, Sources, default_schema};
 use super::postgres::{self, Value};
 use super::pushdown;
@@ -52,6 +54,8 @@ const PLANNERS: usize = 4;
 const FOOTERS_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes a query may spill.
 const SPILL_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
+/// Bytes of a join's keys that are sent to a scan as a list, for each partition of its smaller side.
+const KEYS_BYTES_MAX: usize = 1024 * 1024;
 /// The unit in which memory is handed out to queries.
 const MEMORY_UNIT: usize = 1024 * 1024;
 
@@ -275,11 +279,15 @@ impl Shared {
     }
 
     async fn plan(&self, sql: &str, session: &Session) -> Result<Planned> {
-        let Logical { plan, state, allowance } = self.logical(sql, session).await?;
+        let Logical { plan, mut state, allowance } = self.logical(sql, session).await?;
         allowance.divide(&plan).map_err(planning)?;
         let mut plan = state.optimize(&plan).map_err(planning)?;
         if session.pushdown {
             plan = pushdown::push(plan).await?;
+        }
+        if plan.exists(|node| Ok(joins_nulls(node))).map_err(planning)? {
+            let options = state.config_mut().options_mut();
+            options.optimizer.enable_join_dynamic_filter_pushdown = false;
         }
         let planner = state.query_planner();
         let plan = planner.create_physical_plan(&plan, &state).await.map_err(planning)?;
@@ -317,6 +325,10 @@ impl Shared {
         options.execution.parquet.schema_force_view_types = false;
         // Measured: no gain from filtering while decoding.
         options.execution.parquet.pushdown_filters = false;
+        // Keys of a join's smaller side, as a list: sources know no other way.
+        options.optimizer.enable_join_dynamic_filter_pushdown = session.pushdown;
+        options.optimizer.hash_join_inlist_pushdown_max_distinct_values = KEYS_MAX;
+        options.optimizer.hash_join_inlist_pushdown_max_size = KEYS_BYTES_MAX;
         config
     }
 
@@ -344,6 +356,12 @@ impl Shared {
         environment.register_object_store(self.files.url.as_ref(), self.files.lake.object_store());
         Ok(environment)
     }
+}
+
+/// Whether nulls find each other (`a IS NOT DISTINCT FROM b`): the filter that DataFusion 53.1 makes of a
+/// join's keys is not true for a null.
+fn joins_nulls(node: &LogicalPlan) -> bool {
+    matches!(node, LogicalPlan::Join(join) if join.null_equality == NullEquality::NullEqualsNull)
 }
 
 /// A session without tables: functions and rules.

@@ -59,7 +59,7 @@ fn exact(expr: &Expr, schema: &TableSchema) -> Option<Predicate> {
     }
 }
 
-fn operator(op: Operator) -> Option<CmpOp> {
+pub(super) fn operator(op: Operator) -> Option<CmpOp> {
     Some(match op {
         Operator::Eq => CmpOp::Eq,
         Operator::NotEq => CmpOp::NotEq,

@@ -1,16 +1,22 @@
 //! A table's metadata as tables, under Trino's names: `"opportunity$snapshots"`, `$history`,
-//! `$refs`, `$files`; and the history's answer to "which snapshot was current at this time".
+//! `$refs`, `$files`, `$partitions`; and the history's answer to "which snapshot was current at this
+//! time".
+
+mod files;
+mod partitions;
+mod texts;
 
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, Int64Array, MapBuilder, MapFieldNames, RecordBatch, StringArray,
+    StringBuilder, TimestampMicrosecondArray,
 };
 use datafusion::catalog::{MemTable, TableProvider};
 use polder_core::{Error, ErrorCode, Result};
 
 use super::error::planning;
-use polder_lake::{LakeTable, Predicate, RefKind, ScanRequest, SnapshotInfo};
+use polder_lake::{LakeTable, RefKind, SnapshotInfo, Summary};
 
 /// Which of a table's metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +25,14 @@ pub(super) enum Kind {
     History,
     Refs,
     Files,
+    Partitions,
+}
+
+impl Kind {
+    /// Whether it is of one state, which a version clause names.
+    pub(super) fn is_of_state(self) -> bool {
+        matches!(self, Self::Files | Self::Partitions)
+    }
 }
 
 /// `opportunity$files` → the table's name and which metadata.
@@ -29,22 +43,24 @@ pub(super) fn split(name: &str) -> Option<(&str, Kind)> {
         "history" => Kind::History,
         "refs" => Kind::Refs,
         "files" => Kind::Files,
+        "partitions" => Kind::Partitions,
         _ => return None,
     };
     Some((base, kind))
 }
 
-/// The metadata table; `snapshot` matters to files only.
+/// The metadata table; `snapshot` matters to those of one state only.
 pub(super) async fn table(
     table: &LakeTable,
     kind: Kind,
     snapshot: Option<i64>,
 ) -> Result<Arc<dyn TableProvider>> {
     let columns = match kind {
-        Kind::Snapshots => snapshots(table),
+        Kind::Snapshots => snapshots(table)?,
         Kind::History => history(table),
         Kind::Refs => refs(table),
-        Kind::Files => files(table, snapshot).await?,
+        Kind::Files => files::columns(&table.metrics(snapshot).await?)?,
+        Kind::Partitions => partitions::columns(&table.metrics(snapshot).await?)?,
     };
     let batch = RecordBatch::try_from_iter_with_nullable(columns)
         .map_err(|error| planning(error.into()))?;
@@ -54,20 +70,41 @@ pub(super) async fn table(
 
 type Columns = Vec<(&'static str, ArrayRef, bool)>;
 
-fn snapshots(table: &LakeTable) -> Columns {
+fn snapshots(table: &LakeTable) -> Result<Columns> {
     let all = table.snapshots();
+    let recorded = all.iter().map(|snapshot| table.recorded(snapshot.id).unzip());
+    let (lists, summaries): (Vec<Option<String>>, Vec<Option<Summary>>) = recorded.unzip();
     let run = |s: &SnapshotInfo| s.run_id.map(|id| id.to_string());
     let refs = |s: &SnapshotInfo| s.refs.join(", ");
-    vec![
+    Ok(vec![
         ("committed_at", times(all.iter().map(|s| s.timestamp_ms)), false),
         ("snapshot_id", Arc::new(Int64Array::from_iter_values(all.iter().map(|s| s.id))), false),
         ("parent_id", Arc::new(all.iter().map(|s| s.parent).collect::<Int64Array>()), true),
         ("operation", texts(all.iter().map(|s| Some(s.operation.clone()))), false),
+        ("manifest_list", texts(lists.into_iter()), true),
+        ("summary", self::summaries(&summaries)?, true),
         ("rows", counts(all.iter().map(|s| s.rows)), true),
         ("files", counts(all.iter().map(|s| s.files)), true),
         ("run_id", texts(all.iter().map(run)), true),
         ("refs", texts(all.iter().map(|s| Some(refs(s)))), false),
-    ]
+    ])
+}
+
+fn summaries(all: &[Option<Summary>]) -> Result<ArrayRef> {
+    let mut maps = MapBuilder::new(Some(map_names()), StringBuilder::new(), StringBuilder::new());
+    for summary in all {
+        for (key, value) in summary.iter().flatten() {
+            maps.keys().append_value(key);
+            maps.values().append_value(value);
+        }
+        maps.append(summary.is_some()).map_err(|error| planning(error.into()))?;
+    }
+    Ok(Arc::new(maps.finish()))
+}
+
+/// What Iceberg calls the parts of a map.
+fn map_names() -> MapFieldNames {
+    MapFieldNames { entry: "entries".into(), key: "key".into(), value: "value".into() }
 }
 
 fn history(table: &LakeTable) -> Columns {
@@ -127,16 +164,6 @@ fn kind(kind: RefKind) -> String {
         RefKind::Tag => "TAG",
     };
     name.to_owned()
-}
-
-async fn files(table: &LakeTable, snapshot: Option<i64>) -> Result<Columns> {
-    let everything = ScanRequest { snapshot, filter: Predicate::True, columns: None };
-    let all = table.plan(everything).await?.files;
-    Ok(vec![
-        ("file_path", texts(all.iter().map(|f| Some(f.path.clone()))), false),
-        ("record_count", counts(all.iter().map(|f| f.rows)), true),
-        ("file_size_in_bytes", counts(all.iter().map(|f| Some(f.size_bytes))), false),
-    ])
 }
 
 fn times(milliseconds: impl Iterator<Item = i64>) -> ArrayRef {

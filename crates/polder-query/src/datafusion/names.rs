@@ -180,7 +180,7 @@ impl Names<'_> {
         if let Some((base, kind)) = metadata::split(name)
             && let Some(table) = self.load(org, base, loaded).await?
         {
-            if version.is_some() && kind != metadata::Kind::Files {
+            if version.is_some() && !kind.is_of_state() {
                 return Err(version::misplaced());
             }
             let snapshot = snapshot(&table, version)?.or_else(|| self.fixed(base));

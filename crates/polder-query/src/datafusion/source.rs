@@ -6,7 +6,7 @@
 //! engine's threads get batches.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,30 +16,36 @@ use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::config::ConfigOptions;
 use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, Statistics, project_schema};
 use datafusion::datasource::TableType;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
-use datafusion::physical_expr::EquivalenceProperties;
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
+use datafusion::physical_plan::filter_pushdown::{
+    ChildPushdownResult, FilterPushdownPhase, FilterPushdownPropagation,
+};
+use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricBuilder, MetricsSet};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
 };
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use polder_core::spec::{FormatOptions, OnUnrepresentable};
 use polder_core::{
-    ConnectionLimits, Error, ErrorCode, OrgId, Predicate, ReadPlan, ReadRequest, RunProgress,
-    Source, Split, TableSchema,
+    ConnectionLimits, Error, ErrorCode, Field, OrgId, Predicate, ReadPlan, ReadRequest,
+    RunProgress, Source, Split, TableSchema,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::filter;
 use super::workers::lost;
+use super::{filter, keys};
 
 /// Bytes a batch of a source aims at.
 const BATCH_BYTES: usize = 1 << 20;
@@ -50,6 +56,8 @@ const BATCHES_AHEAD: usize = 2;
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(20);
 /// A limit below which one split is enough.
 const FEW_ROWS: usize = 10_000;
+/// Characters of what a source was asked besides that EXPLAIN ANALYZE shows.
+const TOLD_CHARS: usize = 120;
 
 /// Gives the source of a name; `None` if the configuration has none.
 pub type OpenSource =
@@ -190,7 +198,9 @@ impl TableProvider for SourceTable {
         let planned = self.plan(&wanted, &predicate, splits).await;
         let (plan, positions) = planned.map_err(|error| external(error.within(&self.place)))?;
         let rows = if predicate == Predicate::True { self.rows } else { plan.rows_estimated };
-        Ok(Arc::new(SourceScan::new(&self.place, schema, positions, plan.splits, rows)))
+        let columns = wanted.iter().filter_map(|index| self.columns.fields.get(*index)).cloned();
+        let scan = SourceScan::new(&self.place, schema, positions, plan.splits, rows);
+        Ok(Arc::new(scan.of_columns(columns.collect())))
     }
 }
 
@@ -199,17 +209,27 @@ fn external(error: Error) -> DataFusionError {
 }
 
 /// The splits of one plan, or of one answer, read once.
+#[derive(Clone)]
 pub(super) struct SourceScan {
     place: String,
     /// What the source was asked, where it answers a part of the query.
     statement: Option<String>,
     positions: Vec<usize>,
-    splits: Vec<Mutex<Option<Box<dyn Split>>>>,
+    splits: Arc<[Mutex<Option<Box<dyn Split>>>]>,
     rows: Option<u64>,
     properties: Arc<PlanProperties>,
     /// Where the source's connections live.
     io: Handle,
+    /// As the schema has them, where the source may be asked for fewer rows once keys are known.
+    columns: Vec<Field>,
+    /// What operators above will say of the rows they want.
+    filters: Vec<Arc<dyn PhysicalExpr>>,
+    /// What the source was asked besides, by what they said.
+    told: Told,
+    metrics: ExecutionPlanMetricsSet,
 }
+
+type Told = Arc<Mutex<BTreeSet<String>>>;
 
 impl SourceScan {
     pub(super) fn new(
@@ -234,7 +254,30 @@ impl SourceScan {
             rows,
             properties: Arc::new(properties),
             io: Handle::current(),
+            columns: Vec::new(),
+            filters: Vec::new(),
+            told: Told::default(),
+            metrics: ExecutionPlanMetricsSet::new(),
         }
+    }
+
+    /// The scan of a table's columns, in the order of its schema.
+    fn of_columns(self, columns: Vec<Field>) -> Self {
+        Self { columns, ..self }
+    }
+
+    /// Reads a split, from the first time that the stream is asked on: by then a join has its other side.
+    fn narrowed(
+        &self,
+        split: Box<dyn Split>,
+    ) -> BoxStream<'static, polder_core::Result<RecordBatch>> {
+        let (filters, columns) = (self.filters.clone(), self.columns.clone());
+        let (told, io) = (Arc::clone(&self.told), self.io.clone());
+        let begun = async move {
+            let predicate = keys::predicate(&filters, &columns);
+            read(split, Some((predicate, told)), &io)
+        };
+        futures::stream::once(begun).flatten().boxed()
     }
 
     /// The scan of an answer to this statement.
@@ -263,7 +306,14 @@ impl DisplayAs for SourceScan {
             self.place,
             columns.join(", "),
             self.splits.len()
-        )
+        )?;
+        if self.filters.is_empty() {
+            return Ok(());
+        }
+        // Nothing is told before the query runs.
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told: Vec<&str> = told.iter().map(String::as_str).collect();
+        write!(f, ", keys=[{}]", told.join("; "))
     }
 }
 
@@ -305,14 +355,45 @@ impl ExecutionPlan for SourceScan {
         })?;
         let (schema, positions) = (self.schema(), self.positions.clone());
         let (place, named) = (self.place.clone(), self.schema());
-        let batches = read(split, &self.io).map(move |batch| {
+        let rows_read = MetricBuilder::new(&self.metrics).output_rows(partition);
+        let batches = if self.filters.is_empty() {
+            read(split, None, &self.io).boxed()
+        } else {
+            self.narrowed(split)
+        };
+        let batches = batches.map(move |batch| {
             let batch = batch.map_err(|error| external(error.within(&place)))?;
             let batch = batch.project(&positions)?;
+            rows_read.add(batch.num_rows());
             let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
             let columns = batch.columns().to_vec();
             Ok(RecordBatch::try_new_with_options(Arc::clone(&named), columns, &rows)?)
         });
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.clone_inner())
+    }
+
+    /// Keeps what joins will say of the keys they have. They do not rely on it.
+    fn handle_child_pushdown_result(
+        &self,
+        phase: FilterPushdownPhase,
+        result: ChildPushdownResult,
+        _config: &ConfigOptions,
+    ) -> Result<FilterPushdownPropagation<Arc<dyn ExecutionPlan>>> {
+        let mut filters = self.filters.clone();
+        if matches!(phase, FilterPushdownPhase::Post) && !self.columns.is_empty() {
+            let said = result.parent_filters.iter().map(|parent| &parent.filter);
+            filters.extend(said.filter(|filter| keys::is_dynamic(filter)).cloned());
+        }
+        let kept: FilterPushdownPropagation<Arc<dyn ExecutionPlan>> =
+            FilterPushdownPropagation::all_unsupported(result);
+        if filters.len() == self.filters.len() {
+            return Ok(kept);
+        }
+        Ok(kept.with_updated_node(Arc::new(Self { filters, ..self.clone() })))
     }
 
     fn partition_statistics(&self, partition: Option<usize>) -> Result<Statistics> {
@@ -326,15 +407,23 @@ impl ExecutionPlan for SourceScan {
     }
 }
 
-/// Reads a split on `io`, a few batches ahead. Dropping the stream cancels the read.
+/// Reads a split on `io`, a few batches ahead; of it what `keys` want, as far as the source can tell. Dropping
+/// the stream cancels the read.
 fn read(
-    split: Box<dyn Split>,
+    mut split: Box<dyn Split>,
+    keys: Option<(Predicate, Told)>,
     io: &Handle,
 ) -> impl Stream<Item = polder_core::Result<RecordBatch>> + use<> {
     let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
     let mut tasks = JoinSet::new();
     tasks.spawn_on(
         async move {
+            if let Some((predicate, told)) = keys
+                && let Err(error) = narrow(split.as_mut(), &predicate, &told).await
+            {
+                let _ = sender.send(Err(error)).await;
+                return;
+            }
             let mut batches = split.read();
             while let Some(batch) = batches.next().await {
                 let last = batch.is_err();
@@ -355,4 +444,22 @@ fn read(
             Some(Ok(())) | None => None,
         }
     })
+}
+
+async fn narrow(
+    split: &mut dyn Split,
+    predicate: &Predicate,
+    told: &Told,
+) -> polder_core::Result<()> {
+    if *predicate == Predicate::True {
+        return Ok(());
+    }
+    if let Some(said) = split.narrow(predicate).await? {
+        let mut shown: String = said.chars().take(TOLD_CHARS).collect();
+        if shown.len() < said.len() {
+            shown.push('…');
+        }
+        told.lock().unwrap_or_else(PoisonError::into_inner).insert(shown);
+    }
+    Ok(())
 }

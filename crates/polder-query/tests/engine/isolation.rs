@@ -31,6 +31,7 @@ async fn names_of_another_org_do_not_exist() {
         "SELECT * FROM ORG_402.OPPORTUNITY".to_owned(),
         "SELECT * FROM lake.org_402.opportunity FOR VERSION AS OF 'v1'".to_owned(),
         "SELECT * FROM org_402.\"opportunity$files\"".to_owned(),
+        "SELECT * FROM org_402.\"opportunity$partitions\"".to_owned(),
         "SELECT * FROM org_402.\"opportunity$files\" FOR VERSION AS OF 'v1'".to_owned(),
         "SELECT * FROM secret".to_owned(),
         "SELECT * FROM \"org_402.opportunity\"".to_owned(),

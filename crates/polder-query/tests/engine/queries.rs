@@ -153,3 +153,23 @@ async fn what_the_planner_would_pass_over_is_refused() {
         assert_eq!(error.code(), polder_core::ErrorCode::QueryInvalid, "{sql}: {error}");
     }
 }
+
+#[tokio::test]
+async fn nulls_find_each_other_where_a_join_says_so() {
+    let test = TestLake::new().await;
+    let schema = TableSchema::new(vec![Field::new("n", LakeType::Long)]);
+    let part =
+        |numbers: Vec<Option<i64>>| -> Vec<ArrayRef> { vec![array(Int64Array::from(numbers))] };
+    let many = vec![part(vec![Some(1), Some(2), Some(9)]), part(vec![None; 4])];
+    let few = vec![part(vec![Some(1), None])];
+    for (table, parts) in [("many", many), ("few", few)] {
+        test.replace(Rows { org: "1", table, schema: &schema, partition: &[], parts }).await;
+    }
+    // A file of nulls alone is outside of every range of keys.
+    let cases = [("f.n = m.n", "1"), ("f.n IS NOT DISTINCT FROM m.n", "5")];
+    for (condition, expected) in cases {
+        let sql =
+            format!("SELECT count(*) FROM lake.org_1.few f JOIN lake.org_1.many m ON {condition}");
+        assert_eq!(test.text(&sql).await.expect(&sql), expected, "{sql}");
+    }
+}

@@ -1,6 +1,6 @@
 //! Earlier states of a table.
 
-use arrow::array::{ArrayRef, Int64Array, StringArray};
+use arrow::array::{ArrayRef, Date32Array, Float64Array, Int64Array, StringArray};
 use polder_core::{ErrorCode, Field, LakeType, TableSchema};
 
 use super::lake::{Rows, TestLake, array};
@@ -128,8 +128,78 @@ async fn metadata_tables_tell_the_history() {
             "2".to_owned(),
         ),
         ("SELECT snapshot_id FROM lake.org_1.\"Opp$refs\" WHERE name = 'v2'", made[2].to_string()),
+        (
+            "SELECT summary['total-records'], manifest_list LIKE '%.avro' \
+             FROM lake.org_1.\"Opp$snapshots\" ORDER BY committed_at",
+            "2|true\n3|true\n1|true".to_owned(),
+        ),
+        (
+            "SELECT record_count, file_count, p.data.id.min, p.data.id.max, p.data.id.null_count \
+             FROM lake.org_1.\"Opp$partitions\" p",
+            "1|1|9|9|0".to_owned(),
+        ),
+        (
+            "SELECT record_count, p.data.id.max \
+             FROM lake.org_1.\"Opp$partitions\" FOR VERSION AS OF 'v1' AS p",
+            "2|2".to_owned(),
+        ),
     ];
     for (sql, expected) in cases {
         assert_eq!(test.text(sql).await.expect(sql), expected, "{sql}");
     }
+}
+
+#[tokio::test]
+async fn files_are_told_with_their_statistics_and_added_up_by_partition() {
+    let test = TestLake::new().await;
+    let schema = TableSchema::new(vec![
+        Field::new("id", LakeType::Long),
+        Field::new("day", LakeType::Date),
+        Field::new("region", LakeType::String),
+        Field::new("x", LakeType::Double),
+    ]);
+    // Two days of January 2026, and one of February; 672 months after the epoch.
+    let part = |id: i64, day: i32, region: Option<&str>, x: Vec<Option<f64>>| -> Vec<ArrayRef> {
+        let rows = x.len();
+        vec![
+            array(Int64Array::from_iter_values(id..id + rows as i64)),
+            array(Date32Array::from(vec![day; rows])),
+            array(StringArray::from(vec![region; rows])),
+            array(Float64Array::from(x)),
+        ]
+    };
+    let parts = vec![
+        part(1, 20_454, Some("eu"), vec![Some(0.5), None]),
+        part(3, 20_464, Some("eu"), vec![Some(f64::NAN), Some(-2.0)]),
+        part(5, 20_490, None, vec![None]),
+    ];
+    let partition = &["month(day)", "region"];
+    test.replace(Rows { org: "1", table: "t", schema: &schema, partition, parts }).await;
+    let cases = [
+        (
+            "SELECT p.\"partition\".day_month, p.\"partition\".region, record_count, file_count, \
+             total_size > 0 FROM lake.org_1.\"t$partitions\" p ORDER BY 1",
+            "672|eu|4|2|true\n673||1|1|true",
+        ),
+        (
+            "SELECT p.data.id.min, p.data.id.max, p.data.day.min, p.data.x.min, p.data.x.max, \
+             p.data.x.null_count, p.data.x.nan_count \
+             FROM lake.org_1.\"t$partitions\" p ORDER BY p.\"partition\".day_month",
+            "1|4|2026-01-01|-2.0|0.5|1|1\n5|5|2026-02-06|||1|0",
+        ),
+        (
+            "SELECT record_count, value_counts[4], null_value_counts[4], nan_value_counts[4], \
+             lower_bounds[1], upper_bounds[2], lower_bounds[4], column_sizes[1] > 0 \
+             FROM lake.org_1.\"t$files\" ORDER BY lower_bounds[1]",
+            "2|2|1|0|1|2026-01-01|0.5|true\n2|2|0|1|3|2026-01-11|-2.0|true\n\
+             1|1|1|0|5|2026-02-06||true",
+        ),
+    ];
+    for (sql, expected) in cases {
+        assert_eq!(test.text(sql).await.expect(sql), expected, "{sql}");
+    }
+    let all = "SELECT * FROM lake.org_1.\"t$partitions\"";
+    let columns = test.batches(all).await.expect("rows")[0].schema();
+    let columns: Vec<&str> = columns.fields().iter().map(|field| field.name().as_str()).collect();
+    assert_eq!(columns, ["partition", "record_count", "file_count", "total_size", "data"]);
 }

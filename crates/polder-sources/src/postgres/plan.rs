@@ -91,7 +91,7 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
         progress: Arc::clone(&request.progress),
     };
     Ok(ReadPlan {
-        splits: select.splits(sessions, &tree.blocks, job),
+        splits: select.splits(sessions, &tree.blocks, job, request),
         schema,
         snapshot: state.map(|state| state.name()),
         rows_estimated: outlook.rows,

@@ -5,6 +5,8 @@
 //! collation (they are compared by bytes here), padded texts, floats, and every type that the lake
 //! has as its text only.
 
+use std::collections::BTreeMap;
+
 use polder_core::spec::OnUnrepresentable;
 use polder_core::{CmpOp, Error, ErrorCode, Literal, Predicate, ReadRequest, Result};
 
@@ -28,31 +30,53 @@ pub(super) async fn condition(
     request: &ReadRequest,
 ) -> Result<Option<String>> {
     let predicate = &request.predicate;
-    // A value that is altered on its way is another one here.
-    let altered = |column: &ColumnRead| column.policy != OnUnrepresentable::Error;
-    if *predicate == Predicate::True || columns.iter().any(altered) {
+    if *predicate == Predicate::True || columns.iter().any(is_altered) {
         return Ok(None);
     }
-    let mut texts = false;
     for name in predicate.columns() {
-        let found = relation.columns.iter().find(|column| column.name == name);
-        let column = found.ok_or_else(|| {
-            Error::new(ErrorCode::SourceNotFound, format!("there is no column {name:?}"))
-                .detail(relation.display())
-        })?;
-        texts |= is_text(&column.data_type);
+        if !relation.columns.iter().any(|column| column.name == name) {
+            let message = format!("there is no column {name:?}");
+            return Err(Error::new(ErrorCode::SourceNotFound, message).detail(relation.display()));
+        }
     }
-    let unicode = texts && {
-        let sql = "SELECT pg_catalog.getdatabaseencoding()";
-        let encoding = session.text(sql, "asking for the database's encoding").await?;
-        encoding.as_deref() == Some("UTF8")
-    };
-    let type_of = |name: &str| {
-        let found = relation.columns.iter().find(|column| column.name == name)?;
-        let declared = request.types.contains_key(name);
-        (!declared).then_some(&found.data_type)
-    };
-    Ok(Conditions { type_of: &type_of, unicode }.of(predicate, true))
+    Judged::of(relation, columns, request).condition(session, predicate).await
+}
+
+/// The columns that conditions may speak of, by name, and their types.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Judged(BTreeMap<String, ColumnType>);
+
+impl Judged {
+    /// None where a value is altered on its way: it is another one here. Nor is a column whose type the
+    /// spec declares.
+    pub(super) fn of(relation: &Relation, columns: &[ColumnRead], request: &ReadRequest) -> Self {
+        if columns.iter().any(is_altered) {
+            return Self::default();
+        }
+        let own = relation.columns.iter();
+        let own = own.filter(|column| !request.types.contains_key(&column.name));
+        Self(own.map(|column| (column.name.clone(), column.data_type.clone())).collect())
+    }
+
+    /// The condition for a predicate; `None` if the server can leave nothing out.
+    pub(super) async fn condition(
+        &self,
+        session: &Session,
+        predicate: &Predicate,
+    ) -> Result<Option<String>> {
+        let texts = predicate.columns().iter().any(|name| self.0.get(*name).is_some_and(is_text));
+        let unicode = texts && {
+            let sql = "SELECT pg_catalog.getdatabaseencoding()";
+            let encoding = session.text(sql, "asking for the database's encoding").await?;
+            encoding.as_deref() == Some("UTF8")
+        };
+        let type_of = |name: &str| self.0.get(name);
+        Ok(Conditions { type_of: &type_of, unicode }.of(predicate, true))
+    }
+}
+
+fn is_altered(column: &ColumnRead) -> bool {
+    column.policy != OnUnrepresentable::Error
 }
 
 fn is_text(data_type: &ColumnType) -> bool {

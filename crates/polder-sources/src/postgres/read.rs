@@ -8,14 +8,18 @@ use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
 use futures::{StreamExt, stream};
-use polder_core::{Batch, BatchStream, Error, ErrorCode, Result, RunProgress, Split, Tally};
+use polder_core::{
+    Batch, BatchStream, Error, ErrorCode, Predicate, Result, RunProgress, Split, Tally,
+};
 use tokio_postgres::CopyOutStream;
 
 use super::catalog::Identity;
 use super::columns::ColumnRead;
 use super::decode::{Column, Refusal, Room, Rules, widths};
 use super::frame::{Broken, Frames, Row, Rows, Sink};
+use super::predicate::Judged;
 use super::spares::{Reading, Spares};
 use super::tls::CopyBytes;
 use super::trace;
@@ -44,6 +48,14 @@ pub(super) struct Job {
     pub(super) progress: Arc<RunProgress>,
 }
 
+/// How the statement of a split takes another condition.
+#[derive(Clone)]
+pub(super) struct More {
+    /// Whether it has conditions already.
+    pub(super) conditional: bool,
+    pub(super) judged: Arc<Judged>,
+}
+
 /// A split, and the session that sees the plan's snapshot.
 pub(super) struct TableSplit {
     /// `None` when it is read again: then it is one of the others'.
@@ -52,6 +64,8 @@ pub(super) struct TableSplit {
     /// Whether there are other sessions than its own.
     shared: bool,
     sql: String,
+    /// `None` where the statement is more than rows of a table.
+    more: Option<More>,
     describe: String,
     job: Arc<Job>,
     /// What was counted of it, by whichever read.
@@ -67,7 +81,11 @@ impl TableSplit {
     ) -> Self {
         let (spares, tally) = (Arc::clone(spares), Arc::default());
         let shared = reading.is_shared();
-        Self { reading: Some(reading), spares, shared, sql, describe, job, tally }
+        Self { reading: Some(reading), spares, shared, sql, more: None, describe, job, tally }
+    }
+
+    pub(super) fn with_more(self, more: More) -> Self {
+        Self { more: Some(more), ..self }
     }
 
     /// The session to read with, which a split that is read again has to wait for.
@@ -97,6 +115,7 @@ impl TableSplit {
     }
 }
 
+#[async_trait]
 impl Split for TableSplit {
     fn describe(&self) -> String {
         self.describe.clone()
@@ -107,18 +126,31 @@ impl Split for TableSplit {
     }
 
     fn again(&self) -> Option<Box<dyn Split>> {
-        let Self { spares, shared, sql, describe, job, tally, .. } = self;
+        let Self { spares, shared, sql, more, describe, job, tally, .. } = self;
         shared.then(|| {
             Box::new(Self {
                 reading: None,
                 spares: Arc::clone(spares),
                 shared: true,
                 sql: sql.clone(),
+                more: more.clone(),
                 describe: describe.clone(),
                 job: Arc::clone(job),
                 tally: Arc::clone(tally),
             }) as _
         })
+    }
+
+    async fn narrow(&mut self, predicate: &Predicate) -> Result<Option<String>> {
+        let Some(More { conditional, judged }) = self.more.clone() else { return Ok(None) };
+        let session = &self.reading().await?.session;
+        let Some(condition) = judged.condition(session, predicate).await? else {
+            return Ok(None);
+        };
+        let word = if conditional { "AND" } else { "WHERE" };
+        self.sql = format!("{} {word} {condition}", self.sql);
+        self.more = Some(More { conditional: true, judged });
+        Ok(Some(condition))
     }
 
     fn read(self: Box<Self>) -> BatchStream {

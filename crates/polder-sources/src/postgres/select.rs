@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
-use polder_core::Split;
+use polder_core::{ReadRequest, Split};
 
 use super::catalog::{Kind, Relation, Tree};
 use super::columns::ColumnRead;
 use super::connect::Session;
-use super::read::{Job, TableSplit};
+use super::predicate::Judged;
+use super::read::{Job, More, TableSplit};
 use super::spares::{Reading, Spares};
 
 /// The statement, but for the split's own range.
@@ -77,7 +78,9 @@ impl<'a> Select<'a> {
         sessions: Vec<Session>,
         blocks: &[u32],
         job: Job,
+        request: &ReadRequest,
     ) -> Vec<Box<dyn Split>> {
+        let judged = Arc::new(Judged::of(self.relation, self.columns, request));
         let cuts = cuts(blocks, sessions.len());
         let firsts = std::iter::once(0).chain(cuts.iter().copied());
         let ends = cuts.iter().copied().map(Some).chain(std::iter::once(None));
@@ -87,7 +90,9 @@ impl<'a> Select<'a> {
         let split = |(reading, range): (Reading, Range)| {
             let describe = format!("{} {}", self.relation.display(), range.describe());
             let (sql, job) = (self.sql(Some(range)), Arc::clone(&job));
-            Box::new(TableSplit::new(reading, &spares, (sql, describe), job)) as _
+            let conditional = !self.conditions.is_empty() || range.condition().is_some();
+            let more = More { conditional, judged: Arc::clone(&judged) };
+            Box::new(TableSplit::new(reading, &spares, (sql, describe), job).with_more(more)) as _
         };
         // Sessions left over, if there are fewer ranges, are closed here.
         readings.into_iter().zip(ranges).map(split).collect()

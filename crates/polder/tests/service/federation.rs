@@ -154,12 +154,21 @@ impl Both {
 
     /// The rows as text, in an order of their own.
     async fn rows(&self, sql: &str, principal: Principal) -> Result<Vec<String>, Error> {
+        self.rows_with(sql, principal, true).await
+    }
+
+    async fn rows_with(
+        &self,
+        sql: &str,
+        principal: Principal,
+        pushdown: bool,
+    ) -> Result<Vec<String>, Error> {
         let session = Session {
             principal,
             rows_max: None,
             memory_bytes_max: 256 << 20,
             snapshots: std::collections::BTreeMap::default(),
-            pushdown: true,
+            pushdown,
         };
         let batches: Vec<_> = self.engine.query(sql, &session).await?.batches.try_collect().await?;
         let options = FormatOptions::new().with_null("∅");
@@ -181,6 +190,18 @@ impl Both {
 
     async fn operator(&self, sql: &str) -> Result<Vec<String>, Error> {
         self.rows(sql, Principal::Operator).await
+    }
+
+    /// How a query was run: the line of the scan of the source's table.
+    async fn scanned(&self, sql: &str, pushdown: bool) -> String {
+        let sql = format!("EXPLAIN ANALYZE {sql}");
+        let plan =
+            self.rows_with(&sql, Principal::Operator, pushdown).await.expect(&sql).join("\n");
+        let mut scans = plan.lines().filter(|line| line.contains("SourceScan: revdb"));
+        match (scans.next(), scans.next()) {
+            (Some(scan), None) => scan.to_owned(),
+            _ => panic!("{sql}: {plan}"),
+        }
     }
 }
 
@@ -268,4 +289,87 @@ async fn sources_and_lake_join_and_only_the_operator_has_sources() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("{} sessions stay open", database.sql(open));
+}
+
+/// Joins few rows of the lake with the source's table, which has many more: the condition, and what the
+/// source is asked besides.
+const KEYS: &[(&str, &str)] = &[
+    ("l.id = s.id", "keys=[\"id\" IN ("),
+    ("l.\"Big\" = s.\"Big\"", "keys=[\"Big\" IN ("),
+    ("l.small = s.small", "keys=[\"small\" IN ((0))]"),
+    ("l.amount = s.amount", "keys=[\"amount\" IN ("),
+    ("l.words = s.words", "keys=[\"words\" IN ("),
+    ("l.code = s.code", "keys=[\"code\" IN ("),
+    ("l.day = s.day", "keys=[\"day\" IN ("),
+    ("l.at = s.at", "keys=[\"at\" IN ("),
+    ("l.stamp = s.stamp", "keys=[\"stamp\" IN ("),
+    ("l.key = s.key", "keys=[\"key\" IN ("),
+    // Of two columns, a range of each.
+    ("l.id = s.id AND l.small = s.small", "\"id\" >= (150)"),
+    // PostgreSQL compares these otherwise.
+    ("l.ratio = s.ratio", "keys=[]"),
+    ("l.padded = s.padded", "keys=[]"),
+    ("l.stage = s.stage", "keys=[]"),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_few_rows_reach_the_source_s_scan() {
+    let database = Database::new();
+    database.sql(TABLE);
+    let both = Both::new(&database).await;
+    // As many rows that find no partner, and that a key of the lake's rows must not ask for.
+    database
+        .sql("INSERT INTO everything (id) SELECT generate_series(3001, 60000); ANALYZE everything");
+    let few = "(SELECT * FROM lake.org_1.everything WHERE small = 0)";
+    for (condition, keys) in KEYS {
+        let joined = |table: &str| {
+            format!("SELECT l.id, s.id, s.words FROM {few} l JOIN {table} s ON {condition}")
+        };
+        let sql = joined("revdb.public.everything");
+        let found = both.operator(&sql).await.expect(&sql);
+        assert!(!found.is_empty(), "{sql}");
+        let unpushed = both.rows_with(&sql, Principal::Operator, false).await.expect(&sql);
+        assert_eq!(found, unpushed, "{sql}");
+        assert_eq!(found, both.operator(&joined("lake.org_1.everything")).await.expect("lake"));
+        let scan = both.scanned(&sql, true).await;
+        assert!(scan.contains(keys), "{condition}: {scan}");
+        assert!(!both.scanned(&sql, false).await.contains("keys="), "{condition}");
+    }
+    let sql = format!("SELECT s.words FROM {few} l JOIN revdb.public.everything s ON l.id = s.id");
+    let read = |scan: &str| scan.contains("output_rows=10,") || scan.contains("output_rows=10]");
+    let scan = both.scanned(&sql, true).await;
+    assert!(read(&scan), "{scan}");
+    let scan = both.scanned(&sql, false).await;
+    assert!(!read(&scan), "{scan}");
+    // Where nulls find each other, a list of keys would leave them out.
+    let nulls = |table: &str| {
+        format!(
+            "SELECT l.id, count(*) FROM {few} l JOIN {table} s \
+             ON l.\"Big\" IS NOT DISTINCT FROM s.\"Big\" GROUP BY l.id"
+        )
+    };
+    let sql = nulls("revdb.public.everything");
+    let found = both.operator(&sql).await.expect(&sql);
+    assert!(found.contains(&"1650|57272".to_owned()), "{found:?}");
+    assert_eq!(found, both.rows_with(&sql, Principal::Operator, false).await.expect(&sql));
+    assert!(!both.scanned(&sql, true).await.contains("keys="), "{sql}");
+    // A row that finds no partner stays in an outer join.
+    let outer = format!(
+        "SELECT count(*), count(l.id) FROM revdb.public.everything s LEFT JOIN {few} l \
+         ON l.id = s.id"
+    );
+    assert_eq!(both.operator(&outer).await.expect("outer"), ["60000|10"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_a_source_s_few_rows_reach_the_lake_s_scan() {
+    let database = Database::new();
+    database.sql(TABLE);
+    let both = Both::new(&database).await;
+    database.sql("CREATE TABLE few AS SELECT id FROM everything WHERE id IN (7, 77); ANALYZE few");
+    let sql = "SELECT l.words FROM revdb.public.few f JOIN lake.org_1.everything l ON l.id = f.id";
+    assert_eq!(both.operator(sql).await.expect("rows").len(), 2);
+    let plan = both.operator(&format!("EXPLAIN {sql}")).await.expect("plan").join("\n");
+    let lake = plan.lines().find(|line| line.contains("DataSourceExec")).expect("the lake's scan");
+    assert!(lake.contains("DynamicFilter"), "{plan}");
 }
