@@ -6,6 +6,7 @@ mod engine;
 mod error;
 mod field_ids;
 mod filter;
+mod learnt;
 mod metadata;
 mod names;
 mod parquet;
