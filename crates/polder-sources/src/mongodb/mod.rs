@@ -291,7 +291,12 @@ struct Asked {
 impl Asked {
     fn of(request: &ReadRequest, known: &Inference, limit: Option<u64>) -> Result<Self> {
         let own = query::filter(request.filter.as_ref(), request.cursor.as_ref(), &request.org)?;
-        let pushed = pushed::push(&request.predicate, known);
+        // Values that are not sent would not be seen to be of another type.
+        let is_read = |column: &&str| {
+            request.columns.as_ref().is_none_or(|columns| columns.iter().any(|name| name == column))
+        };
+        let all_read = request.predicate.columns().iter().all(is_read);
+        let pushed = if all_read { pushed::push(&request.predicate, known) } else { None };
         let mut find = FindOptions::default();
         find.projection = query::projection(request.columns.as_deref());
         find.limit = limit.and_then(|limit| i64::try_from(limit).ok());
