@@ -25,7 +25,8 @@ pub struct Session {
     /// principal of one org, by the table's name.
     pub snapshots: BTreeMap<String, i64>,
     /// Whether a source answers the parts of a query that it can answer exactly; otherwise its tables
-    /// are read, and all is computed here. The rows are the same.
+    /// are read, columns that only the rows tell are learnt anew, and all is computed here. The rows are the
+    /// same.
     pub pushdown: bool,
 }
 

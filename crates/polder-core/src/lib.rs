@@ -40,7 +40,7 @@ pub use schema::{Field, LakeType, TableSchema, TextOf};
 pub use secret::{SecretRef, SecretResolver};
 pub use source::{
     Answer, AnswerRequest, Batch, BatchStream, Capabilities, ConnectionLimits, CursorRange,
-    DigestRequest, Digests, RangeDigest, ReadPlan, ReadRequest, RowDigest, Source, SourceTable,
-    Split,
+    DigestRequest, Digests, Learnt, PartPlan, PartRequest, RangeDigest, ReadPlan, ReadRequest,
+    RowDigest, Source, SourceTable, Split,
 };
 pub use subplan::SubPlan;

@@ -4,6 +4,7 @@
 //! its folder in `polder-sources`, one [`crate::spec::SourceSpec`] variant, one wiring line, one
 //! line of the conformance suite (docs/how-to/add-a-source.md).
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
@@ -245,6 +246,36 @@ pub struct Answer {
     pub statement: String,
 }
 
+/// What reading all rows of a table has told of its columns, where only the rows tell them.
+#[derive(Clone, Debug)]
+pub struct Learnt {
+    /// The columns, as [`ReadPlan::schema`] had them.
+    pub schema: TableSchema,
+    pub rows: u64,
+    /// Columns and nested fields that are remembered: how much room this takes.
+    pub paths: usize,
+    /// The source's own: by what it recognises a row that tells something new.
+    pub found: Arc<dyn Any + Send + Sync>,
+}
+
+/// A read of some rows and columns of a table whose columns were learnt before.
+#[derive(Clone, Debug)]
+pub struct PartRequest {
+    /// Rows for which `read.predicate` is not true may be left out, and columns are wanted by name.
+    pub read: ReadRequest,
+    pub learnt: Arc<Learnt>,
+    /// Rows that are enough, whichever they are.
+    pub limit: Option<u64>,
+}
+
+/// A read of a part of a table.
+pub struct PartPlan {
+    /// Its columns are those of [`Learnt::schema`], of the same types.
+    pub plan: ReadPlan,
+    /// What the source was asked, for people.
+    pub statement: String,
+}
+
 /// A part of a plan that can be read on its own.
 #[async_trait]
 pub trait Split: Send {
@@ -269,6 +300,12 @@ pub trait Split: Send {
     /// `None` if the source can leave out nothing by it.
     async fn narrow(&mut self, _predicate: &Predicate) -> Result<Option<String>> {
         Ok(None)
+    }
+
+    /// The same rows for another reader beside this one, who counts nothing twice by it. `None` if they
+    /// can be read once only.
+    fn share(&self) -> Option<Box<dyn Split>> {
+        None
     }
 
     /// Starts reading. The stream ends after the last row or with the first error; dropping it
@@ -303,6 +340,25 @@ pub trait Source: Send + Sync {
 
     /// Fixes a state of the source and says what reading it will bring.
     async fn plan(&self, request: ReadRequest) -> Result<ReadPlan>;
+
+    /// As [`Self::plan`], of all rows and columns; and what they have told of the columns, for
+    /// [`Self::plan_part`]. `None` where that cannot be used, or there was nothing to learn.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    async fn learn(&self, request: ReadRequest) -> Result<(ReadPlan, Option<Learnt>)> {
+        Ok((self.plan(request).await?, None))
+    }
+
+    /// Plans a read of a part of a table by what was learnt of its columns. `None` if it has been looked
+    /// at and a row tells something else, or the source cannot be asked for a part: then all rows have to
+    /// be read.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    async fn plan_part(&self, _request: PartRequest) -> Result<Option<PartPlan>> {
+        Ok(None)
+    }
 
     /// What [`ReadPlan::doubts`] of such a read may say, as far as it can be told without planning it:
     /// nothing of what is open at the moment, but what the role may not see at all.

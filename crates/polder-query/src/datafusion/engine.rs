@@ -34,6 +34,7 @@ use super::bounded::{self, Allowance};
 use super::doubles::DoublesWithDecimals;
 use super::error::{planning, running};
 use super::keys::KEYS_MAX;
+use super::learnt::{Kept, Known};
 use super::names::{CATALOG, INFORMATION_SCHEMA, Listing, Names, Sources, default_schema};
 use super::postgres::{self, Value};
 use super::pushdown;
@@ -123,7 +124,8 @@ impl DataFusionEngine {
             lake: lake.clone(),
             footers: Arc::new(DefaultFilesMetadataCache::new(FOOTERS_BYTES)),
         };
-        let sources = Sources { open, partitions: settings.partitions };
+        let kept = Arc::new(Kept::default());
+        let sources = Sources { open, partitions: settings.partitions, kept };
         let functions = functions();
         let workers = Arc::new(Workers::start(settings.partitions)?);
         let memory_units = (settings.memory_bytes / MEMORY_UNIT).max(1);
@@ -239,7 +241,7 @@ async fn run(planned: Planned, rows_max: Option<u64>, sender: Sender) {
 }
 
 impl Shared {
-    async fn logical(&self, sql: &str, session: &Session) -> Result<Logical> {
+    async fn logical(&self, sql: &str, session: &Session, known: &Arc<Known>) -> Result<Logical> {
         let prepared = statement::prepare(sql)?;
         let listing_tables = matches!(prepared.statement, ast::Statement::ShowTables { .. });
         let statement = Statement::Statement(Box::new(prepared.statement));
@@ -253,6 +255,7 @@ impl Shared {
             snapshots: &session.snapshots,
             files: self.files.clone(),
             sources: &self.sources,
+            known,
         };
         let listing = if listing_tables { Listing::Names } else { listing(&references) };
         let catalogs = MemoryCatalogProviderList::new();
@@ -278,8 +281,31 @@ impl Shared {
         Ok(Logical { plan, state, allowance })
     }
 
+    /// As [`Self::logical`], by what is known of the sources' tables while that suffices.
+    async fn logical_now(&self, sql: &str, session: &Session) -> Result<Logical> {
+        let mut known = Known::new(&self.sources.kept, session.pushdown);
+        loop {
+            let logical = Box::pin(self.logical(sql, session, &known)).await;
+            match known.anew(logical.as_ref().err()) {
+                Some(anew) => known = anew,
+                None => return logical,
+            }
+        }
+    }
+
     async fn plan(&self, sql: &str, session: &Session) -> Result<Planned> {
-        let Logical { plan, mut state, allowance } = self.logical(sql, session).await?;
+        let mut known = Known::new(&self.sources.kept, session.pushdown);
+        loop {
+            let planned = Box::pin(self.plan_with(sql, session, &known)).await;
+            match known.anew(planned.as_ref().err()) {
+                Some(anew) => known = anew,
+                None => return planned,
+            }
+        }
+    }
+
+    async fn plan_with(&self, sql: &str, session: &Session, known: &Arc<Known>) -> Result<Planned> {
+        let Logical { plan, mut state, allowance } = self.logical(sql, session, known).await?;
         allowance.divide(&plan).map_err(planning)?;
         let mut plan = state.optimize(&plan).map_err(planning)?;
         if session.pushdown {
@@ -299,7 +325,7 @@ impl Shared {
         let count = postgres::parameters(sql)?;
         let mut parameters = vec![None; count];
         if count > 0 {
-            let plan = self.logical(sql, session).await?.plan;
+            let plan = self.logical_now(sql, session).await?.plan;
             // Fails for one that is used as two types: then nothing is known of any.
             let found = plan.get_parameter_types().unwrap_or_default();
             for (at, parameter) in parameters.iter_mut().enumerate() {

@@ -7,6 +7,7 @@ mod error;
 mod field_ids;
 mod filter;
 mod keys;
+mod learnt;
 mod metadata;
 mod names;
 mod parquet;

@@ -17,8 +17,9 @@ use futures::{StreamExt, TryStreamExt};
 use polder_core::{Authorized, Error, ErrorCode, OrgId, Principal, Result};
 
 use super::error::{list, near, quoted};
+use super::learnt::{Kept, Known};
 use super::metadata;
-use super::source::{OpenSource, SourceTable};
+use super::source::{Found, OpenSource, SourceTable};
 use super::table::{Files, LakeTableProvider};
 use super::version::{self, Clause, Version};
 use polder_lake::LakeTable;
@@ -46,6 +47,7 @@ pub(super) struct Sources {
     pub(super) open: OpenSource,
     /// Splits that a table is read by at most.
     pub(super) partitions: usize,
+    pub(super) kept: Arc<Kept>,
 }
 
 /// Looks names up for one principal.
@@ -56,6 +58,8 @@ pub(super) struct Names<'a> {
     pub(super) snapshots: &'a BTreeMap<String, i64>,
     pub(super) files: Files,
     pub(super) sources: &'a Sources,
+    /// Of the sources' tables.
+    pub(super) known: &'a Arc<Known>,
 }
 
 /// The namespace in which bare table names are looked up, if the principal has one.
@@ -144,9 +148,8 @@ impl Names<'_> {
                      <source>.<database>.<collection>, files are <source>.\"<glob>\"",
             )
         })?;
-        let opened =
-            SourceTable::open(source, name.to_owned(), place, from, self.sources.partitions);
-        opened.await.map(Some)
+        let found = Found { source, name: name.to_owned(), place, from };
+        SourceTable::open(found, self.sources.partitions, self.known).await.map(Some)
     }
 
     fn org(&self, reference: &TableReference) -> Result<Authorized<OrgId>> {

@@ -1,5 +1,6 @@
 //! A table of a source as DataFusion scans it: columns and what can be said of the rows go to the
-//! source, its splits become partitions. Parts of a query that the source answers as a whole are found
+//! source, its splits become partitions. Where only the rows tell the columns, all are read the first
+//! time, and what they told is kept (`learnt`). Parts of a query that the source answers as a whole are found
 //! in `pushdown`, and read here.
 //!
 //! The source's connections belong to the runtime that asked the query, so reading happens there; the
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
@@ -31,19 +32,21 @@ use datafusion::physical_plan::filter_pushdown::{
 use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricBuilder, MetricsSet};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
+    DisplayAs, DisplayFormatType, EmptyRecordBatchStream, ExecutionPlan, Partitioning,
+    PlanProperties,
 };
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use polder_core::spec::{FormatOptions, OnUnrepresentable};
 use polder_core::{
-    ConnectionLimits, Error, ErrorCode, Field, OrgId, Predicate, ReadPlan, ReadRequest,
+    ConnectionLimits, Error, ErrorCode, Field, Learnt, OrgId, PartRequest, Predicate, ReadRequest,
     RunProgress, Source, Split, TableSchema,
 };
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::learnt::Known;
 use super::workers::lost;
 use super::{filter, keys};
 
@@ -63,6 +66,16 @@ const TOLD_CHARS: usize = 120;
 pub type OpenSource =
     Arc<dyn Fn(&str) -> polder_core::Result<Option<Arc<dyn Source>>> + Send + Sync>;
 
+/// Where a source's table was found.
+pub(super) struct Found {
+    pub(super) source: Arc<dyn Source>,
+    /// The source's.
+    pub(super) name: String,
+    /// As EXPLAIN shows it.
+    pub(super) place: String,
+    pub(super) from: String,
+}
+
 /// A source's table that a query names.
 pub(super) struct SourceTable {
     pub(super) source: Arc<dyn Source>,
@@ -75,50 +88,78 @@ pub(super) struct SourceTable {
     schema: SchemaRef,
     rows: Option<u64>,
     splits: NonZeroUsize,
-    /// The plan that the columns were learnt with, where learning them meant reading all rows.
-    learnt: Mutex<Option<ReadPlan>>,
+    /// The splits of all rows, where learning the columns meant reading them.
+    read: Mutex<Option<Vec<Box<dyn Split>>>>,
+    /// The columns are those that were learnt before.
+    learnt: Option<Arc<Learnt>>,
+    known: Arc<Known>,
+}
+
+/// What is wanted of a table.
+struct Wanted {
+    /// Columns, by position.
+    columns: Vec<usize>,
+    predicate: Predicate,
+    /// Rows that are enough.
+    limit: Option<usize>,
+}
+
+/// What a scan reads.
+struct Reading {
+    splits: Vec<Box<dyn Split>>,
+    /// Where in the splits' batches the columns are.
+    positions: Vec<usize>,
+    rows: Option<u64>,
+    /// What the source was asked, if it was by columns that were learnt before.
+    statement: Option<String>,
 }
 
 impl SourceTable {
     /// # Errors
     /// What [`Source::plan`] says of the table.
     pub(super) async fn open(
-        source: Arc<dyn Source>,
-        name: String,
-        place: String,
-        from: String,
+        found: Found,
         partitions: usize,
+        known: &Arc<Known>,
     ) -> polder_core::Result<Self> {
+        let Found { source, name, place, from } = found;
         let splits = NonZeroUsize::new(partitions).unwrap_or(NonZeroUsize::MIN);
         let complete = source.capabilities().complete_schema;
-        let at_once = if complete { NonZeroUsize::MIN } else { splits };
-        let request = request(&from, at_once);
-        let plan = source.plan(request).await.map_err(|error| error.within(&place))?;
-        let (columns, rows) = (plan.schema.clone(), plan.rows_estimated);
-        let schema = columns.to_arrow();
-        let learnt = Mutex::new((!complete).then_some(plan));
-        Ok(Self { source, name, place, from, columns, schema, rows, splits, learnt })
+        let mut learnt = None;
+        let mut read = None;
+        let (columns, rows) = if complete {
+            let planned = source.plan(request(&from, NonZeroUsize::MIN)).await;
+            let plan = planned.map_err(|error| error.within(&place))?;
+            (plan.schema, plan.rows_estimated)
+        } else if let Some(before) = known.of(&place) {
+            let (columns, rows) = (before.schema.clone(), Some(before.rows));
+            learnt = Some(before);
+            (columns, rows)
+        } else {
+            let since = Instant::now();
+            let planned = source.learn(request(&from, splits)).await;
+            let (plan, told) = planned.map_err(|error| error.within(&place))?;
+            known.learn(&place, told, since);
+            read = Some(plan.splits);
+            (plan.schema, plan.rows_estimated)
+        };
+        let (schema, read, known) = (columns.to_arrow(), Mutex::new(read), Arc::clone(known));
+        Ok(Self { source, name, place, from, columns, schema, rows, splits, read, learnt, known })
     }
 
-    /// A plan for these columns, and where in its batches they are.
-    async fn plan(
-        &self,
-        wanted: &[usize],
-        predicate: &Predicate,
-        splits: NonZeroUsize,
-    ) -> polder_core::Result<(ReadPlan, Vec<usize>)> {
-        let learnt = self.learnt.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(plan) = learnt {
-            return Ok((plan, wanted.to_vec()));
+    async fn reading(&self, wanted: Wanted) -> polder_core::Result<Reading> {
+        if let Some(learnt) = &self.learnt {
+            return self.part(learnt, wanted).await;
         }
-        // Counting rows needs a column too.
-        let read = if wanted.is_empty() { &[0][..] } else { wanted };
-        let fields = read.iter().filter_map(|index| self.columns.fields.get(*index)).cloned();
-        let columns = TableSchema::new(fields.collect());
-        let names = columns.fields.iter().map(|field| field.name.clone()).collect();
+        if let Some(splits) = self.all() {
+            let (positions, rows) = (wanted.columns, self.rows);
+            return Ok(Reading { splits, positions, rows, statement: None });
+        }
+        let columns = self.fields(&wanted.columns);
+        let splits = self.splits(wanted.limit);
         let request = ReadRequest {
-            columns: Some(names),
-            predicate: predicate.clone(),
+            columns: Some(names(&columns)),
+            predicate: wanted.predicate.clone(),
             known_schema: Some(columns.clone()),
             ..request(&self.from, splits)
         };
@@ -127,8 +168,53 @@ impl SourceTable {
             let message = "the source's columns changed while the query was planned";
             return Err(Error::new(ErrorCode::SourceUnavailable, message).hint("try again"));
         }
-        Ok((plan, (0..wanted.len()).collect()))
+        let positions = (0..wanted.columns.len()).collect();
+        let all = wanted.predicate == Predicate::True;
+        let rows = if all { self.rows } else { plan.rows_estimated };
+        Ok(Reading { splits: plan.splits, positions, rows, statement: None })
     }
+
+    /// All rows, if they have been read and not been taken.
+    fn all(&self) -> Option<Vec<Box<dyn Split>>> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared: Option<Vec<_>> = read.as_ref()?.iter().map(|split| split.share()).collect();
+        shared.or_else(|| read.take())
+    }
+
+    /// Some rows, by the columns that were learnt before.
+    async fn part(&self, learnt: &Arc<Learnt>, wanted: Wanted) -> polder_core::Result<Reading> {
+        // Who wants all columns wants new ones, too.
+        let all = wanted.columns.len() == self.columns.fields.len();
+        let columns = (!all).then(|| names(&self.fields(&wanted.columns)));
+        let splits = self.splits(wanted.limit);
+        let positions =
+            if all { wanted.columns } else { (0..wanted.columns.len()).collect::<Vec<_>>() };
+        let read =
+            ReadRequest { columns, predicate: wanted.predicate, ..request(&self.from, splits) };
+        let limit = wanted.limit.map(|limit| limit as u64);
+        let request = PartRequest { read, learnt: Arc::clone(learnt), limit };
+        let Some(part) = self.source.plan_part(request).await? else {
+            return Err(self.known.outdate(&self.place));
+        };
+        let (plan, statement) = (part.plan, Some(part.statement));
+        Ok(Reading { splits: plan.splits, positions, rows: plan.rows_estimated, statement })
+    }
+
+    /// The columns to read. Counting rows needs one too.
+    fn fields(&self, wanted: &[usize]) -> TableSchema {
+        let read = if wanted.is_empty() { &[0][..] } else { wanted };
+        let fields = read.iter().filter_map(|index| self.columns.fields.get(*index)).cloned();
+        TableSchema::new(fields.collect())
+    }
+
+    fn splits(&self, limit: Option<usize>) -> NonZeroUsize {
+        let few = limit.is_some_and(|limit| limit <= FEW_ROWS);
+        if few { NonZeroUsize::MIN } else { self.splits }
+    }
+}
+
+fn names(columns: &TableSchema) -> Vec<String> {
+    columns.fields.iter().map(|field| field.name.clone()).collect()
 }
 
 /// All of a table, as Polder's own request.
@@ -191,16 +277,19 @@ impl TableProvider for SourceTable {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let schema = project_schema(&self.schema, projection)?;
         let all = || (0..self.columns.fields.len()).collect();
-        let wanted = projection.cloned().unwrap_or_else(all);
-        let predicate = filter::predicate(filters, &self.columns);
-        let few = limit.is_some_and(|limit| limit <= FEW_ROWS);
-        let splits = if few { NonZeroUsize::MIN } else { self.splits };
-        let planned = self.plan(&wanted, &predicate, splits).await;
-        let (plan, positions) = planned.map_err(|error| external(error.within(&self.place)))?;
-        let rows = if predicate == Predicate::True { self.rows } else { plan.rows_estimated };
-        let columns = wanted.iter().filter_map(|index| self.columns.fields.get(*index)).cloned();
-        let scan = SourceScan::new(&self.place, schema, positions, plan.splits, rows);
-        Ok(Arc::new(scan.of_columns(columns.collect())))
+        let wanted = Wanted {
+            columns: projection.cloned().unwrap_or_else(all),
+            predicate: filter::predicate(filters, &self.columns),
+            // Rows that a filter here may leave out do not count.
+            limit: limit.filter(|_| filters.is_empty()),
+        };
+        let fields = wanted.columns.iter().filter_map(|index| self.columns.fields.get(*index));
+        let columns = fields.cloned().collect();
+        let reading = self.reading(wanted).await;
+        let Reading { splits, positions, rows, statement } =
+            reading.map_err(|error| external(error.within(&self.place)))?;
+        let scan = SourceScan::new(&self.place, schema, positions, splits, rows);
+        Ok(Arc::new(SourceScan { asked: statement, ..scan.of_columns(columns) }))
     }
 }
 
@@ -214,6 +303,8 @@ pub(super) struct SourceScan {
     place: String,
     /// What the source was asked, where it answers a part of the query.
     statement: Option<String>,
+    /// What the source was asked, where it has read a part of a table. How many rows that are, is known.
+    asked: Option<String>,
     positions: Vec<usize>,
     splits: Arc<[Mutex<Option<Box<dyn Split>>>]>,
     rows: Option<u64>,
@@ -239,7 +330,8 @@ impl SourceScan {
         splits: Vec<Box<dyn Split>>,
         rows: Option<u64>,
     ) -> Self {
-        let partitions = Partitioning::UnknownPartitioning(splits.len());
+        // No rows are one partition without any.
+        let partitions = Partitioning::UnknownPartitioning(splits.len().max(1));
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema),
             partitions,
@@ -249,6 +341,7 @@ impl SourceScan {
         Self {
             place: place.to_owned(),
             statement: None,
+            asked: None,
             positions,
             splits: splits.into_iter().map(|split| Mutex::new(Some(split))).collect(),
             rows,
@@ -307,6 +400,11 @@ impl DisplayAs for SourceScan {
             columns.join(", "),
             self.splits.len()
         )?;
+        match (&self.asked, self.rows) {
+            (Some(asked), Some(rows)) => write!(f, ", rows={rows}, {asked}")?,
+            (Some(asked), None) => write!(f, ", {asked}")?,
+            (None, _) => {}
+        }
         if self.filters.is_empty() {
             return Ok(());
         }
@@ -346,6 +444,9 @@ impl ExecutionPlan for SourceScan {
         partition: usize,
         _context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
+        if self.splits.is_empty() {
+            return Ok(Box::pin(EmptyRecordBatchStream::new(self.schema())));
+        }
         let split = self
             .splits
             .get(partition)

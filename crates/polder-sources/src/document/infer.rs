@@ -22,7 +22,7 @@ const MEMBERS_MAX: usize = 1_000;
 /// Paths of one table.
 const PATHS_MAX: usize = 10_000;
 /// What a top-level member without a name is called.
-pub(super) const UNNAMED: &str = "_unnamed";
+pub(crate) const UNNAMED: &str = "_unnamed";
 
 /// What the schema is to be like.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +40,7 @@ pub(crate) struct InferenceOptions {
 
 /// The tree of paths.
 pub(crate) struct Inference {
-    root: Node,
+    pub(super) root: Node,
     walk: Walk,
     options: InferenceOptions,
 }
@@ -313,7 +313,7 @@ impl Node {
     }
 
     /// The paths at and below this member. A list's element is not counted by itself.
-    fn paths(&self) -> usize {
+    pub(super) fn paths(&self) -> usize {
         1 + self.members.iter().map(Node::paths).sum::<usize>()
             + self.element.as_ref().map_or(0, |element| element.paths() - 1)
     }

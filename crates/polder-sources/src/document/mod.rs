@@ -7,6 +7,7 @@
 mod cells;
 mod column;
 mod convert;
+mod fit;
 mod infer;
 mod names;
 mod raw;
@@ -17,7 +18,8 @@ mod text;
 mod types;
 
 pub(crate) use cells::{TextColumns, accepts, refusal};
-pub(crate) use infer::{Inference, InferenceOptions};
+pub(crate) use fit::Scalars;
+pub(crate) use infer::{Inference, InferenceOptions, UNNAMED};
 pub(crate) use names::Names;
 pub(crate) use raw::documents_of;
 pub(crate) use spill::{Spill, SpillWriter};

@@ -12,6 +12,7 @@ use super::text::Dialect;
 use crate::blocking;
 
 /// Some of a plan's documents.
+#[derive(Clone)]
 struct DocumentSplit {
     spill: Arc<Spill>,
     runs: Range<usize>,
@@ -51,6 +52,11 @@ pub(crate) fn splits(
 impl Split for DocumentSplit {
     fn describe(&self) -> String {
         format!("spilled runs [{}, {})", self.runs.start, self.runs.end)
+    }
+
+    /// The documents were counted when they were set aside.
+    fn share(&self) -> Option<Box<dyn Split>> {
+        Some(Box::new(self.clone()))
     }
 
     fn read(self: Box<Self>) -> BatchStream {

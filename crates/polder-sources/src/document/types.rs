@@ -212,7 +212,7 @@ fn inferred_scalar(node: &Node, policy: OnUnrepresentable) -> Option<Typed> {
 }
 
 /// Digits before and after the point that the path's numbers need.
-fn digits(node: &Node) -> (u32, u32) {
+pub(super) fn digits(node: &Node) -> (u32, u32) {
     let (min, max) = node.integers;
     let largest = min.unsigned_abs().max(max.unsigned_abs());
     let integers = largest.checked_ilog10().map_or(0, |log| log + 1);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bson::{Document, RawDocumentBuf};
 use futures::{Stream, StreamExt};
 use mongodb::error::{Error as DriverError, Result as DriverResult};
+use mongodb::options::FindOptions;
 use mongodb::raw_batch_cursor::RawBatch;
 use mongodb::{Client, Collection};
 use polder_core::{Result, RunProgress, Stage};
@@ -24,7 +25,8 @@ pub(super) struct Read {
     pub(super) client: Client,
     pub(super) documents: Collection<RawDocumentBuf>,
     pub(super) filter: Document,
-    pub(super) projection: Option<Document>,
+    /// Projection, limit and collation.
+    pub(super) find: FindOptions,
     pub(super) options: InferenceOptions,
     pub(super) progress: Arc<RunProgress>,
 }
@@ -94,20 +96,15 @@ impl Read {
     }
 
     async fn send(&self, sender: &Sender<RawBatch>) -> Result<Option<String>, Stopped> {
-        let mut find = self.documents.find(self.filter.clone());
-        if let Some(projection) = &self.projection {
-            find = find.projection(projection.clone());
-        }
+        let find = self.documents.find(self.filter.clone()).with_options(self.find.clone());
         forward(find.batch().await?, sender).await?;
         Ok(None)
     }
 
     async fn send_snapshot(&self, sender: &Sender<RawBatch>) -> Result<Option<String>, Stopped> {
         let mut session = self.client.start_session().snapshot(true).await?;
-        let mut find = self.documents.find(self.filter.clone()).session(&mut session);
-        if let Some(projection) = &self.projection {
-            find = find.projection(projection.clone());
-        }
+        let find = self.documents.find(self.filter.clone()).with_options(self.find.clone());
+        let find = find.session(&mut session);
         let mut cursor = find.batch().await?;
         // A server that ignores the request for a snapshot does not name one.
         let time = session.snapshot_time().ok_or(Stopped::NoSnapshot)?;

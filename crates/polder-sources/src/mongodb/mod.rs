@@ -2,10 +2,12 @@
 //!
 //! A plan reads the matching documents once, in one snapshot where the server has such, infers the
 //! schema over every one of them and sets their bytes aside on disk; its splits decode them from
-//! there. Nothing is written to the server, and no change stream is opened here.
+//! there. Nothing is written to the server, and no change stream is opened here. Who has learnt the schema
+//! that way may ask the server for some of the documents, as long as these fit it (`pushed`).
 
 mod drain;
 mod failure;
+mod pushed;
 mod query;
 
 use std::collections::BTreeMap;
@@ -14,16 +16,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bson::{Document, doc};
+use bson::{Bson, Document, doc};
 use futures::TryStreamExt;
 use mongodb::error::{Error as DriverError, ErrorKind};
-use mongodb::options::ClientOptions;
+use mongodb::options::{ClientOptions, Collation, FindOptions};
 use mongodb::results::CollectionType;
 use mongodb::{Client, Database};
 use polder_core::spec::Mode;
 use polder_core::{
-    Capabilities, CursorRange, CursorValue, Doubt, Error, ErrorCode, Field, LakeType, ReadPlan,
-    ReadRequest, Result, RunProgress, Source, SourceTable, Stage, TableSchema, TextOf,
+    Capabilities, CursorRange, CursorValue, Doubt, Error, ErrorCode, Field, LakeType, Learnt,
+    PartPlan, PartRequest, ReadPlan, ReadRequest, Result, RunProgress, Source, SourceTable, Stage,
+    TableSchema, TextOf,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
@@ -191,14 +194,159 @@ impl Source for MongodbSource {
     }
 
     async fn plan(&self, request: ReadRequest) -> Result<ReadPlan> {
+        Ok(Box::pin(self.plan_all(&request)).await?.0)
+    }
+
+    async fn learn(&self, request: ReadRequest) -> Result<(ReadPlan, Option<Learnt>)> {
+        let (plan, found) = Box::pin(self.plan_all(&request)).await?;
+        // Columns that the request has made, or that are none, say nothing of the collection's.
+        let plain = request.cursor.is_none()
+            && request.columns.is_none()
+            && request.types.is_empty()
+            && request.known_schema.is_none()
+            && !plan.schema.fields.is_empty();
+        let learnt = plain.then(|| Learnt {
+            schema: plan.schema.clone(),
+            rows: plan.rows_estimated.unwrap_or(0),
+            paths: found.paths(),
+            found: Arc::new(found),
+        });
+        Ok((plan, learnt))
+    }
+
+    async fn plan_part(&self, part: PartRequest) -> Result<Option<PartPlan>> {
+        let PartRequest { read: request, learnt, limit } = part;
+        let Some(known) = learnt.found.downcast_ref::<Inference>() else { return Ok(None) };
+        let Some(schema) = columns_of(&learnt.schema, request.columns.as_deref()) else {
+            return Ok(None);
+        };
+        let asked = Asked::of(&request, known, limit)?;
+        request.progress.enter(Stage::Inferring);
+        let _open = self.line.wait(&request).await?;
+        self.hello(&request.progress).await?;
+        let collection = query::collection(&request.from, &request.org)?;
+        self.require(&collection).await?;
+        let read = drain::Read {
+            client: self.client().await?.clone(),
+            documents: self.database().await?.collection(&collection),
+            filter: asked.filter.clone(),
+            find: asked.find.clone(),
+            options: InferenceOptions::of(&request),
+            progress: request.progress.clone(),
+        };
+        let drained = match read.run().await {
+            Ok(drained) => drained,
+            // A view with a collation of its own takes no other one; a server may lack an operator.
+            Err(error) if error.code() == ErrorCode::SourceFailed => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let wanted = request.columns.as_deref();
+        let fits = known.covers(&drained.inference, wanted);
+        // Of all documents, it can be told whether a column has no such values any more.
+        if !fits || (asked.is_all && !drained.inference.covers(known, wanted)) {
+            return Ok(None);
+        }
+        let rows = drained.spill.rows();
+        request.progress.estimate(rows);
+        let doubts = drained.snapshot.is_none().then_some(Doubt::NoSnapshot);
+        let plan = ReadPlan {
+            splits: document::splits(drained.spill, &schema, Dialect::Extended, &request),
+            schema,
+            snapshot: drained.snapshot,
+            rows_estimated: Some(rows),
+            cursor_ceiling: None,
+            cursor_floor: None,
+            key_is_unique: false,
+            objects: BTreeMap::new(),
+            doubts: doubts.into_iter().collect(),
+            warnings: drained.warning.into_iter().collect(),
+        };
+        Ok(Some(PartPlan { plan, statement: asked.statement() }))
+    }
+
+    /// Of what type a cursor is, only its documents tell.
+    async fn doubts(&self, request: &ReadRequest) -> Result<Vec<Doubt>> {
+        let mut doubts = Vec::new();
+        if request.cursor.is_some() {
+            doubts.extend(of_cursor(true));
+        }
+        let _open = self.line.wait(request).await?;
+        let hello = self.hello(&request.progress).await?;
+        let shards = hello.get_str("msg").is_ok_and(|text| text == "isdbgrid");
+        let version = hello.get_i32("maxWireVersion").unwrap_or(0);
+        let has_snapshots = (shards || hello.contains_key("setName")) && version >= SNAPSHOT_WIRE;
+        doubts.extend((!has_snapshots).then_some(Doubt::NoSnapshot));
+        Ok(doubts)
+    }
+}
+
+/// What the server is asked of a part.
+struct Asked {
+    filter: Document,
+    find: FindOptions,
+    /// Whether no document is left out.
+    is_all: bool,
+}
+
+impl Asked {
+    fn of(request: &ReadRequest, known: &Inference, limit: Option<u64>) -> Result<Self> {
+        let own = query::filter(request.filter.as_ref(), request.cursor.as_ref(), &request.org)?;
+        // Values that are not sent would not be seen to be of another type.
+        let is_read = |column: &&str| {
+            request.columns.as_ref().is_none_or(|columns| columns.iter().any(|name| name == column))
+        };
+        let all_read = request.predicate.columns().iter().all(is_read);
+        let pushed = if all_read { pushed::push(&request.predicate, known) } else { None };
+        let mut find = FindOptions::default();
+        find.projection = query::projection(request.columns.as_deref());
+        find.limit = limit.and_then(|limit| i64::try_from(limit).ok());
+        if pushed.as_ref().is_some_and(|pushed| pushed.has_texts) {
+            find.collation = Some(Collation::builder().locale("simple").build());
+        }
+        let is_all = pushed.is_none() && find.limit.is_none();
+        let filter = match pushed {
+            None => own,
+            Some(pushed) if own.is_empty() => pushed.filter,
+            Some(pushed) => doc! { "$and": [own, pushed.filter] },
+        };
+        Ok(Self { filter, find, is_all })
+    }
+
+    /// In the words of the server's `find`.
+    fn statement(&self) -> String {
+        let mut said = doc! { "filter": self.filter.clone() };
+        if let Some(projection) = &self.find.projection {
+            said.insert("projection", projection.clone());
+        }
+        if let Some(limit) = self.find.limit {
+            said.insert("limit", limit);
+        }
+        if self.find.collation.is_some() {
+            said.insert("collation", doc! { "locale": "simple" });
+        }
+        format!("find={}", Bson::Document(said).into_relaxed_extjson())
+    }
+}
+
+/// These columns of a schema, in this order; `None` if one is not there.
+fn columns_of(schema: &TableSchema, columns: Option<&[String]>) -> Option<TableSchema> {
+    let Some(columns) = columns else { return Some(schema.clone()) };
+    let fields = columns.iter().map(|name| schema.field(name).cloned());
+    Some(TableSchema::new(fields.collect::<Option<_>>()?))
+}
+
+impl MongodbSource {
+    /// Plans a read of all documents that the request means, and what they have told.
+    async fn plan_all(&self, request: &ReadRequest) -> Result<(ReadPlan, Inference)> {
         let collection = query::collection(&request.from, &request.org)?;
         let filter = query::filter(request.filter.as_ref(), request.cursor.as_ref(), &request.org)?;
         names::each_once(request.columns.as_deref())?;
         query::check_cursor(request.cursor.as_ref(), request.columns.as_deref())?;
-        let projection = query::projection(request.columns.as_deref());
+        let mut find = FindOptions::default();
+        find.projection = query::projection(request.columns.as_deref());
         request.progress.enter(Stage::Inferring);
         // Until all documents are read: the splits need no server.
-        let _open = self.line.wait(&request).await?;
+        let _open = self.line.wait(request).await?;
         // Its time is taken before the first document is: what arrives later is the next read's.
         let hello = self.hello(&request.progress).await?;
         let server_time = hello.get_datetime("localTime").ok().copied();
@@ -211,8 +359,8 @@ impl Source for MongodbSource {
             client: self.client().await?.clone(),
             documents,
             filter,
-            projection,
-            options: InferenceOptions::of(&request),
+            find,
+            options: InferenceOptions::of(request),
             progress: request.progress.clone(),
         };
         let drained = read.run().await?;
@@ -235,8 +383,8 @@ impl Source for MongodbSource {
             doubts.extend(ambiguous.then_some(Doubt::KeyNotUnique));
         }
         doubts.extend(drained.snapshot.is_none().then_some(Doubt::NoSnapshot));
-        Ok(ReadPlan {
-            splits: document::splits(drained.spill, &schema, Dialect::Extended, &request),
+        let plan = ReadPlan {
+            splits: document::splits(drained.spill, &schema, Dialect::Extended, request),
             schema,
             snapshot: drained.snapshot,
             rows_estimated: Some(rows),
@@ -246,22 +394,8 @@ impl Source for MongodbSource {
             objects: BTreeMap::new(),
             doubts,
             warnings,
-        })
-    }
-
-    /// Of what type a cursor is, only its documents tell.
-    async fn doubts(&self, request: &ReadRequest) -> Result<Vec<Doubt>> {
-        let mut doubts = Vec::new();
-        if request.cursor.is_some() {
-            doubts.extend(of_cursor(true));
-        }
-        let _open = self.line.wait(request).await?;
-        let hello = self.hello(&request.progress).await?;
-        let shards = hello.get_str("msg").is_ok_and(|text| text == "isdbgrid");
-        let version = hello.get_i32("maxWireVersion").unwrap_or(0);
-        let has_snapshots = (shards || hello.contains_key("setName")) && version >= SNAPSHOT_WIRE;
-        doubts.extend((!has_snapshots).then_some(Doubt::NoSnapshot));
-        Ok(doubts)
+        };
+        Ok((plan, drained.inference))
     }
 }
 

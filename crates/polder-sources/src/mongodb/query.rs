@@ -5,6 +5,8 @@ use polder_core::spec::Filter;
 use polder_core::{CursorRange, CursorValue, Error, ErrorCode, OrgId, Result};
 use serde_json::{Map, Value};
 
+use crate::document::UNNAMED;
+
 const ORG: &str = "{org}";
 
 /// The spec's filter and the cursor's lower bound, both of which have to hold.
@@ -51,7 +53,7 @@ fn bind_org(value: &Value, org: &OrgId) -> Value {
 }
 
 /// The names MongoDB has for the types of values that are there, without null.
-const TYPES: [&str; 20] = [
+pub(super) const TYPES: [&str; 20] = [
     "minKey",
     "double",
     "string",
@@ -95,9 +97,15 @@ fn at_least(column: &str, lower: &CursorValue) -> Document {
             Err(_) => (vec![at(text.into())], &["string"]),
         },
     };
-    let others: Vec<_> = TYPES.into_iter().filter(|name| !compared.contains(name)).collect();
-    any.push(doc! { column: { "$type": others } });
+    any.push(of_other_types(column, compared));
     doc! { "$or": any }
+}
+
+/// The documents with a value in the column that is of none of these types. An array always is one,
+/// whatever it holds.
+pub(super) fn of_other_types(column: &str, types: &[&str]) -> Document {
+    let others: Vec<_> = TYPES.into_iter().filter(|name| !types.contains(name)).collect();
+    doc! { column: { "$type": others } }
 }
 
 /// Whether a read can follow its cursor, as far as the spec tells.
@@ -120,9 +128,9 @@ pub(super) fn check_cursor(cursor: Option<&CursorRange>, columns: Option<&[Strin
 pub(super) fn projection(columns: Option<&[String]>) -> Option<Document> {
     let columns = columns?;
     // Such names mean paths and operators in a projection. Then everything is read, and what was
-    // not asked for is left out here.
-    if columns.is_empty() || columns.iter().any(|name| name.contains(['.', '$']) || name.is_empty())
-    {
+    // not asked for is left out here. A member without a name has another one there.
+    let odd = |name: &String| name.contains(['.', '$']) || name.is_empty() || name == UNNAMED;
+    if columns.is_empty() || columns.iter().any(odd) {
         return None;
     }
     let mut projection: Document =
@@ -217,5 +225,6 @@ mod tests {
         assert_eq!(projection(Some(&columns(&["a"]))), Some(doc! { "a": 1, "_id": 0 }));
         assert_eq!(projection(Some(&columns(&["_id"]))), Some(doc! { "_id": 1 }));
         assert_eq!(projection(Some(&columns(&["a.b"]))), None);
+        assert_eq!(projection(Some(&columns(&["_unnamed"]))), None);
     }
 }

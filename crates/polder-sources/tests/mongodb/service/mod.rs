@@ -4,6 +4,7 @@ mod conformance;
 mod cursors;
 mod errors;
 mod orgs;
+mod parts;
 mod policies;
 mod shapes;
 mod snapshots;
