@@ -7,11 +7,14 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The result of everything that can fail in Polder.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What kind of failure it is, grouped by the side that has to act. Stable: part of the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// What kind of failure it is, grouped by the side that has to act. Stable: part of the API, as [`Self::as_str`]
+/// has it; serde's form is for processes of one binary alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ErrorCode {
     /// The configuration text cannot be understood or contradicts itself.

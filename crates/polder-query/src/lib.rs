@@ -9,7 +9,7 @@ mod trino;
 
 pub use ::datafusion::DATAFUSION_VERSION;
 
-pub use crate::datafusion::{DataFusionEngine, DataFusionSettings, OpenSource};
+pub use crate::datafusion::{DataFusionEngine, DataFusionSettings, OpenSource, stack_bytes};
 pub use crate::trino::{TrinoEngine, TrinoSettings};
 
 /// What speaking PostgreSQL's protocol needs of SQL: its statements, parameters and system tables.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
@@ -91,6 +91,15 @@ pub(crate) fn arrays(batch: &RecordBatch) -> Result<Vec<Value>> {
     );
     let rows = objects(&numbered.map_err(failed)?)?.into_iter();
     Ok(rows.map(|mut row| (0..columns).map(|at| row[at.to_string()].take()).collect()).collect())
+}
+
+/// Bytes of a batch's values, whatever memory they share with others: columns that came as one message do.
+pub(crate) fn bytes(batch: &RecordBatch) -> usize {
+    let column = |column: &ArrayRef| {
+        let counted = column.to_data().get_slice_memory_size();
+        counted.unwrap_or_else(|_| column.get_array_memory_size())
+    };
+    batch.columns().iter().map(column).sum()
 }
 
 /// Decimals as texts, also inside of lists and structs.

@@ -1,7 +1,7 @@
 //! Opens what commands work with: the configuration, the lake, the store, the sources.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub(crate) struct App {
     pub(crate) room: Arc<Room>,
     /// What it has open to its sources.
     pub(crate) connections: Arc<Connections>,
+    /// The configuration's file, as it was named.
+    pub(crate) file: Option<PathBuf>,
     secrets: ProcessSecrets,
 }
 
@@ -54,7 +56,8 @@ impl App {
         let room = Arc::new(Room::new(limits.clone(), limits.runs_of_org()));
         let connections = Connections::new();
         let (pipelines, left, pending) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { config, pipelines, left, pending, room, connections, secrets })
+        let file = file.map(Path::to_owned);
+        Ok(Self { config, pipelines, left, pending, room, connections, file, secrets })
     }
 
     /// The same with the pipelines of the desired state, into which the files are applied as far as

@@ -2,8 +2,8 @@
 //!
 //! Only this crate knows the command line and HTTP. What a command does lives in `cli/`,
 //! what a job does in `worker.rs`, what it may hold in `room.rs`, how an org goes in `eraser.rs`, what both need opened in `app.rs`,
-//! what is offered over HTTP in `serve/`, and to agents in `mcp/`; what they boot with in `bootstrap/`; what
-//! is told of all that in `telemetry/`.
+//! what is offered over HTTP in `serve/`, and to agents in `mcp/`; what they boot with in `bootstrap/`; in which
+//! processes queries run in `processes/`; what is told of all that in `telemetry/`.
 
 // The futures of maintenance lie deeper in one another than the compiler looks by itself.
 #![recursion_limit = "256"]
@@ -20,6 +20,7 @@ mod exit;
 mod mcp;
 mod outgoing;
 mod output;
+mod processes;
 mod progress;
 mod room;
 mod serve;

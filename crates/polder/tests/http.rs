@@ -100,11 +100,22 @@ impl Served {
 
     /// What is answered to a request as it stands.
     pub(crate) fn raw(&self, request: &str) -> String {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
+        let mut stream = self.begin(request);
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         text
+    }
+
+    /// Sends a request as it stands, and leaves the answer to come.
+    pub(crate) fn begin(&self, request: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    }
+
+    /// The process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Polls an operation until it has ended; its status.

@@ -8,6 +8,7 @@ mod configuration;
 mod files;
 mod http;
 mod manifest;
+mod processes;
 mod project;
 mod scheduling;
 mod secrets;

@@ -192,6 +192,10 @@ pub struct ServerConfig {
     pub auth: Option<Auth>,
     /// Whose tokens are taken; for `auth = "oidc"`.
     pub oidc: Option<OidcConfig>,
+    /// Processes that answer queries beside the server, one each at a time; as many as there are cores, and at
+    /// least two, when absent. With 0 the server answers them itself, and a query that exhausts the memory or
+    /// the stack ends it.
+    pub query_processes: Option<usize>,
     /// How many requests one caller may send to `/v1` and `/mcp`, together.
     pub rate_limit: RateLimit,
     /// How many requests one caller may send to `/iceberg`: engines send many at once, and the default is
@@ -222,6 +226,7 @@ impl Default for ServerConfig {
             listen: None,
             auth: None,
             oidc: None,
+            query_processes: None,
             rate_limit: RateLimit::default(),
             catalog_rate_limit: RateLimit::of_catalog(),
             worker_metrics: None,
@@ -514,12 +519,22 @@ pub struct Limits {
     pub memory_mb: usize,
     /// Memory for one query in MB.
     pub query_memory_mb: usize,
+    /// Memory that a query process of `polder serve` may have in MB, all in all but for stacks; four times
+    /// `query_memory_mb`, and 512 more, when absent.
+    pub query_process_memory_mb: Option<usize>,
 }
 
 impl Limits {
     /// Runs of one org that a server works on at the same time.
     pub fn runs_of_org(&self) -> usize {
         self.runs_per_org.unwrap_or(self.runs.max(1) - 1).max(1)
+    }
+
+    /// Memory of one query process in bytes. What a query holds beside what its operators count was measured
+    /// to be up to three times as much.
+    pub fn memory_of_query_process(&self) -> usize {
+        let usual = self.query_memory_mb.saturating_mul(4).saturating_add(512);
+        self.query_process_memory_mb.unwrap_or(usual).saturating_mul(1 << 20)
     }
 
     /// Memory of one run in bytes, where its org has no limit of its own.
@@ -530,6 +545,13 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { runs: 2, runs_per_org: None, splits: 2, memory_mb: 256, query_memory_mb: 512 }
+        Self {
+            runs: 2,
+            runs_per_org: None,
+            splits: 2,
+            memory_mb: 256,
+            query_memory_mb: 512,
+            query_process_memory_mb: None,
+        }
     }
 }

@@ -29,3 +29,4 @@ pub use postgres::{
     Column, Listed, Piece, PostgresCatalog, Shown, Value, Word, bind, parameters, pieces,
 };
 pub use source::OpenSource;
+pub use workers::stack_bytes;

@@ -18,10 +18,15 @@ use tokio::task::{JoinError, JoinSet};
 
 /// Address space per thread; pages are only used as far as the stack grows.
 const STACK_BYTES: usize = 64 * 1024 * 1024;
-/// Threads for planning and for blocking file reads.
-const BLOCKING_THREADS_MAX: usize = 64;
+/// Threads for planning and for blocking file reads, beside one for each that computes.
+const BLOCKING_THREADS: usize = 8;
 /// Batches computed ahead of the reader.
 const BATCHES_AHEAD: usize = 2;
+
+/// Bytes of address space that the stacks of an engine may take, which computes on so many threads.
+pub const fn stack_bytes(threads: usize) -> usize {
+    (2 * threads + 1 + BLOCKING_THREADS) * STACK_BYTES
+}
 
 /// A runtime that can be dropped anywhere.
 pub(super) struct Workers {
@@ -33,7 +38,7 @@ impl Workers {
     pub(super) fn start(threads: usize) -> Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads.max(1))
-            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .max_blocking_threads(threads.max(1) + BLOCKING_THREADS)
             .thread_stack_size(STACK_BYTES)
             .thread_name("polder-query")
             .enable_all()

@@ -15,6 +15,7 @@ mod manifest;
 mod mcp;
 mod pin;
 mod query;
+mod query_process;
 mod rollback;
 mod run;
 mod schema;
@@ -34,7 +35,7 @@ use polder_core::Result;
 
 pub(crate) use churn::document as churn_document;
 
-pub(crate) use query::{bootstraps, engine, flat};
+pub(crate) use query::{bootstraps, engine, engine_in, flat};
 
 use crate::app::App;
 use crate::telemetry::{self, Telemetry};
@@ -88,6 +89,9 @@ enum Command {
     Manifest(manifest::Manifest),
     /// Answer one SQL query over the lake and the sources.
     Query(query::Query),
+    /// Answer the queries of a server, which starts it.
+    #[command(hide = true)]
+    QueryProcess(query_process::QueryProcess),
     /// Write what Trino needs to see the lake and the sources.
     Trino(trino::Trino),
     /// Serve the lake to an agent: the Model Context Protocol over stdin and stdout.
@@ -134,6 +138,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Maintain(maintain) => Box::pin(maintain.run(&load()?.looked().await?)).await,
         Command::Manifest(manifest) => manifest.run(&load()?.looked().await?).await,
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
+        Command::QueryProcess(process) => Box::pin(process.run(load)).await,
         Command::Trino(trino) => trino.run(&load()?),
         Command::Mcp(mcp) => Box::pin(mcp.run(load()?)).await,
         Command::Serve(serve) => watched(load()?, |app| Box::pin(serve.run(app))).await,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
@@ -137,14 +138,24 @@ impl Query {
 
 /// An engine over the lake and the configured sources.
 pub(crate) fn engine(app: &App, lake: &Lake) -> Result<DataFusionEngine> {
-    engine_of(app, lake, app.config.process.limits.query_memory_mb << 20)
+    engine_in(app, lake, std::env::temp_dir())
 }
 
-fn engine_of(app: &App, lake: &Lake, memory_bytes: usize) -> Result<DataFusionEngine> {
+/// The same, that spills into a folder of its own.
+pub(crate) fn engine_in(app: &App, lake: &Lake, spill_dir: PathBuf) -> Result<DataFusionEngine> {
+    engine_of(app, lake, app.config.process.limits.query_memory_mb << 20, spill_dir)
+}
+
+fn engine_of(
+    app: &App,
+    lake: &Lake,
+    memory_bytes: usize,
+    spill_dir: PathBuf,
+) -> Result<DataFusionEngine> {
     let settings = DataFusionSettings {
         memory_bytes,
         partitions: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
-        spill_dir: std::env::temp_dir(),
+        spill_dir,
     };
     DataFusionEngine::with_sources(lake, app.source_opener(), settings)
 }
@@ -152,7 +163,8 @@ fn engine_of(app: &App, lake: &Lake, memory_bytes: usize) -> Result<DataFusionEn
 /// What bootstraps work with, for this process.
 pub(crate) fn bootstraps(app: &App, lake: &Lake) -> Result<Bootstraps> {
     let memory_bytes = app.config.process.limits.query_memory_mb << 20;
-    let engine = engine_of(app, lake, memory_bytes * bootstrap::ENTITIES_MAX)?;
+    let engine =
+        engine_of(app, lake, memory_bytes * bootstrap::ENTITIES_MAX, std::env::temp_dir())?;
     Ok(Bootstraps::new(lake.clone(), engine, memory_bytes))
 }
 

@@ -48,7 +48,7 @@ impl Serve {
         let (clients, refresher) = clients(&app, &store).await?;
         let (clients, wake) = (Arc::new(clients), Arc::new(Notify::new()));
         let (stop, metrics) = (CancellationToken::new(), Arc::new(Metrics::default()));
-        let engine = Arc::new(crate::cli::engine(&app, &lake)?);
+        let engine = crate::processes::engine(&app, &lake, &metrics)?;
         let ledger = Arc::new(Ledger::new(store.clone()));
         let iceberg = IcebergSettings {
             catalog,

@@ -92,7 +92,7 @@ impl Scratch {
             spill_dir: self.folder.path().to_owned(),
         };
         let limits =
-            Limits { runs: 1, runs_per_org: None, splits: 1, memory_mb: 16, query_memory_mb: 16 };
+            Limits { runs: 1, splits: 1, memory_mb: 16, query_memory_mb: 16, ..Limits::default() };
         Worker {
             engine: Arc::new(DataFusionEngine::new(&lake, settings).unwrap()),
             lake,

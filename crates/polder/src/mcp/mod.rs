@@ -13,9 +13,8 @@ mod tools;
 use std::sync::Arc;
 
 use polder_control::{Store, audit};
-use polder_core::{Error, ErrorCode, OrgId, Principal, Right};
+use polder_core::{Engine, Error, ErrorCode, OrgId, Principal, Right};
 use polder_lake::Lake;
-use polder_query::DataFusionEngine;
 use rmcp::handler::server::ServerHandler;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, Implementation, ListToolsResult,
@@ -46,7 +45,7 @@ pub(crate) struct Agent {
     pub(crate) app: Arc<App>,
     pub(crate) store: Store,
     pub(crate) lake: Lake,
-    pub(crate) engine: Arc<DataFusionEngine>,
+    pub(crate) engine: Arc<dyn Engine>,
     pub(crate) bootstraps: Bootstraps,
     pub(crate) principal: Principal,
     /// Who it is, in the audit log.

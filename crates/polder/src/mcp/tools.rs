@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures::StreamExt;
-use polder_core::{Engine, Error, ErrorCode, OrgId, Result, Session};
+use polder_core::{Error, ErrorCode, OrgId, Result, Session};
 use polder_lake::LakeTable;
 use polder_pipeline::verdicts;
 use serde::Deserialize;

@@ -37,6 +37,8 @@ struct Counted {
     limited: u64,
     /// Validations by what they found.
     verdicts: BTreeMap<&'static str, u64>,
+    /// Query processes that were started and that ended, by why.
+    query_processes: BTreeMap<&'static str, u64>,
     /// The audit log is not as it was written down.
     audit_damaged: bool,
 }
@@ -89,6 +91,11 @@ impl Metrics {
     /// A request came too soon.
     pub(crate) fn limited(&self) {
         self.with(|counted| counted.limited += 1);
+    }
+
+    /// A query process was started, or is of no more use.
+    pub(crate) fn query_process(&self, event: &'static str) {
+        self.with(|counted| *counted.query_processes.entry(event).or_default() += 1);
     }
 
     /// Whether the audit log was found to go on from where it was written down.
@@ -168,6 +175,11 @@ impl Page {
         self.head(name, "counter", "Validations that were carried out here, by what they found.");
         for (verdict, validations) in &counted.verdicts {
             self.line(name, &[("verdict", *verdict)], validations);
+        }
+        let name = "polder_query_processes_total";
+        self.head(name, "counter", "Query processes that were started, and that ended, by why.");
+        for (event, processes) in &counted.query_processes {
+            self.line(name, &[("event", *event)], processes);
         }
         let name = "polder_audit_damaged";
         self.head(name, "gauge", "1 while the audit log is not as it was written down before.");
@@ -292,6 +304,7 @@ mod tests {
         metrics.answered("GET", 200);
         metrics.limited();
         metrics.audited(false);
+        metrics.query_process("started");
         metrics.validated(Verdict::Stale);
         metrics.validated(Verdict::Stale);
         let mut page = Page::default();
@@ -322,6 +335,7 @@ mod tests {
             "polder_http_requests_total{method=\"GET\",status=\"200\"} 1",
             "polder_http_limited_total 1",
             "polder_audit_damaged 1",
+            "polder_query_processes_total{event=\"started\"} 1",
             "polder_runs_waiting{org=\"60\"} 60",
             "polder_runs_waiting{org=\"other\"} 55",
             "polder_runs_running{org=\"other\"} 10",

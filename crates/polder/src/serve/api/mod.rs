@@ -40,8 +40,9 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use polder_control::Store;
+use polder_core::Engine;
 use polder_lake::Lake;
-use polder_query::{DataFusionEngine, TrinoEngine};
+use polder_query::TrinoEngine;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -66,7 +67,7 @@ pub(crate) struct Settings {
     pub(crate) store: Store,
     pub(crate) lake: Lake,
     /// For queries.
-    pub(crate) engine: Arc<DataFusionEngine>,
+    pub(crate) engine: Arc<dyn Engine>,
     /// For queries that name it.
     pub(crate) trino: Option<Arc<TrinoEngine>>,
     pub(crate) bootstraps: Bootstraps,

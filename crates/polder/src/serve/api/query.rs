@@ -247,7 +247,7 @@ async fn whole(mut found: QueryStream) -> Result<QueryAnswer> {
     let columns = columns(&found);
     let (mut rows, mut bytes) = (Vec::new(), 0);
     while let Some(batch) = found.batches.try_next().await? {
-        bytes += batch.get_array_memory_size();
+        bytes += crate::answer::bytes(&batch);
         if bytes > JSON_BYTES_MAX {
             let message = format!("a JSON answer has {} MiB of rows at most", JSON_BYTES_MAX >> 20);
             return Err(Error::new(ErrorCode::QueryLimit, message)

@@ -32,7 +32,7 @@ pub(super) fn default_schema(principal: &Principal) -> Option<String> {
 ///
 /// # Errors
 /// As a query of `information_schema`.
-pub(super) async fn tables(engine: &impl Engine, session: &Session) -> Result<Arc<Vec<Listed>>> {
+pub(super) async fn tables(engine: &dyn Engine, session: &Session) -> Result<Arc<Vec<Listed>>> {
     let session = Session { rows_max: None, ..session.clone() };
     let mut found = engine.query(COLUMNS, &session).await?;
     let mut tables: Vec<Listed> = Vec::new();

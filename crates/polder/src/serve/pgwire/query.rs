@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use polder_core::{Description, Engine, Error, ErrorCode, QueryStream, Right, Session};
+use polder_core::{Description, Error, ErrorCode, QueryStream, Right, Session};
 use polder_query::postgres::Shown;
 use tokio::time::Instant;
 
