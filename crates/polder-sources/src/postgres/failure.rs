@@ -97,6 +97,9 @@ fn quotes_values(state: &SqlState) -> bool {
     ["22", "23", "P0", "38", "39", "XX"].iter().any(|class| state.code().starts_with(class))
 }
 
+const TOO_LARGE: &str = "a row of more than 1 GB does not fit into a message of PostgreSQL: leave its large \
+                         columns out with `columns`, or read them as tables of their own";
+
 fn meaning(state: &SqlState) -> (ErrorCode, Option<&'static str>) {
     match state.code() {
         "28P01" | "28000" => {
@@ -153,13 +156,7 @@ fn meaning(state: &SqlState) -> (ErrorCode, Option<&'static str>) {
         other if ["08", "53", "57P"].iter().any(|class| other.starts_with(class)) => {
             (ErrorCode::SourceUnavailable, None)
         }
-        "54000" => (
-            ErrorCode::SourceFailed,
-            Some(
-                "a row of more than 1 GB does not fit into a message of PostgreSQL: leave its large \
-                 columns out with `columns`, or read them as tables of their own",
-            ),
-        ),
+        "54000" => (ErrorCode::SourceFailed, Some(TOO_LARGE)),
         "55P03" | "40P01" => (ErrorCode::SourceUnavailable, None),
         "57014" => (
             ErrorCode::SourceFailed,
