@@ -159,16 +159,16 @@ impl From<&Error> for Told {
     }
 }
 
-impl From<Told> for Error {
-    fn from(told: Told) -> Self {
-        let mut error = Self::new(told.code, told.message);
-        if let Some(detail) = told.detail {
+impl Told {
+    pub(super) fn into_error(self) -> Error {
+        let mut error = Error::new(self.code, self.message);
+        if let Some(detail) = self.detail {
             error = error.detail(detail);
         }
-        if let Some(hint) = told.hint {
+        if let Some(hint) = self.hint {
             error = error.hint(hint);
         }
-        let causes = told.causes.into_iter().rev();
+        let causes = self.causes.into_iter().rev();
         let chain =
             causes.fold(None::<Box<Cause>>, |below, text| Some(Box::new(Cause { text, below })));
         match chain {
@@ -278,7 +278,7 @@ mod tests {
         let error = error.caused_by(inner);
         let told: Told =
             serde_json::from_slice(&json(&Told::from(&error)).expect("json")).expect("told");
-        let told = Error::from(told);
+        let told = told.into_error();
         let parts = |error: &Error| {
             let texts = [Some(error.message()), error.detail_text(), error.hint_text()];
             (error.code(), texts.map(|text| text.map(str::to_owned)), error.causes())

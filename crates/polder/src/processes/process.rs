@@ -245,7 +245,7 @@ fn said(status: Option<ExitStatus>) -> String {
 
 fn told(bytes: &[u8]) -> Error {
     match serde_json::from_slice::<Told>(bytes) {
-        Ok(told) => told.into(),
+        Ok(told) => told.into_error(),
         Err(cause) => frames::broken("no error").caused_by(cause),
     }
 }
