@@ -18,6 +18,7 @@ use polder_sources::postgres::{Place, PostgresSource};
 use serde_json::json;
 
 use self::rules::{Names, Rules};
+use super::manifest;
 use crate::app::App;
 use crate::{exit, output};
 
@@ -303,7 +304,7 @@ impl Written {
     /// Writes the catalogs and the other files, all of them or none that a line could break out of.
     fn save(&self, folder: &Path, others: Vec<(PathBuf, String)>) -> Result<Vec<PathBuf>> {
         let failed = |path: &Path, cause: std::io::Error| {
-            let message = "a file for Trino cannot be written";
+            let message = "a folder for Trino's files cannot be made";
             Error::new(ErrorCode::SpecInvalid, message)
                 .detail(path.display().to_string())
                 .caused_by(cause)
@@ -320,7 +321,8 @@ impl Written {
         }
         let mut paths = Vec::new();
         for (path, text) in texts {
-            std::fs::write(&path, text).map_err(|cause| failed(&path, cause))?;
+            // In one step: Trino may be reading the rules.
+            manifest::write(&path, &text)?;
             paths.push(path);
         }
         Ok(paths)
