@@ -10,7 +10,7 @@ use serde::de::{MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::schedule::{schedule_or_external, schedule_or_external_schema};
+use super::external::{schedule_or_external, schedule_or_external_schema};
 use super::{
     EngineKind, MaintenanceSpec, OrgLimits, PartitionField, RetentionSpec, ScheduleSpec, SortField,
     SqlCheck, ValidationSpec,

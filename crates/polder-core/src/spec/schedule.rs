@@ -14,9 +14,9 @@ use chrono_tz::Tz;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{MapAccess, Unexpected, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::external::EXTERNAL;
 use super::{ByteCount, Limits};
 use crate::erasure::Span;
 use crate::{Error, ErrorCode, OrgId, Result};
@@ -212,70 +212,6 @@ impl ScheduleSpec {
         let next = cron.next(&after.with_timezone(&self.timezone.0))?;
         next.timestamp_millis().checked_add(shift)
     }
-
-    /// No time is Polder's to keep.
-    fn external() -> Self {
-        Self {
-            cron: CronText(None),
-            timezone: TimeZone::default(),
-            jitter: Jitter::default(),
-            catch_up: CatchUp::default(),
-            overlap: Overlap::default(),
-            validate: ValidateWhen::default(),
-            validate_at: None,
-            validate_within: None,
-            maintain: None,
-        }
-    }
-}
-
-/// A schedule, or `external` alone for one of `cron: external`.
-///
-/// # Errors
-/// Those of the deserializer.
-pub(super) fn schedule_or_external<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<ScheduleSpec>, D::Error> {
-    deserializer.deserialize_any(ScheduleVisitor)
-}
-
-/// What [`schedule_or_external`] reads.
-pub(super) fn schedule_or_external_schema(generator: &mut SchemaGenerator) -> Schema {
-    let schedule = generator.subschema_for::<ScheduleSpec>();
-    json_schema!({ "anyOf": [schedule, { "const": EXTERNAL }, { "type": "null" }] })
-}
-
-struct ScheduleVisitor;
-
-impl<'de> Visitor<'de> for ScheduleVisitor {
-    type Value = Option<ScheduleSpec>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a schedule (a map with cron), or external")
-    }
-
-    fn visit_none<E: serde::de::Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_unit<E: serde::de::Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
-        if text == EXTERNAL {
-            return Ok(Some(ScheduleSpec::external()));
-        }
-        Err(E::invalid_value(Unexpected::Str(text), &self))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        ScheduleSpec::deserialize(MapAccessDeserializer::new(map)).map(Some)
-    }
 }
 
 /// Some hours of each day, in minutes since midnight: those from the first, up to the second of the same day or
@@ -321,9 +257,6 @@ impl fmt::Display for Hours {
         write!(f, "{:02}:{:02}-{:02}:{:02}", from / 60, from % 60, to / 60, to % 60)
     }
 }
-
-/// In the place of a cron text: an orchestrator such as Airflow has the clock, and Polder none.
-const EXTERNAL: &str = "external";
 
 /// A cron text that was understood; none where somebody else has the clock. What it is understood as takes some
 /// 5 kB, and one text is many tables'.
@@ -495,38 +428,6 @@ mod tests {
         }
         let never = schedule(&serde_json::json!({ "cron": "0 0 30 2 *" }));
         assert_eq!(never.next_ms(&org, 0), None);
-    }
-
-    #[test]
-    fn a_clock_that_is_somebody_elses_has_no_times() {
-        #[derive(Deserialize)]
-        struct Holder {
-            #[serde(default, deserialize_with = "schedule_or_external")]
-            schedule: Option<ScheduleSpec>,
-        }
-        let read =
-            |document: &serde_json::Value| serde_json::from_value::<Holder>(document.clone());
-        let org = "401".parse().expect("id");
-        let short = read(&serde_json::json!({ "schedule": "external" })).expect("external");
-        let short = short.schedule.expect("a schedule");
-        assert_eq!(short, schedule(&serde_json::json!({ "cron": "external" })));
-        assert_eq!(short.next_ms(&org, 0), None);
-        // As it is stored.
-        let stored = serde_json::to_value(&short).expect("stored");
-        assert_eq!(stored["cron"], "external");
-        assert_eq!(schedule(&stored), short);
-        // Validations may stay Polder's.
-        let own = schedule(&serde_json::json!({ "cron": "external", "validate_at": "@daily" }));
-        assert_eq!(own.next_ms(&org, 0), None);
-        assert_eq!(own.next_validation_ms(&org, 0), Some(24 * 3_600_000));
-        for none in [serde_json::json!({}), serde_json::json!({ "schedule": null })] {
-            assert!(read(&none).expect("none").schedule.is_none());
-        }
-        for wrong in ["Airflow", "@daily", ""] {
-            let error =
-                read(&serde_json::json!({ "schedule": wrong })).err().map(|e| e.to_string());
-            assert!(error.is_some_and(|error| error.contains("or external")), "{wrong}");
-        }
     }
 
     #[test]

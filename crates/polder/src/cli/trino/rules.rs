@@ -120,8 +120,7 @@ impl Rules {
         let mut tables = vec![json!({ "user": operators, "privileges": TABLE_PRIVILEGES })];
         let mut queries = vec![json!({ "user": operators, "allow": ["execute", "view", "kill"] })];
         for Member { user, schema, .. } in &self.members {
-            // `system` has the functions of SQL; its tables are under no rule of an org's.
-            catalogs.push(json!({ "user": user, "catalog": "lake|system", "allow": "read-only" }));
+            catalogs.push(json!({ "user": user, "catalog": "lake", "allow": "read-only" }));
             let schema = literal(schema);
             tables.push(json!({
                 "user": user, "catalog": "lake", "schema": schema, "privileges": ["SELECT"],
