@@ -17,7 +17,7 @@ sys.path[:0] = [str(INTEROP), str(ROOT / "demo"), str(ROOT / "examples"), str(RO
 # Found through the line above.
 from fidelity.mongodb_lake import bson_database, bson_lake  # noqa: E402, F401
 from fidelity.postgres_lake import postgres_altered, postgres_database, postgres_exact  # noqa: E402, F401
-from lakes import Services  # noqa: E402
+from lakes import FROM_FILES, Services  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +32,13 @@ def suffix() -> str:
 
 
 @pytest.fixture(scope="session")
-def trino(tmp_path_factory):
-    """One Trino for all modules: it takes half a minute to start."""
-    from trino_server import Trino
+def trino(services, tmp_path_factory):
+    """One Trino for all modules: it takes half a minute to start. Most tests are an operator of its rules."""
+    from trino_server import Trino, write_rules
 
-    server = Trino(Path(os.environ["TRINO_HOME"]), tmp_path_factory.mktemp("trino"))
+    work = tmp_path_factory.mktemp("trino")
+    write_rules(services.polder, work, FROM_FILES)
+    server = Trino(Path(os.environ["TRINO_HOME"]), work)
     yield server
     server.stop()
 

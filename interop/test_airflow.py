@@ -282,6 +282,11 @@ def test_a_deferred_step_runs_through_the_api(airflow):
     expected = [("/v1/orgs/a1/validations", {"tables": [name]}) for name in ("email", "opportunity")]
     assert sorted(api.started, key=str) == expected, said
     assert api.asked >= 4
+    # Airflow keeps each step's link to its run.
+    with closing(sqlite3.connect(Path(airflow.env["AIRFLOW_HOME"]) / "airflow.db")) as database:
+        asked = "SELECT value FROM xcom WHERE dag_id = 'api_a1_validate' AND key = '_link_PolderRunLink'"
+        links = [str(value) for (value,) in database.execute(asked)]
+    assert len(links) == 2 and all("/v1/orgs/a1/runs/run-of-op-" in link for link in links), links
     (airflow.dags / "api.py").unlink()
 
 

@@ -1,4 +1,5 @@
-"""Trino, started for the tests: one coordinator that is its own worker, catalogs added by SQL."""
+"""Trino, started for the tests: one coordinator that is its own worker, catalogs added by SQL; with the rules
+of two orgs, if asked for."""
 
 import socket
 import subprocess
@@ -26,6 +27,18 @@ query.max-memory-per-node={query_mb}MB
 memory.heap-headroom-per-node=200MB
 """
 START_MAX = 180
+# Who may do everything where there are rules.
+OPERATORS = ["test", "notebook"]
+RULED = """
+orgs:
+  - id: "401"
+    limits: { runs: 2, weight: 3, memory_mb: 64 }
+    tables:
+      - { name: deal, source: files, from: "401/*.csv", mode: append }
+  - id: "402"
+    tables:
+      - { name: deal, source: files, from: "402/*.csv", mode: append }
+"""
 
 
 class Trino:
@@ -60,11 +73,22 @@ class Trino:
                     raise RuntimeError(self._log.read_text()[-5000:])
                 time.sleep(1)
 
-    def sql(self, text: str) -> list[list]:
-        cursor = connect(host="127.0.0.1", port=self.port, user="test", timezone="UTC").cursor()
+    def sql(self, text: str, user: str = "test") -> list[list]:
+        cursor = connect(host="127.0.0.1", port=self.port, user=user, timezone="UTC").cursor()
         cursor.execute(text)
         return cursor.fetchall()
 
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(60)
+
+
+def write_rules(binary: str, work: Path, config: str) -> None:
+    """Has the binary write the rules of `RULED` where a Trino that works in `work` looks for them."""
+    project = work / "project"
+    (project / "pipelines").mkdir(parents=True)
+    (project / "polder.toml").write_text(config)
+    (project / "pipelines/orgs.yaml").write_text(RULED)
+    command = [binary, "trino", "catalogs", "--out", work / "catalog", "--etc", work / "etc"]
+    command += [f"--operator={user}" for user in OPERATORS]
+    subprocess.run(command, cwd=project, check=True, capture_output=True)

@@ -211,6 +211,17 @@ pub(crate) fn query(args: &[&str]) -> Result {
     quiet_status("the benchmark", &mut python)
 }
 
+/// `bench airflow [--orgs N] [--tables N] [--runs N] [--json] [--check]`: how long Airflow takes to parse the DAGs of
+/// many orgs, and for one. With `--check`, a goal that is not met is a failure.
+pub(crate) fn airflow(args: &[&str]) -> Result {
+    services::install_airflow()?;
+    let mut python = command(places::airflow().join("bin/python"));
+    python.arg("xtask/bench/airflow_parse.py").args(args);
+    python.arg("--work").arg(places::target().join("bench-airflow"));
+    python.env("PYTHONDONTWRITEBYTECODE", "1");
+    quiet_status("the benchmark", &mut python)
+}
+
 fn build() -> Result {
     run("building polder (release)", &mut cargo(&["build", "--release", "--package", "polder"]))
 }

@@ -61,6 +61,8 @@ cargo xtask <command>
            [--rows N] [--runs N] [--json]
   bench query             TPC-H's queries on Iceberg tables, next to DuckDB and Trino
            [--scale N] [--runs N] [--memory-mb MB] [--json] [--check]
+  bench airflow           Airflow parses the DAGs of 5,000 orgs, and one of them
+           [--orgs N] [--tables N] [--runs N] [--json] [--check]
 ";
 
 fn main() -> ExitCode {
@@ -99,6 +101,7 @@ fn dispatch(args: &[String]) -> Result {
         ["bench", "control", rest @ ..] => bench::control(rest),
         ["bench", "bootstrap", rest @ ..] => bench::bootstrap(rest),
         ["bench", "query", rest @ ..] => bench::query(rest),
+        ["bench", "airflow", rest @ ..] => bench::airflow(rest),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())

@@ -36,6 +36,38 @@ fn the_manifest_lists_what_runs() {
     assert_ne!(empty["hash"], manifest["hash"]);
 }
 
+const TIMED: &str = r#"
+templates:
+  crm:
+    limits: { weight: 3 }
+    schedule: external
+    tables:
+      - { name: forecast, source: files, from: "{org}/*.csv", mode: append }
+      - { name: quota, source: files, from: "{org}/*.jsonl" }
+orgs:
+  - { id: "401", template: crm, limits: { runs: 2, memory_mb: 64 } }
+  - id: "402"
+    template: crm
+    schedule: { cron: "5 4 * * *", timezone: Europe/Amsterdam, maintain: "@daily", jitter: 5m }
+  - { id: "403", template: crm, overrides: { quota: { schedule: { cron: "@hourly" } } } }
+"#;
+
+#[test]
+fn the_manifest_says_when_and_within_which_limits() {
+    let project = Project::new(FILES, TIMED);
+    let manifest: Value = serde_json::from_str(&project.ok(&["manifest"])).unwrap();
+    let orgs = manifest["orgs"].as_array().unwrap();
+    assert_eq!(orgs[0]["schedule"], json!({ "ingest": "external", "timezone": "UTC" }));
+    assert_eq!(orgs[0]["limits"], json!({ "runs": 2, "weight": 3, "memory_mb": 64 }));
+    let timed = json!({
+        "ingest": "5 4 * * *", "maintain": "@daily", "timezone": "Europe/Amsterdam",
+    });
+    assert_eq!(orgs[1]["schedule"], timed);
+    assert_eq!(orgs[1]["limits"], json!({ "runs": null, "weight": 3 }));
+    // Tables that differ have no time together.
+    assert_eq!(orgs[2].get("schedule"), None);
+}
+
 #[test]
 fn a_file_is_replaced_when_it_would_say_something_else_and_never_by_a_broken_configuration() {
     let project = Project::new(FILES, PIPELINE);

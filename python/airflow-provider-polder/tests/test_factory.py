@@ -74,6 +74,58 @@ def test_what_the_manifest_says_of_an_org_comes_before_what_the_file_says(manife
     assert retries == [7, 1]
 
 
+CRON = {"ingest": "5 4 * * *", "maintain": "@daily", "timezone": "Europe/Amsterdam"}
+
+
+def when(dag: DAG) -> tuple[str, str] | None:
+    expression = getattr(dag.timetable, "expression", None)
+    return expression and (expression, str(dag.timetable.timezone))
+
+
+@pytest.mark.parametrize("run_with, clock", [("api", None), ("cli", None), ("api", "airflow"), ("cli", "polder")])
+def test_one_clock_winds_each_org(manifest, run_with, clock):
+    external = {"ingest": "external", "timezone": "Europe/Amsterdam"}
+    over = {"ingest": "1 1 * * *"}
+    write(
+        manifest, org("timed", "t", schedule=CRON), org("handed", "t", schedule=external),
+        org("silent", "t"), org("over", "t", schedule=CRON, schedules=over),
+    )
+    given = {"ingest": "7 * * * *", "validate": "8 * * * *", "maintain": "9 * * * *"}
+    found = made(manifest, run_with=run_with, clock=clock, schedules=given, spread=False)
+    times = {id.removeprefix("polder_"): when(dag) for id, dag in found.items()}
+    for id in ["handed", "silent"]:
+        assert [times[f"{id}_{work}"] for work in WORKS] == [(given[work], "UTC") for work in WORKS]
+    here = clock == "airflow" or (run_with, clock) == ("cli", None)
+    assert times["timed_ingest"] == (("5 4 * * *", "Europe/Amsterdam") if here else None)
+    assert times["timed_maintain"] == (("0 0 * * *", "Europe/Amsterdam") if here else None)
+    assert times["timed_validate"] == ("8 * * * *", "UTC"), "of which the configuration says nothing"
+    assert times["over_ingest"] == ("1 1 * * *", "UTC")
+
+
+def test_an_orgs_limits_bound_its_dags_and_pools(manifest, capsys):
+    write(
+        manifest, org("a", "t", limits={"runs": 6, "weight": 2}), org("b", "t", limits={"runs": None}),
+        org("c", "t", limits={"runs": 6}, runs=1),
+    )
+    found = made(manifest)
+    assert [found[f"polder_{id}_ingest"].max_active_tasks for id in "abc"] == [6, 2, 1]
+    assert main(["pools", str(manifest)]) == 0
+    pools = json.loads(capsys.readouterr().out)
+    assert [pools[f"polder_{id}"]["slots"] for id in "abc"] == [6, 2, 1]
+
+
+def test_steps_know_their_sources_for_openlineage(manifest):
+    tables = [{"name": "t", "source": "revdb", "mode": "append"}, {"name": "u", "source": "files"}]
+    write(manifest, {"id": "401", "tables": tables})
+    for run_with in ["api", "cli"]:
+        dag = made(manifest, run_with=run_with)["polder_401_ingest"]
+        assert dag.tasks[0].partial_kwargs["sources"] == {"t": "revdb", "u": "files"}
+        steps = made(manifest, run_with=run_with, steps="explicit")["polder_401_ingest"].tasks
+        assert [step.sources[step.table] for step in steps] == ["revdb", "files"]
+    options = {"image": "polder:1", "namespace": "lake", "name": "polder"}
+    assert made(manifest, run_with="pod", options=options)
+
+
 def test_presets_start_at_a_time_of_each_orgs_own(manifest):
     write(manifest, *(org(str(id), "t") for id in range(300)))
     found = made(manifest, schedules={"maintain": "@weekly"})
@@ -138,6 +190,11 @@ BROKEN = {
     "no cron expression": org("x", "t", schedules={"ingest": "every day"}),
     "unknown work": org("x", "t", schedules={"erase": "@daily"}),
     "retries are no number": org("x", "t", retries="many"),
+    "a schedule that is none": org("x", "t", schedule="@daily"),
+    "a schedule of numbers": org("x", "t", schedule={"ingest": 5}),
+    "a cron text that Airflow has not": org("x", "t", schedules={"ingest": "0 0 * * * *"}),
+    "limits are none": org("x", "t", limits=3),
+    "a limit that is no number": org("x", "t", limits={"runs": "all"}),
     "an id that names no org": org("../x", "t"),
     "no object": ["x"],
     "nothing": None,
@@ -159,6 +216,13 @@ def test_a_broken_org_leaves_the_others_as_they_are(manifest, entry, steps):
     assert note.schedule is None and "This org has no DAGs" in note.doc_md
     with pytest.raises(Exception, match="of the manifest"):
         note.tasks[0].execute({})
+
+
+@pytest.mark.parametrize("schedule", [CRON | {"timezone": "Europe/Atlantis"}, CRON | {"ingest": "now and then"}])
+def test_a_time_that_is_none_breaks_its_org_alone(manifest, schedule):
+    write(manifest, org("401", "t", schedule=schedule), org("402", "t"))
+    found = made(manifest, clock="airflow")
+    assert {id for id in found if "401" in id} == {"polder_401_broken"} and len(found) == 4
 
 
 def test_an_org_that_stands_twice_has_no_dags(manifest):
@@ -187,7 +251,7 @@ def test_unknown_options_are_refused(manifest):
     write(manifest, org("401", "t"))
     for wrong in [
         {"steps": "grouped"}, {"run_with": "ssh"}, {"works": ("erase",)},
-        {"schedules": {"erase": None}},
+        {"schedules": {"erase": None}}, {"clock": "mine"},
     ]:
         with pytest.raises(ValueError):
             made(manifest, **wrong)

@@ -3,6 +3,7 @@ programs that end in every way `polder` may."""
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from api import TOKEN, Api, serving
 from polder_airflow.cli import PolderCliOperator
 from polder_airflow.hook import PolderHook, PolderRefused, PolderUnavailable
 from polder_airflow.kubernetes import PolderPodOperator
+from polder_airflow.links import PolderRunLink
 from polder_airflow.operators import (
     PolderMaintainOperator,
     PolderOperator,
@@ -100,6 +102,54 @@ def test_an_end_that_is_no_success_fails_the_step(api, status, error, raised):
         step(deferrable=False).execute(context())
     assert type(failed.value) is raised
     assert all(str(error[part]) in str(failed.value) for part in ("message", "hint") if part in (error or {}))
+
+
+def linked(made) -> str:
+    [link] = made.operator_extra_links
+    assert isinstance(link, PolderRunLink)
+    return link.get_link(made, ti_key=None)
+
+
+def test_a_step_links_to_its_run_however_it_ended(api):
+    server = os.environ["AIRFLOW_CONN_POLDER_DEFAULT"].rpartition("@")[2]
+    made = step(deferrable=False, poll_seconds=0.01)
+    assert linked(made) == ""
+    made.execute(context())
+    assert linked(made) == f"http://{server}/v1/orgs/401/runs/run-of-op-0"
+    api.states, api.error = ["failed"], {"message": "no answer", "retryable": True}
+    made = step(deferrable=False)
+    with pytest.raises(AirflowException):
+        made.execute(context(attempt=2))
+    assert linked(made) == f"http://{server}/v1/orgs/401/runs/run-of-op-1"
+    # The worker that finishes a deferred step is another one, and the key is in no address.
+    made = step()
+    made.finish(context(), {"id": "op-1", "status": "succeeded", "document": {"runs": [{"id": "r/1"}]}})
+    assert linked(made) == f"http://{server}/v1/orgs/401/runs/r%2F1" and TOKEN not in linked(made)
+    made.finish(context(), {"id": "op-1", "status": "succeeded", "document": {"runs": [{}]}})
+
+
+def named(tables) -> list[tuple[str, str]]:
+    return [(table.namespace, table.name) for table in tables]
+
+
+@pytest.mark.parametrize("kind", [PolderOperator, PolderCliOperator])
+def test_openlineage_is_told_what_a_step_reads_and_writes(kind):
+    source, lake = ("polder://sources/revdb", "401.op/portunity"), ("polder://lake", "org_401.op/portunity")
+    expected = {
+        "ingest": ([source], [lake]), "validate": ([source, lake], []), "maintain": ([lake], [lake]),
+    }
+    for work, (inputs, outputs) in expected.items():
+        made = step(kind, work=work, sources={"op/portunity": "revdb", "other": "files"})
+        facets = made.get_openlineage_facets_on_complete(None)
+        assert (named(facets.inputs), named(facets.outputs)) == (inputs, outputs), work
+    unknown = step(kind).get_openlineage_facets_on_complete(None)
+    assert (named(unknown.inputs), named(unknown.outputs)) == ([], [lake])
+
+
+def test_without_openlineage_a_step_says_nothing(monkeypatch):
+    # As where it is not installed: a None in there fails the import.
+    monkeypatch.setitem(sys.modules, "airflow.providers.openlineage.extractors", None)
+    assert step(sources={"op/portunity": "revdb"}).get_openlineage_facets_on_complete(None) is None
 
 
 def test_what_the_server_refuses_is_not_tried_again_and_what_it_cannot_now_is(api):
@@ -263,6 +313,9 @@ def test_the_provider_says_what_it_has():
     for part in ("operators", "hooks", "triggers"):
         for module in info[part][0]["python-modules"]:
             importlib.import_module(module)
+    for link in info["extra-links"]:
+        module, _, name = link.rpartition(".")
+        assert getattr(importlib.import_module(module), name) is PolderRunLink
     connection = info["connection-types"][0]
     assert connection["connection-type"] == PolderHook.conn_type
     behaviour = PolderHook.get_ui_field_behaviour()

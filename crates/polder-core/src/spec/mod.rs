@@ -5,6 +5,7 @@
 
 mod bytes;
 mod engine;
+mod external;
 mod maintenance;
 mod partition;
 mod pipeline;

@@ -10,6 +10,7 @@ use serde::de::{MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
+use super::external::{schedule_or_external, schedule_or_external_schema};
 use super::{
     EngineKind, MaintenanceSpec, OrgLimits, PartitionField, RetentionSpec, ScheduleSpec, SortField,
     SqlCheck, ValidationSpec,
@@ -30,7 +31,12 @@ pub struct PipelineFile {
 #[serde(deny_unknown_fields)]
 pub struct TemplateSpec {
     /// When tables run that say nothing of it themselves, nor their org.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "schedule_or_external"
+    )]
+    #[schemars(schema_with = "schedule_or_external_schema")]
     pub schedule: Option<ScheduleSpec>,
     /// How much of the machine each org may take that takes the template: what the org says itself holds
     /// instead, limit by limit.
@@ -98,7 +104,12 @@ pub struct OrgSpec {
     #[serde(default)]
     pub tables: Vec<TableSpec>,
     /// When the org's tables run that say nothing of it themselves.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "schedule_or_external"
+    )]
+    #[schemars(schema_with = "schedule_or_external_schema")]
     pub schedule: Option<ScheduleSpec>,
     /// How much of the machine the org may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -184,7 +195,12 @@ pub struct TableSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineKind>,
     /// When `polder serve` runs the table; as its org or template says when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "schedule_or_external"
+    )]
+    #[schemars(schema_with = "schedule_or_external_schema")]
     pub schedule: Option<ScheduleSpec>,
     /// How the table is held to its source, and what follows when it is wrong.
     #[serde(default)]
@@ -240,6 +256,8 @@ pub struct TablePatch {
     pub retention: Option<RetentionSpec>,
     pub maintenance: Option<MaintenanceSpec>,
     pub engine: Option<EngineKind>,
+    #[serde(deserialize_with = "schedule_or_external")]
+    #[schemars(schema_with = "schedule_or_external_schema")]
     pub schedule: Option<ScheduleSpec>,
     pub validation: Option<ValidationSpec>,
     pub checks: Option<Vec<SqlCheck>>,

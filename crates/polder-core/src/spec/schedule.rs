@@ -16,6 +16,7 @@ use croner::parser::{CronParser, Seconds, Year};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::external::EXTERNAL;
 use super::{ByteCount, Limits};
 use crate::erasure::Span;
 use crate::{Error, ErrorCode, OrgId, Result};
@@ -24,7 +25,8 @@ use crate::{Error, ErrorCode, OrgId, Result};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleSpec {
-    /// Minute, hour, day of the month, month, day of the week: `15 * * * *`; or `@hourly`, `@daily`.
+    /// Minute, hour, day of the month, month, day of the week: `15 * * * *`; or `@hourly`, `@daily`;
+    /// `external` where an orchestrator has the clock.
     pub cron: CronText,
     /// The time zone of the hours: an IANA name such as `Europe/Amsterdam`.
     #[serde(default)]
@@ -201,14 +203,13 @@ impl ScheduleSpec {
         }
         let begin: CronText =
             format!("{} {} * * *", hours.from % 60, hours.from / 60).parse().ok()?;
-        begin.0.find_next_occurrence(&now, false).ok().map(|begin| begin.timestamp_millis())
+        begin.next(&now).map(|begin| begin.timestamp_millis())
     }
 
     fn next_of(&self, cron: &CronText, org: &OrgId, after_ms: i64) -> Option<i64> {
         let shift = self.jitter.of(org);
         let after = DateTime::from_timestamp_millis(after_ms.checked_sub(shift)?)?;
-        let after = after.with_timezone(&self.timezone.0);
-        let next = cron.0.find_next_occurrence(&after, false).ok()?;
+        let next = cron.next(&after.with_timezone(&self.timezone.0))?;
         next.timestamp_millis().checked_add(shift)
     }
 }
@@ -257,16 +258,27 @@ impl fmt::Display for Hours {
     }
 }
 
-/// A cron text that was understood. What it is understood as takes some 5 kB, and one text is many tables'.
+/// A cron text that was understood; none where somebody else has the clock. What it is understood as takes some
+/// 5 kB, and one text is many tables'.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CronText(Arc<Cron>);
+pub struct CronText(Option<Arc<Cron>>);
+
+impl CronText {
+    /// The first time after this one; `None` if there is none that Polder keeps.
+    fn next(&self, after: &DateTime<Tz>) -> Option<DateTime<Tz>> {
+        self.0.as_ref()?.find_next_occurrence(after, false).ok()
+    }
+}
 
 impl FromStr for CronText {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        if text == EXTERNAL {
+            return Ok(Self(None));
+        }
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed);
-        parser.build().parse(text).map(|cron| Self(Arc::new(cron))).map_err(|cause| {
+        parser.build().parse(text).map(|cron| Self(Some(Arc::new(cron)))).map_err(|cause| {
             Error::new(ErrorCode::SpecInvalid, format!("{text:?} is no cron text"))
                 .hint("write minute hour day month weekday: \"15 * * * *\", or @hourly, @daily")
                 .caused_by(cause)
@@ -276,7 +288,7 @@ impl FromStr for CronText {
 
 impl fmt::Display for CronText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.as_str())
+        f.write_str(self.0.as_ref().map_or(EXTERNAL, |cron| cron.as_str()))
     }
 }
 
@@ -377,7 +389,7 @@ macro_rules! texts {
 }
 
 texts! {
-    CronText, "Minute, hour, day of the month, month, day of the week.", "15 * * * *";
+    CronText, "Minute, hour, day of the month, month, day of the week; or `external`.", "15 * * * *";
     TimeZone, "A time zone by its IANA name.", "Europe/Amsterdam";
     Jitter, "A whole number and s, m or h, 24h at most.", "10m";
     Hours, "Two times of the day, the first one within.", "22:00-06:00";

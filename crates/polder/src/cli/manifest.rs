@@ -1,5 +1,6 @@
 //! `polder manifest`: what an orchestrator has to know of the pipelines, as one document. It says
-//! which tables there are, never where rows come from or how a source is reached.
+//! which tables there are, when they run and within which limits, never where rows come from or how a
+//! source is reached.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use polder_control::{OrgPipeline, churn};
-use polder_core::spec::Mode;
+use polder_core::spec::{CronText, Mode, OrgLimits, ScheduleSpec, TimeZone};
 use polder_core::{Error, ErrorCode, Result};
 use serde::Serialize;
 use serde_json::json;
@@ -47,7 +48,22 @@ struct Org<'a> {
     id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<Schedule<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<&'a OrgLimits>,
     tables: Vec<Table<'a>>,
+}
+
+/// When all of an org's tables run.
+#[derive(PartialEq, Serialize)]
+struct Schedule<'a> {
+    ingest: &'a CronText,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validate: Option<&'a CronText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    maintain: Option<&'a CronText>,
+    timezone: TimeZone,
 }
 
 #[derive(Serialize)]
@@ -95,8 +111,30 @@ fn org(pipeline: &OrgPipeline) -> Org<'_> {
         source: &table.source,
         mode: table.mode,
     });
-    let name = pipeline.name.as_deref();
-    Org { id: pipeline.org.as_str(), name, tables: tables.collect() }
+    let limits = Some(&pipeline.limits).filter(|limits| **limits != OrgLimits::default());
+    Org {
+        id: pipeline.org.as_str(),
+        name: pipeline.name.as_deref(),
+        schedule: schedule(pipeline),
+        limits,
+        tables: tables.collect(),
+    }
+}
+
+/// The times that all tables of the org have; `None` where they differ.
+fn schedule(pipeline: &OrgPipeline) -> Option<Schedule<'_>> {
+    let mut times = pipeline.tables.iter().map(|table| table.schedule.as_ref().map(times));
+    let first = times.next()??;
+    times.all(|other| other.as_ref() == Some(&first)).then_some(first)
+}
+
+fn times(spec: &ScheduleSpec) -> Schedule<'_> {
+    Schedule {
+        ingest: &spec.cron,
+        validate: spec.validate_at.as_ref(),
+        maintain: spec.maintain.as_ref(),
+        timezone: spec.timezone,
+    }
 }
 
 /// The hash and the document: one org a line, so that a change is seen as one.
@@ -115,7 +153,10 @@ fn document(content: &Content<'_>) -> Result<(String, String)> {
 
 /// Puts the text in the file's place: readers see the old one or the new one, whole. False where it
 /// was there already.
-fn write(path: &Path, text: &str) -> Result<bool> {
+///
+/// # Errors
+/// `spec.invalid` for a file that cannot be written.
+pub(super) fn write(path: &Path, text: &str) -> Result<bool> {
     if std::fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
         return Ok(false);
     }

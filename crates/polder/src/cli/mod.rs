@@ -139,7 +139,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8> {
         Command::Manifest(manifest) => manifest.run(&load()?.looked().await?).await,
         Command::Query(query) => Box::pin(query.run(&load()?)).await,
         Command::QueryProcess(process) => Box::pin(process.run(load)).await,
-        Command::Trino(trino) => trino.run(&load()?),
+        Command::Trino(trino) => Box::pin(trino.run(load()?)).await,
         Command::Mcp(mcp) => Box::pin(mcp.run(load()?)).await,
         Command::Serve(serve) => watched(load()?, |app| Box::pin(serve.run(app))).await,
         Command::Worker(worker) => watched(load()?, |app| Box::pin(worker::run(worker, app))).await,

@@ -1,19 +1,24 @@
 //! `polder trino catalogs`: what Trino needs to see the lake and the sources under the names they have
-//! here.
+//! here, and what it needs to hold each org to its own schema and its limits.
 //!
 //! No secret is written: Trino puts environment variables into its files by itself (`${ENV:NAME}`).
+
+mod rules;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use polder_control::churn;
 use polder_core::spec::{GlueConfig, ProcessConfig, RestCatalogConfig, S3Config, SourceSpec};
 use polder_core::{Error, ErrorCode, Result, SecretRef};
 use polder_lake::CatalogSettings;
 use polder_sources::postgres::{Place, PostgresSource};
 use serde_json::json;
 
+use self::rules::{Names, Rules};
+use super::manifest;
 use crate::app::App;
 use crate::{exit, output};
 
@@ -25,7 +30,8 @@ pub(crate) struct Trino {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write Trino's catalog files: `lake`, and one for each source.
+    /// Write Trino's catalog files: `lake`, and one for each source; with `--etc` its access rules and
+    /// resource groups, too.
     Catalogs(Catalogs),
 }
 
@@ -37,17 +43,37 @@ struct Catalogs {
     /// Where Trino reaches `polder serve`; `http://` and `[serve] listen` when absent.
     #[arg(long, value_name = "URL")]
     serve: Option<String>,
+    /// Write access rules and resource groups of the orgs as well, into this folder: Trino's `etc`.
+    #[arg(long, value_name = "DIR", requires = "operator")]
+    etc: Option<PathBuf>,
+    /// A user of Trino who may do everything; may be given several times.
+    #[arg(long, value_name = "USER", requires = "etc")]
+    operator: Vec<String>,
+    /// How an org's user is named in Trino; `{org}` stands for the org's id.
+    #[arg(long, value_name = "PATTERN", default_value = "org_{org}")]
+    org_user: String,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
 }
 
 impl Trino {
-    pub(crate) fn run(&self, app: &App) -> Result<u8> {
+    pub(crate) async fn run(&self, app: App) -> Result<u8> {
         let Command::Catalogs(catalogs) = &self.command;
-        catalogs.run(app)
+        match &catalogs.etc {
+            None => catalogs.run(&app, Vec::new()),
+            Some(etc) => {
+                let app = app.looked().await?;
+                let rules = catalogs.rules(&app, etc).await?;
+                catalogs.run(&app, rules)
+            }
+        }
     }
 }
+
+/// Said with the rules, every time.
+const NO_AUTHENTICATION: &str =
+    "the rules mean nothing where Trino asks nobody who they are: switch its authentication on";
 
 /// The lines of one catalog.
 type Properties = Vec<(String, String)>;
@@ -62,7 +88,16 @@ struct Written {
 }
 
 impl Catalogs {
-    fn run(&self, app: &App) -> Result<u8> {
+    /// The files of rules and what stands in them. An org that leaves has no rule, and so may nothing.
+    async fn rules(&self, app: &App, etc: &Path) -> Result<Vec<(PathBuf, String)>> {
+        let leaving = churn::leaving(&app.store().await?).await?;
+        let stays = app.pipelines.iter().filter(|org| !leaving.contains(org.org.as_str()));
+        let names = Names { operators: &self.operator, org_user: &self.org_user };
+        Rules::of(stays, &names, &app.config.process.limits)?.files(etc)
+    }
+
+    /// Writes the catalogs, and these files beside.
+    fn run(&self, app: &App, rules: Vec<(PathBuf, String)>) -> Result<u8> {
         let process = &app.config.process;
         let mut written = Written::default();
         let settings = app.lake_settings()?;
@@ -89,7 +124,10 @@ impl Catalogs {
                 )),
             }
         }
-        let paths = written.save(&self.out)?;
+        if !rules.is_empty() {
+            written.notes.push(NO_AUTHENTICATION.to_owned());
+        }
+        let paths = written.save(&self.out, rules)?;
         self.report(&written, &paths);
         Ok(exit::OK)
     }
@@ -263,10 +301,10 @@ impl Written {
         format!("${{ENV:{name}}}")
     }
 
-    /// Writes the files, all of them or none that a line could break out of.
-    fn save(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+    /// Writes the catalogs and the other files, all of them or none that a line could break out of.
+    fn save(&self, folder: &Path, others: Vec<(PathBuf, String)>) -> Result<Vec<PathBuf>> {
         let failed = |path: &Path, cause: std::io::Error| {
-            let message = "a catalog file cannot be written";
+            let message = "a folder for Trino's files cannot be made";
             Error::new(ErrorCode::SpecInvalid, message)
                 .detail(path.display().to_string())
                 .caused_by(cause)
@@ -275,11 +313,16 @@ impl Written {
             let text = text(lines).map_err(|error| error.within(&format!("catalog {name}")))?;
             Ok((folder.join(format!("{name}.properties")), text))
         });
-        let texts = texts.collect::<Result<Vec<_>>>()?;
-        std::fs::create_dir_all(folder).map_err(|cause| failed(folder, cause))?;
+        let mut texts = texts.collect::<Result<Vec<_>>>()?;
+        texts.extend(others);
+        let folders = texts.iter().filter_map(|(path, _)| path.parent()).chain([folder]);
+        for folder in folders {
+            std::fs::create_dir_all(folder).map_err(|cause| failed(folder, cause))?;
+        }
         let mut paths = Vec::new();
         for (path, text) in texts {
-            std::fs::write(&path, text).map_err(|cause| failed(&path, cause))?;
+            // In one step: Trino may be reading the rules.
+            manifest::write(&path, &text)?;
             paths.push(path);
         }
         Ok(paths)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from polder_airflow.lineage import lineage
 from polder_airflow.work import Step, Work
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class PolderCliOperator(BaseOperator):
     """Some work on one table, by the binary; gives its reports without their details, at most 100.
 
     `project` is the folder of `polder.toml`; `env` is put over the worker's environment, and is where
-    secrets that the configuration refers to come from when the worker has them not.
+    secrets that the configuration refers to come from when the worker has them not; `sources` names the
+    source of tables, for OpenLineage alone.
     """
 
     template_fields: Sequence[str] = ("org", "table", "project", "binary", "env")
@@ -39,6 +41,7 @@ class PolderCliOperator(BaseOperator):
         org: str,
         table: str,
         work: str = Work.INGEST,
+        sources: Mapping[str, str] | None = None,
         project: str = ".",
         binary: str = "polder",
         env: Mapping[str, str] | None = None,
@@ -48,6 +51,7 @@ class PolderCliOperator(BaseOperator):
         self.org = org
         self.table = table
         self.work = work
+        self.sources = sources
         self.project = project
         self.binary = binary
         self.env = env
@@ -79,6 +83,11 @@ class PolderCliOperator(BaseOperator):
             self.log.info("%s", json.dumps(summary))
         self._check(self._process.returncode, reports, said)
         return summaries
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """What OpenLineage's provider asks after the step has succeeded."""
+        step = Step(Work(self.work), self.org, self.table)
+        return lineage(step, (self.sources or {}).get(self.table))
 
     def on_kill(self) -> None:
         """Asks the binary to stop: nothing unfinished becomes visible."""

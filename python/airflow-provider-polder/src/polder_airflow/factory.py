@@ -9,13 +9,14 @@ import logging
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, BaseOperator, conf, get_parsing_context
 from airflow.sdk.exceptions import AirflowFailException
 
-from polder_airflow.manifest import Broken, Manifest, Org, load
+from polder_airflow.manifest import EXTERNAL, Broken, Manifest, Org, load
 from polder_airflow.schedules import timetable
 from polder_airflow.work import Work
 
@@ -25,6 +26,7 @@ SCHEDULES: Mapping[str, str | None] = {"ingest": "@hourly", "validate": "@daily"
 _BROKEN = "broken"
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _STEPS = ("mapped", "explicit")
+_CLOCKS = ("airflow", "polder")
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,13 @@ class _Plan:
     prefix: str
     works: tuple[Work, ...]
     schedules: Mapping[str, str | None]
+    clock: str
     spread: bool
     steps: str
     pools: bool
     operator: type[BaseOperator]
     options: Mapping[str, Any]
+    lineage: bool
     default_args: Mapping[str, Any]
     dag_options: Mapping[str, Any]
     runs_max: int | None
@@ -60,6 +64,7 @@ def dags(
     options: Mapping[str, Any] | None = None,
     works: tuple[str, ...] = tuple(Work),
     schedules: Mapping[str, str | None] | None = None,
+    clock: str | None = None,
     spread: bool = True,
     steps: str = "mapped",
     pools: bool = False,
@@ -77,6 +82,10 @@ def dags(
     - `works`: which of `ingest`, `validate`, `maintain`.
     - `schedules`: by work, a cron expression or preset, `None` for by hand; what the manifest says of
       an org comes first. With `spread`, the presets start at a time of each org's own.
+    - `clock`: who keeps the times that Polder's own configuration says. `polder`: `polder serve` does,
+      and their DAGs are by hand; `airflow`: their DAGs have these times. Absent, `polder` for
+      `run_with="api"` and `airflow` for the others. Where it says `external`, and where it says
+      nothing, `schedules` holds.
     - `steps`: `mapped`, one mapped task of which each table is an instance, or `explicit`, a task per
       table, which costs ten times the time to parse.
     - `pools`: put each org's steps into the pool `polder_<org>`, which has to exist: see
@@ -92,15 +101,21 @@ def dags(
     if steps not in _STEPS:
         raise ValueError(f"steps={steps!r}: give one of {', '.join(_STEPS)}")
     found = load(manifest)
+    clock = clock or ("polder" if run_with == "api" else "airflow")
+    if clock not in _CLOCKS:
+        raise ValueError(f"clock={clock!r}: give one of {', '.join(_CLOCKS)}")
     plan = _Plan(
         prefix=prefix,
         works=tuple(Work(work) for work in works),
         schedules=SCHEDULES | _known(schedules or {}),
+        clock=clock,
         spread=spread,
         steps=steps,
         pools=pools,
         operator=_operator(run_with),
         options=dict(options or {}),
+        # Pods are Kubernetes' own operator, which knows nothing of sources.
+        lineage=run_with != "pod" and _has_lineage(),
         default_args={"retries": retries, "retry_delay": retry_delay} | dict(default_args or {}),
         dag_options=_asked_once() | dict(dag_options or {}),
         runs_max=found.runs_max,
@@ -123,6 +138,13 @@ def _known(schedules: Mapping[str, str | None]) -> dict[str, str | None]:
     if unknown:
         raise ValueError(f"schedules for {', '.join(unknown)}: there is {', '.join(SCHEDULES)}")
     return dict(schedules)
+
+
+def _has_lineage() -> bool:
+    try:
+        return find_spec("airflow.providers.openlineage") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _operator(run_with: str) -> type[BaseOperator]:
@@ -172,12 +194,12 @@ def _of_org(plan: _Plan, org: Org | Broken, works: tuple[Work, ...]) -> list[DAG
 
 def _dag(plan: _Plan, org: Org, work: Work) -> DAG:
     runs = org.runs_max if org.runs_max is not None else plan.runs_max
-    when = org.schedules.get(work, plan.schedules[work])
+    when, timezone = _when(plan, org, work)
     default_args = dict(plan.default_args)
     if org.retries is not None:
         default_args["retries"] = org.retries
     dag_options: dict[str, Any] = {
-        "schedule": timetable(when, org.id, plan.spread),
+        "schedule": timetable(when, org.id, plan.spread, timezone),
         "start_date": _START,
         "catchup": False,
         # Two runs of a table at once would be one too many.
@@ -191,8 +213,20 @@ def _dag(plan: _Plan, org: Org, work: Work) -> DAG:
     options = {"org": org.id, "work": str(work), **plan.options}
     if plan.pools:
         options["pool"] = f"{plan.prefix}_{org.id}"
+    if plan.lineage:
+        options["sources"] = dict(org.sources)
     _steps(plan, dag, work, org.tables, options)
     return dag
+
+
+def _when(plan: _Plan, org: Org, work: Work) -> tuple[str | None, str]:
+    """When a DAG runs, and in which time zone."""
+    if work in org.schedules:
+        return org.schedules[work], "UTC"
+    said = org.clock.times.get(work, EXTERNAL)
+    if said == EXTERNAL:
+        return plan.schedules[work], "UTC"
+    return (None, "UTC") if plan.clock == "polder" else (said, org.clock.timezone)
 
 
 def _steps(

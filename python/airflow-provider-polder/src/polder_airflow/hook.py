@@ -107,6 +107,11 @@ class PolderHook(BaseHook):
         with self._client() as client:
             return Operation.of(id, _checked(client.get(_path(id))).json())
 
+    def run_url(self, org: str, run: str) -> str:
+        """Where the server tells of a run, to whoever shows a key."""
+        base = _settings(self.get_connection(self.conn_id))["base_url"]
+        return f"{base}/v1/orgs/{quote(org, safe='')}/runs/{quote(run, safe='')}"
+
     def cancel(self, id: str) -> None:
         """Asks for the end of an operation's runs; those that have ended already stay as they are."""
         with self._client() as client:

@@ -22,6 +22,19 @@ class ManifestError(Exception):
     """The manifest as a whole cannot be read. Airflow shows it as the DAG file's import error."""
 
 
+EXTERNAL = "external"
+"""Instead of a cron text: Airflow has the clock."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When Polder's own configuration says that all tables of an org run."""
+
+    times: Mapping[str, str]
+    """By work: cron texts, or `EXTERNAL`."""
+    timezone: str
+
+
 @dataclass(frozen=True)
 class Org:
     """One org's pipeline."""
@@ -29,8 +42,11 @@ class Org:
     id: str
     name: str | None
     tables: tuple[str, ...]
+    sources: Mapping[str, str]
+    """By table, as far as the manifest names them."""
+    clock: Clock
     schedules: Mapping[str, str | None]
-    """By work; only what the manifest says."""
+    """By work, over the clock; only what the manifest says."""
     retries: int | None
     runs_max: int | None
     """Steps of this org at the same time."""
@@ -143,8 +159,41 @@ def _checked(id: str, entry: dict[str, Any]) -> Org:
     for what, count in (("retries", retries), ("runs", runs)):
         if count is not None and not _is_count(count):
             raise ValueError(f"{what} is {count!r}, no number")
+    runs = _runs(entry) if runs is None else runs
     name = entry.get("name")
-    return Org(id, name if isinstance(name, str) else None, names, schedules, retries, runs)
+    return Org(
+        id=id,
+        name=name if isinstance(name, str) else None,
+        tables=names,
+        sources={t["name"]: t["source"] for t in tables if isinstance(t.get("source"), str)},
+        clock=_clock(entry.get("schedule")),
+        schedules=schedules,
+        retries=retries,
+        runs_max=runs,
+    )
+
+
+def _clock(schedule: Any) -> Clock:
+    """Parts that this provider does not know are left alone: they are a newer Polder's."""
+    if schedule is None or schedule == EXTERNAL:
+        return Clock({}, "UTC")
+    if not isinstance(schedule, dict):
+        raise ValueError(f"has a schedule that is none: {schedule!r}")
+    times = {str(work): schedule[work] for work in Work if schedule.get(work) is not None}
+    timezone = schedule.get("timezone", "UTC")
+    if not all(isinstance(text, str) for text in (*times.values(), timezone)):
+        raise ValueError(f"has a schedule that is no text: {schedule!r}")
+    return Clock(times, timezone)
+
+
+def _runs(entry: dict[str, Any]) -> int | None:
+    limits = entry.get("limits")
+    if limits is None:
+        return None
+    runs = limits.get("runs") if isinstance(limits, dict) else ""
+    if runs is not None and not _is_count(runs):
+        raise ValueError(f"has limits that are none: {limits!r}")
+    return runs
 
 
 def _is_count(value: Any) -> bool:

@@ -1,13 +1,15 @@
 """Steps that `polder serve` carries out. They hold a worker only while they start and end."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from polder_airflow.hook import PolderHook, PolderRefused
+from polder_airflow.lineage import lineage
+from polder_airflow.links import PolderRunLink
 from polder_airflow.trigger import OperationTrigger
 from polder_airflow.work import Step, Work
 
@@ -18,12 +20,15 @@ if TYPE_CHECKING:
 class PolderOperator(BaseOperator):
     """Some work on one table through the API; gives the operation's document.
 
+    `sources` names the source of tables, for OpenLineage alone.
+
     `deferrable=False` waits in the worker. An operation that failed in a way that asking again will
     not mend (`retryable: false`), or was cancelled, fails the step without Airflow's retries.
     """
 
     template_fields: Sequence[str] = ("org", "table", "conn_id")
     ui_color = "#d7ecf5"
+    operator_extra_links = (PolderRunLink(),)
 
     def __init__(
         self,
@@ -31,6 +36,7 @@ class PolderOperator(BaseOperator):
         org: str,
         table: str,
         work: str = Work.INGEST,
+        sources: Mapping[str, str] | None = None,
         conn_id: str = PolderHook.default_conn_name,
         poll_seconds: float = 5.0,
         deferrable: bool = True,
@@ -40,10 +46,12 @@ class PolderOperator(BaseOperator):
         self.org = org
         self.table = table
         self.work = work
+        self.sources = sources
         self.conn_id = conn_id
         self.poll_seconds = poll_seconds
         self.deferrable = deferrable
         self._operation: str | None = None
+        self.run_url: str | None = None
 
     def execute(self, context: "Context") -> Any:
         """Starts the work and waits for its end."""
@@ -67,15 +75,29 @@ class PolderOperator(BaseOperator):
         if "error" in event:
             raise AirflowException(f"operation {event['id']}: {event['error']}")
         document = event["document"]
+        runs = document.get("runs", [])
+        if runs:
+            self._link(runs[0])
         if event["status"] == "succeeded":
             return document
-        errors = [run["error"] for run in document.get("runs", []) if run.get("error")]
+        errors = [run["error"] for run in runs if run.get("error")]
         error = errors[0] if errors else {}
         said = [str(error[part]) for part in ("message", "title", "detail", "hint") if error.get(part)]
         text = f"operation {event['id']} {event['status']}: {': '.join(said) or 'no reason given'}"
         if event["status"] == "cancelled" or error.get("retryable") is False:
             raise AirflowFailException(text)
         raise AirflowException(text)
+
+    def _link(self, run: dict[str, Any]) -> None:
+        try:
+            self.run_url = PolderHook(self.conn_id).run_url(self.org, run["id"])
+        except Exception as error:  # what was done is done, with a link to it or without
+            self.log.warning("no link to the run: %s", error)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """What OpenLineage's provider asks after the step has succeeded."""
+        step = Step(Work(self.work), self.org, self.table)
+        return lineage(step, (self.sources or {}).get(self.table))
 
     def on_kill(self) -> None:
         """Ends the work with the step."""

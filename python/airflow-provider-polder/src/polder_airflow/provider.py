@@ -28,6 +28,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "hooks": [{"integration-name": integration, "python-modules": ["polder_airflow.hook"]}],
         "triggers": [{"integration-name": integration, "python-modules": ["polder_airflow.trigger"]}],
+        "extra-links": ["polder_airflow.links.PolderRunLink"],
         "connection-types": [
             {
                 "connection-type": "polder",

@@ -2,11 +2,14 @@
 
 from functools import cache
 from zlib import crc32
+from zoneinfo import ZoneInfo
 
 from airflow.sdk import CronTriggerTimetable
 from croniter import croniter
 
 _PRESETS = {
+    "@annually": "0 0 1 1 *",
+    "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
     "@weekly": "0 0 * * 0",
@@ -19,8 +22,10 @@ _PRESETS = {
 _SPREAD = {"@hourly": (60, 1), "@daily": (24 * 60, 5), "@weekly": (7 * 24 * 60, 30)}
 
 
-def timetable(when: str | None, org: str, spread: bool) -> CronTriggerTimetable | None:
-    """What Airflow takes as a DAG's schedule: a cron expression or preset, in UTC.
+def timetable(
+    when: str | None, org: str, spread: bool, timezone: str = "UTC"
+) -> CronTriggerTimetable | None:
+    """What Airflow takes as a DAG's schedule: a cron expression or preset, in the time zone of that name.
 
     With `spread`, the presets `@hourly`, `@daily` and `@weekly` begin at a time of the org's own,
     always the same. Raises `ValueError` for what is no schedule.
@@ -37,12 +42,16 @@ def timetable(when: str | None, org: str, spread: bool) -> CronTriggerTimetable 
             "@daily": f"{minute} {hour} * * *",
             "@weekly": f"{minute} {hour} * * {days}",
         }[when]
-    return _shared(_PRESETS.get(when, when))
+    return _shared(_PRESETS.get(when, when), timezone)
 
 
 @cache
-def _shared(expression: str) -> CronTriggerTimetable:
+def _shared(expression: str, timezone: str) -> CronTriggerTimetable:
     # Airflow itself looks at it only when the file has been parsed, and then it is all DAGs' error.
     if len(expression.split()) != 5 or not croniter.is_valid(expression):
         raise ValueError(f"has a schedule that is no cron expression: {expression!r}")
-    return CronTriggerTimetable(expression, timezone="UTC")
+    try:
+        ZoneInfo(timezone)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"has a schedule in no time zone: {timezone!r}") from error
+    return CronTriggerTimetable(expression, timezone=timezone)
