@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::Operator;
@@ -20,6 +21,23 @@ use super::filter::{literal, operator};
 
 /// The most keys that are sent to a source.
 pub(super) const KEYS_MAX: usize = 10_000;
+
+/// How long filters are waited for. Of a join's partitions the last one fills its filter in, and lets the
+/// others go on a moment before; a filter of other operators is complete only when all has been read.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Waits until the filters say all that they are going to, but not for long.
+pub(super) async fn settled(filters: &[Arc<dyn PhysicalExpr>]) {
+    let all = async {
+        for filter in filters {
+            if let Some(filter) = filter.as_any().downcast_ref::<DynamicFilterPhysicalExpr>() {
+                filter.wait_complete().await;
+            }
+        }
+    };
+    // What has not been said by then is not asked for.
+    let _ = tokio::time::timeout(PATIENCE, all).await;
+}
 
 /// The conjunction of what the filters say at the moment of `columns`, which are those of the scan, in order.
 pub(super) fn predicate(filters: &[Arc<dyn PhysicalExpr>], columns: &[Field]) -> Predicate {

@@ -322,6 +322,13 @@ pub(super) struct SourceScan {
 
 type Told = Arc<Mutex<BTreeSet<String>>>;
 
+/// What operators above a scan say of the rows they want, and where it is told.
+struct Keys {
+    filters: Vec<Arc<dyn PhysicalExpr>>,
+    columns: Vec<Field>,
+    told: Told,
+}
+
 impl SourceScan {
     pub(super) fn new(
         place: &str,
@@ -365,12 +372,9 @@ impl SourceScan {
         split: Box<dyn Split>,
     ) -> BoxStream<'static, polder_core::Result<RecordBatch>> {
         let (filters, columns) = (self.filters.clone(), self.columns.clone());
-        let (told, io) = (Arc::clone(&self.told), self.io.clone());
-        let begun = async move {
-            let predicate = keys::predicate(&filters, &columns);
-            read(split, Some((predicate, told)), &io)
-        };
-        futures::stream::once(begun).flatten().boxed()
+        let keys = Keys { filters, columns, told: Arc::clone(&self.told) };
+        let io = self.io.clone();
+        futures::stream::once(async move { read(split, Some(keys), &io) }).flatten().boxed()
     }
 
     /// The scan of an answer to this statement.
@@ -512,15 +516,15 @@ impl ExecutionPlan for SourceScan {
 /// the stream cancels the read.
 fn read(
     mut split: Box<dyn Split>,
-    keys: Option<(Predicate, Told)>,
+    keys: Option<Keys>,
     io: &Handle,
 ) -> impl Stream<Item = polder_core::Result<RecordBatch>> + use<> {
     let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
     let mut tasks = JoinSet::new();
     tasks.spawn_on(
         async move {
-            if let Some((predicate, told)) = keys
-                && let Err(error) = narrow(split.as_mut(), &predicate, &told).await
+            if let Some(keys) = keys
+                && let Err(error) = narrow(split.as_mut(), keys).await
             {
                 let _ = sender.send(Err(error)).await;
                 return;
@@ -547,15 +551,14 @@ fn read(
     })
 }
 
-async fn narrow(
-    split: &mut dyn Split,
-    predicate: &Predicate,
-    told: &Told,
-) -> polder_core::Result<()> {
-    if *predicate == Predicate::True {
+async fn narrow(split: &mut dyn Split, wanted: Keys) -> polder_core::Result<()> {
+    let Keys { filters, columns, told } = wanted;
+    keys::settled(&filters).await;
+    let predicate = keys::predicate(&filters, &columns);
+    if predicate == Predicate::True {
         return Ok(());
     }
-    if let Some(said) = split.narrow(predicate).await? {
+    if let Some(said) = split.narrow(&predicate).await? {
         let mut shown: String = said.chars().take(TOLD_CHARS).collect();
         if shown.len() < said.len() {
             shown.push('…');
