@@ -60,7 +60,7 @@ fn the_manifest_says_when_and_within_which_limits() {
     assert_eq!(orgs[0]["schedule"], json!({ "ingest": "external", "timezone": "UTC" }));
     assert_eq!(orgs[0]["limits"], json!({ "runs": 2, "weight": 3, "memory_mb": 64 }));
     let timed = json!({
-        "ingest": "5 4 * * *", "maintain": "@daily", "timezone": "Europe/Amsterdam",
+        "ingest": "5 4 * * *", "maintain": "0 0 * * *", "timezone": "Europe/Amsterdam",
     });
     assert_eq!(orgs[1]["schedule"], timed);
     assert_eq!(orgs[1]["limits"], json!({ "runs": null, "weight": 3 }));
