@@ -1,20 +1,17 @@
 //! SQL over a collection: the same answers whatever the server leaves out, and whatever was written after
 //! the collection's columns were learnt.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use bson::oid::ObjectId;
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, DateTime, Decimal128, Document, Timestamp, doc};
-use futures::TryStreamExt;
 use mongodb::{Client, Collection};
-use polder_core::{Engine, Error, Principal, Session, Source};
-use polder_lake::{CatalogSettings, Lake, LakeSettings};
-use polder_query::{DataFusionEngine, DataFusionSettings};
+use polder_core::{Error, Principal, Source};
 use polder_sources::mongodb::MongodbSource;
 use tempfile::TempDir;
+
+use super::asked::Asked;
 
 const DOCUMENTS: i32 = 400;
 /// 2024-01-01, in milliseconds.
@@ -144,7 +141,7 @@ struct Server {
     url: String,
     name: String,
     client: Client,
-    engine: DataFusionEngine,
+    engine: Asked,
     _folder: TempDir,
 }
 
@@ -157,23 +154,9 @@ impl Server {
         let name = format!("polder_{}", uuid::Uuid::new_v4().simple());
         let client = Client::with_uri_str(&url).await.expect("client");
         let folder = TempDir::new().expect("a folder");
-        let file = |name: &str| folder.path().join(name).display().to_string();
-        let settings = LakeSettings {
-            warehouse: file("lake"),
-            catalog: CatalogSettings::Sql(format!("sqlite://{}", file("catalog.db")).into()),
-            s3: None,
-        };
-        let lake = Lake::open(settings).await.expect("lake");
         let source: Arc<dyn Source> =
             Arc::new(MongodbSource::new("conversations", url.clone().into(), &name));
-        let open = move |name: &str| Ok((name == "conversations").then(|| Arc::clone(&source)));
-        let settings = DataFusionSettings {
-            memory_bytes: 512 << 20,
-            partitions: 2,
-            spill_dir: folder.path().join("spill"),
-        };
-        let engine =
-            DataFusionEngine::with_sources(&lake, Arc::new(open), settings).expect("engine");
+        let engine = Asked::new(folder.path(), "catalog.db", [("conversations", source)]).await;
         let server = Self { url, name, client, engine, _folder: folder };
         let documents: Vec<_> = (1..=DOCUMENTS).map(document).collect();
         server.emails().insert_many(documents).await.expect("documents");
@@ -191,31 +174,7 @@ impl Server {
 
     /// The rows as text; sorted, unless the query says an order. Without push-down the columns are learnt anew.
     async fn rows(&self, sql: &str, pushdown: bool) -> Result<Vec<String>, Error> {
-        let session = Session {
-            principal: Principal::Operator,
-            rows_max: None,
-            memory_bytes_max: 256 << 20,
-            snapshots: BTreeMap::default(),
-            pushdown,
-        };
-        let batches: Vec<_> = self.engine.query(sql, &session).await?.batches.try_collect().await?;
-        let options = FormatOptions::new().with_null("∅");
-        let mut rows = Vec::new();
-        for batch in &batches {
-            let columns: Vec<_> = batch
-                .columns()
-                .iter()
-                .map(|column| ArrayFormatter::try_new(column, &options).expect("formats"))
-                .collect();
-            for row in 0..batch.num_rows() {
-                let values: Vec<_> = columns.iter().map(|c| c.value(row).to_string()).collect();
-                rows.push(values.join("|"));
-            }
-        }
-        if !sql.contains("ORDER BY") {
-            rows.sort();
-        }
-        Ok(rows)
+        self.engine.rows(sql, Principal::Operator, pushdown).await
     }
 
     /// What comes of a query, be it an error.

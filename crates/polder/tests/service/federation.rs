@@ -3,14 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::util::display::{ArrayFormatter, FormatOptions};
-use futures::TryStreamExt;
-use polder_core::{Engine, Error, ErrorCode, Principal, Session, Source};
-use polder_lake::{CatalogSettings, Lake, LakeSettings};
-use polder_query::{DataFusionEngine, DataFusionSettings};
+use polder_core::{Error, ErrorCode, Principal, Source};
 use polder_sources::postgres::PostgresSource;
 
 use super::Database;
+use super::asked::Asked;
 use crate::project::Project;
 
 const TABLE: &str = r#"
@@ -123,7 +120,7 @@ const SHAPES: &[&str] = &[
 ];
 
 struct Both {
-    engine: DataFusionEngine,
+    engine: Asked,
     _project: Project,
 }
 
@@ -132,23 +129,9 @@ impl Both {
         let project = database.project(SPEC);
         let url = database.url();
         project.run();
-        let file = |name: &str| project.path().join(name).display().to_string();
-        let settings = LakeSettings {
-            warehouse: file("lake"),
-            catalog: CatalogSettings::Sql(format!("sqlite://{}", file("polder.db")).into()),
-            s3: None,
-        };
-        let lake = Lake::open(settings).await.expect("lake");
         let source: Arc<dyn Source> =
             Arc::new(PostgresSource::open("revdb", url.into()).expect("source"));
-        let open = move |name: &str| Ok((name == "revdb").then(|| Arc::clone(&source)));
-        let settings = DataFusionSettings {
-            memory_bytes: 512 << 20,
-            partitions: 2,
-            spill_dir: project.path().join("spill"),
-        };
-        let engine =
-            DataFusionEngine::with_sources(&lake, Arc::new(open), settings).expect("engine");
+        let engine = Asked::new(project.path(), "polder.db", [("revdb", source)]).await;
         Self { engine, _project: project }
     }
 
@@ -163,27 +146,7 @@ impl Both {
         principal: Principal,
         pushdown: bool,
     ) -> Result<Vec<String>, Error> {
-        let session = Session {
-            principal,
-            rows_max: None,
-            memory_bytes_max: 256 << 20,
-            snapshots: std::collections::BTreeMap::default(),
-            pushdown,
-        };
-        let batches: Vec<_> = self.engine.query(sql, &session).await?.batches.try_collect().await?;
-        let options = FormatOptions::new().with_null("∅");
-        let mut rows = Vec::new();
-        for batch in &batches {
-            let columns: Vec<_> = batch
-                .columns()
-                .iter()
-                .map(|column| ArrayFormatter::try_new(column, &options).expect("formats"))
-                .collect();
-            for row in 0..batch.num_rows() {
-                let values: Vec<_> = columns.iter().map(|c| c.value(row).to_string()).collect();
-                rows.push(values.join("|"));
-            }
-        }
+        let mut rows = self.engine.rows(sql, principal, pushdown).await?;
         rows.sort();
         Ok(rows)
     }

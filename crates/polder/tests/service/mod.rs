@@ -1,5 +1,6 @@
 //! Against a real PostgreSQL: incremental runs, late commits, schema changes, kills.
 
+mod asked;
 mod collections;
 mod evolution;
 mod external;

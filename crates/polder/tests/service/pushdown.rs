@@ -5,20 +5,18 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use futures::TryStreamExt;
 use polder_core::spec::{FormatOptions as FileOptions, OnUnrepresentable};
 use polder_core::{
-    ConnectionLimits, Engine, Error, ErrorCode, OrgId, Predicate, Principal, ReadRequest,
-    RunProgress, Session, Source,
+    ConnectionLimits, Error, ErrorCode, OrgId, Predicate, Principal, ReadRequest, RunProgress,
+    Source,
 };
-use polder_lake::{CatalogSettings, Lake, LakeSettings};
-use polder_query::{DataFusionEngine, DataFusionSettings};
 use polder_sources::memory::{MemorySource, MemoryTable};
 use polder_sources::postgres::PostgresSource;
 use tempfile::TempDir;
 
 use super::Database;
+use super::asked::Asked;
 
 /// Values at which two engines differ: texts by collation, blanks, both zeros, NaN, nulls, 38 digits.
 const TABLES: &str = r#"
@@ -128,7 +126,7 @@ const SHAPES: &[&str] = &[
 ];
 
 struct Engines {
-    engine: DataFusionEngine,
+    engine: Asked,
     _folder: TempDir,
 }
 
@@ -136,63 +134,20 @@ impl Engines {
     /// `revdb` is the database, `mem` a copy of it.
     async fn new(database: &Database) -> Self {
         let folder = TempDir::new().expect("a folder");
-        let file = |name: &str| folder.path().join(name).display().to_string();
-        let settings = LakeSettings {
-            warehouse: file("lake"),
-            catalog: CatalogSettings::Sql(format!("sqlite://{}", file("catalog.db")).into()),
-            s3: None,
-        };
-        let lake = Lake::open(settings).await.expect("lake");
         let source: Arc<dyn Source> =
             Arc::new(PostgresSource::open("revdb", database.url().into()).expect("source"));
         let copy = MemorySource::new();
         copy.put("deal", read(&*source, "public.deal").await);
         copy.put("account", read(&*source, "public.Account").await);
         let copy: Arc<dyn Source> = Arc::new(copy);
-        let open = move |name: &str| {
-            Ok(match name {
-                "revdb" => Some(Arc::clone(&source)),
-                "mem" => Some(Arc::clone(&copy)),
-                _ => None,
-            })
-        };
-        let settings = DataFusionSettings {
-            memory_bytes: 512 << 20,
-            partitions: 2,
-            spill_dir: folder.path().join("spill"),
-        };
         let engine =
-            DataFusionEngine::with_sources(&lake, Arc::new(open), settings).expect("engine");
+            Asked::new(folder.path(), "catalog.db", [("revdb", source), ("mem", copy)]).await;
         Self { engine, _folder: folder }
     }
 
     /// The rows as text; sorted, unless the query says an order.
     async fn rows(&self, sql: &str, pushdown: bool) -> Result<Vec<String>, Error> {
-        let session = Session {
-            principal: Principal::Operator,
-            rows_max: None,
-            memory_bytes_max: 256 << 20,
-            snapshots: BTreeMap::default(),
-            pushdown,
-        };
-        let batches: Vec<_> = self.engine.query(sql, &session).await?.batches.try_collect().await?;
-        let options = FormatOptions::new().with_null("∅");
-        let mut rows = Vec::new();
-        for batch in &batches {
-            let columns: Vec<_> = batch
-                .columns()
-                .iter()
-                .map(|column| ArrayFormatter::try_new(column, &options).expect("formats"))
-                .collect();
-            for row in 0..batch.num_rows() {
-                let values: Vec<_> = columns.iter().map(|c| c.value(row).to_string()).collect();
-                rows.push(values.join("|"));
-            }
-        }
-        if !sql.contains("ORDER BY") {
-            rows.sort();
-        }
-        Ok(rows)
+        self.engine.rows(sql, Principal::Operator, pushdown).await
     }
 
     async fn plan(&self, sql: &str, pushdown: bool) -> String {
