@@ -200,12 +200,12 @@ impl Source for MongodbSource {
     async fn learn(&self, request: ReadRequest) -> Result<(ReadPlan, Option<Learnt>)> {
         let (plan, found) = Box::pin(self.plan_all(&request)).await?;
         // Columns that the request has made, or that are none, say nothing of the collection's.
-        let plain = request.cursor.is_none()
+        let untouched = request.cursor.is_none()
             && request.columns.is_none()
             && request.types.is_empty()
             && request.known_schema.is_none()
             && !plan.schema.fields.is_empty();
-        let learnt = plain.then(|| Learnt {
+        let learnt = untouched.then(|| Learnt {
             schema: plan.schema.clone(),
             rows: plan.rows_estimated.unwrap_or(0),
             paths: found.paths(),

@@ -52,12 +52,11 @@ impl ParquetFormat {
             types::exact_wide_timestamps(input, &slice, &metadata, &self.request)?;
             let (wanted, key) = (self.request.columns.as_deref(), input.object.key.as_str());
             for column in types::columns(&metadata, wanted, key)? {
-                match numbers.get(&column.field.name) {
-                    Some(number) => self.add(&mut found[*number], Found { column, key })?,
-                    None => {
-                        numbers.insert(column.field.name.clone(), found.len());
-                        found.push(Found { column, key });
-                    }
+                if let Some(number) = numbers.get(&column.field.name) {
+                    self.add(&mut found[*number], Found { column, key })?;
+                } else {
+                    numbers.insert(column.field.name.clone(), found.len());
+                    found.push(Found { column, key });
                 }
             }
         }
