@@ -368,7 +368,11 @@ mod tests {
         assert_eq!(refused.code(), ErrorCode::ControlStale);
         let refused = rotate_if(&store, &made.id, soon, None, stale).await.expect_err("stale");
         assert_eq!(refused.code(), ErrorCode::ControlStale);
-        assert_eq!(list(&store).await.expect("keys"), [made.clone()], "it is as it was");
+        assert_eq!(
+            list(&store).await.expect("keys"),
+            std::slice::from_ref(&made),
+            "it is as it was"
+        );
         assert!(principal(&store, shown.expose_secret()).await.expect("asked").is_some());
         let is_it = |now: &Key| {
             assert_eq!(*now, made);

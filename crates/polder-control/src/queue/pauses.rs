@@ -75,17 +75,14 @@ pub async fn set_paused(
     let held = sqlx::query(sql).bind(id).execute(&mut *transaction).await;
     held.map_err(|error| failed("the org cannot be held", error))?;
     check(&pauses_in(&mut transaction, id).await?)?;
-    let done = match pausing {
-        Some(Pausing { who, why }) => {
-            let sql = "INSERT INTO polder_pauses (org, table_name, who, why, at_ms) \
-                       VALUES ($1, $2, $3, $4, $5) ON CONFLICT (org, table_name) DO NOTHING";
-            let new = sqlx::query(sql).bind(id).bind(name).bind(who).bind(why);
-            new.bind(store.now_ms()).execute(&mut *transaction).await
-        }
-        None => {
-            let sql = "DELETE FROM polder_pauses WHERE org = $1 AND table_name = $2";
-            sqlx::query(sql).bind(id).bind(name).execute(&mut *transaction).await
-        }
+    let done = if let Some(Pausing { who, why }) = pausing {
+        let sql = "INSERT INTO polder_pauses (org, table_name, who, why, at_ms) \
+                   VALUES ($1, $2, $3, $4, $5) ON CONFLICT (org, table_name) DO NOTHING";
+        let new = sqlx::query(sql).bind(id).bind(name).bind(who).bind(why);
+        new.bind(store.now_ms()).execute(&mut *transaction).await
+    } else {
+        let sql = "DELETE FROM polder_pauses WHERE org = $1 AND table_name = $2";
+        sqlx::query(sql).bind(id).bind(name).execute(&mut *transaction).await
     };
     done.map_err(|error| failed("the pause, or its end, cannot be recorded", error))?;
     commit(transaction).await

@@ -56,10 +56,10 @@ async fn stored(scratch: &Scratch) -> Vec<(i64, String)> {
         let ids = column(&batch, "id").as_primitive::<Int32Type>();
         let docs = column(&batch, "doc").as_string::<i32>();
         let bodies = column(&batch, "body").as_string::<i32>();
-        let raws = column(&batch, "raw").as_binary::<i32>();
+        let bytes = column(&batch, "raw").as_binary::<i32>();
         for row in 0..batch.num_rows() {
             let values =
-                [docs.value(row).as_bytes(), bodies.value(row).as_bytes(), raws.value(row)];
+                [docs.value(row).as_bytes(), bodies.value(row).as_bytes(), bytes.value(row)];
             let words = values.map(|bytes| format!("{} {:x}", bytes.len(), Md5::digest(bytes)));
             rows.push((i64::from(ids.value(row)), words.join(" ")));
         }

@@ -85,15 +85,15 @@ pub(super) struct Known {
     kept: Arc<Kept>,
     /// Whether it takes what is kept.
     takes: bool,
-    taken: AtomicBool,
+    has_taken: AtomicBool,
     outdated: AtomicBool,
 }
 
 impl Known {
     /// A statement that goes by what is kept, or one that learns anew.
     pub(super) fn new(kept: &Arc<Kept>, takes: bool) -> Arc<Self> {
-        let (taken, outdated) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { kept: Arc::clone(kept), takes, taken, outdated })
+        let (has_taken, outdated) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { kept: Arc::clone(kept), takes, has_taken, outdated })
     }
 
     pub(super) fn of(&self, place: &str) -> Option<Arc<Learnt>> {
@@ -101,7 +101,7 @@ impl Known {
             return None;
         }
         let learnt = self.kept.get(place)?;
-        self.taken.store(true, Ordering::Relaxed);
+        self.has_taken.store(true, Ordering::Relaxed);
         Some(learnt)
     }
 
@@ -126,7 +126,7 @@ impl Known {
     /// one now.
     pub(super) fn anew(&self, error: Option<&Error>) -> Option<Arc<Self>> {
         let invalid = error.is_some_and(|error| error.code() == ErrorCode::QueryInvalid);
-        let may_be_why = self.taken.load(Ordering::Relaxed) && invalid;
+        let may_be_why = self.has_taken.load(Ordering::Relaxed) && invalid;
         let again = may_be_why || self.outdated.load(Ordering::Relaxed);
         again.then(|| Self::new(&self.kept, false))
     }

@@ -306,7 +306,7 @@ pub(super) struct SourceScan {
     /// What the source was asked, where it has read a part of a table. How many rows that are, is known.
     asked: Option<String>,
     positions: Vec<usize>,
-    splits: Arc<[Mutex<Option<Box<dyn Split>>>]>,
+    splits: Arc<[Once]>,
     rows: Option<u64>,
     properties: Arc<PlanProperties>,
     /// Where the source's connections live.
@@ -320,6 +320,8 @@ pub(super) struct SourceScan {
     metrics: ExecutionPlanMetricsSet,
 }
 
+/// A split until it is read.
+type Once = Mutex<Option<Box<dyn Split>>>;
 type Told = Arc<Mutex<BTreeSet<String>>>;
 
 /// What operators above a scan say of the rows they want, and where it is told.
