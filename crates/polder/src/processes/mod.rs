@@ -140,8 +140,8 @@ impl Engine for QueryProcesses {
         let Part::Known(known) = parts.next().await? else { return Err(broken()) };
         let Part::Schema(both) = parts.next().await? else { return Err(broken()) };
         let Part::End = parts.next().await? else { return Err(broken()) };
-        let typed = known.iter().filter(|known| **known).count();
-        let (types, columns) = both.fields().split_at_checked(typed).ok_or_else(broken)?;
+        let count = known.iter().filter(|known| **known).count();
+        let (types, columns) = both.fields().split_at_checked(count).ok_or_else(broken)?;
         let mut types = types.iter().map(|of| of.data_type().clone());
         let parameters = known.iter().map(|known| if *known { types.next() } else { None });
         let parameters = parameters.collect();

@@ -97,8 +97,8 @@ impl Schedules {
 
 /// The tag covers what is paused, which these routes change; times go by themselves.
 fn tag(org: &OrgId, pauses: &[Pause]) -> String {
-    let paused: Vec<_> = pauses.iter().map(|one| (&one.table, &one.who, one.at_ms)).collect();
-    etag::of(&(org.as_str(), paused))
+    let told: Vec<_> = pauses.iter().map(|one| (&one.table, &one.who, one.at_ms)).collect();
+    etag::of(&(org.as_str(), told))
 }
 
 async fn shown(api: &Api, org: &Authorized<OrgId>) -> Reply {
