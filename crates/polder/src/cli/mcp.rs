@@ -18,7 +18,7 @@ pub(crate) struct Mcp {
     /// The `polder serve` of this lake, through which the agent may ask for tables if the key is a writer's.
     #[arg(long, value_name = "URL", requires = "key")]
     server: Option<String>,
-    /// Where the agent's key for the server is, such as env:POLDER_KEY: never the key itself.
+    /// Where the agent's key for the server is, such as `env:POLDER_KEY`: never the key itself.
     // As text: what is no reference may be the key itself, which is not to be printed.
     #[arg(long, value_name = "REFERENCE", requires = "server")]
     key: Option<String>,
