@@ -13,7 +13,7 @@ use crate::catalog::{self, Catalog, Fenced, TableState};
 use crate::error;
 use crate::settings::LakeSettings;
 use crate::stage::{Stage, StageRequest};
-use crate::storage::Store;
+use crate::storage::{Store, lacks_conditions};
 use crate::table::LakeTable;
 
 /// The namespace property that holds the random id under which an org's files lie.
@@ -176,7 +176,7 @@ impl Lake {
                 object_store::Error::AlreadyExists { .. }
                 | object_store::Error::Precondition { .. },
             ) => return Ok(false),
-            Err(object_store::Error::NotImplemented { .. }) => {}
+            Err(error) if lacks_conditions(&error) => {}
             Err(error) => return Err(failed(error)),
         }
         // A store without conditional put, such as a disk: it is looked at once more.

@@ -2,10 +2,12 @@
 
 mod erase;
 mod glue;
+mod proxy;
 mod rest;
 mod served;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use object_store::ObjectStore;
@@ -17,6 +19,7 @@ use polder_lake::{
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use self::proxy::{Fate, Proxy};
 use crate::conformance;
 use crate::faulty::Place;
 use crate::support::*;
@@ -214,4 +217,44 @@ async fn commits_on_s3_are_exact_when_it_fails() {
         Arc::new(PrefixStore::new(Arc::clone(&bucket), prefix))
     };
     store_faults::hold_on(&faulty::sqlite(&folder), part).await;
+}
+
+/// What stores say that know no conditional put, as S3 itself did before August 2024.
+const NOT_IMPLEMENTED: &str = "HTTP/1.1 501 Not Implemented\r\nContent-Type: application/xml\r\n\
+    Content-Length: 42\r\n\r\n<Error><Code>NotImplemented</Code></Error>";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_live_on_an_s3_that_refuses_conditional_puts() {
+    let settings = s3();
+    let account = settings.s3.expect("S3");
+    let endpoint = account.endpoint.clone().expect("an endpoint");
+    let server = endpoint.strip_prefix("http://").expect("HTTP").trim_end_matches('/');
+    let refused = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&refused);
+    let proxy = Proxy::start(server, move |asked| {
+        let conditions = ["\nif-none-match:", "\nif-match:"];
+        if asked.method != "PUT" || !conditions.iter().any(|name| asked.head.contains(name)) {
+            return Fate::Passes;
+        }
+        counted.fetch_add(1, Ordering::SeqCst);
+        Fate::Answered(NOT_IMPLEMENTED)
+    });
+    let endpoint = Some(format!("http://{}", proxy.address));
+    let folder = TempDir::new().expect("folder");
+    let url = format!("sqlite://{}/catalog.db", folder.path().display());
+    let settings = LakeSettings {
+        catalog: CatalogSettings::Sql(url.into()),
+        s3: Some(S3Settings { endpoint, ..account }),
+        ..settings
+    };
+    let lake = Lake::open(settings).await.expect("lake");
+    life_of_a_table(&lake).await;
+    let metadata = refused.load(Ordering::SeqCst);
+    assert!(metadata > 0, "no condition was asked for");
+    assert!(lake.keep_audit_head(None, b"1".to_vec()).await.expect("kept"));
+    let kept = lake.audit_head().await.expect("read").expect("kept");
+    assert!(lake.keep_audit_head(Some(&kept), b"2".to_vec()).await.expect("kept"));
+    assert!(!lake.keep_audit_head(Some(&kept), b"3".to_vec()).await.expect("others were there"));
+    assert_eq!(lake.audit_head().await.expect("read").expect("kept").bytes(), b"2");
+    assert_eq!(refused.load(Ordering::SeqCst), metadata + 3, "each is asked for once");
 }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::faulty::catalog::Fault as CatalogFault;
 use crate::faulty::changes::{Before, CHANGES, Change, IDS, staged};
+use crate::faulty::conditions::Conditions;
 use crate::faulty::objects::{Fault, Op, Plan};
 use crate::faulty::{Connect, Ground, side_by_side, sqlite};
 use crate::support::*;
@@ -111,10 +112,9 @@ async fn hold(ground: &Ground, change: Change, plan: Plan) {
 
 /// The process dies in the middle of a change. Another one finds all of it or nothing, and makes it
 /// once.
-async fn die(connect: Connect, change: Change, plan: Plan) {
+async fn die(ground: &Ground, change: Change, plan: Plan) {
     let case = format!("{change:?} {plan:?}");
-    let ground = Ground::new(&connect).await;
-    let before = Before::make(&ground).await;
+    let before = Before::make(ground).await;
     let id = Uuid::new_v4();
     ground.objects.plan(Some(plan));
     tokio::select! {
@@ -154,7 +154,57 @@ async fn every_change_is_whole_or_not_there_wherever_the_process_dies() {
     let connect = sqlite(&folder);
     let cases = everywhere(&connect, &DEATHS.map(|(op, fault)| (op, fault, 1))).await;
     assert!(cases.len() > 100, "{} cases", cases.len());
-    side_by_side(cases.into_iter().map(|(change, plan)| die(connect.clone(), change, plan))).await;
+    let cases = cases.into_iter().map(|(change, plan)| {
+        let connect = connect.clone();
+        async move { die(&Ground::new(&connect).await, change, plan).await }
+    });
+    side_by_side(cases).await;
+}
+
+/// Old stores refuse `If-None-Match` and `If-Match` with 501, others pass over them. Names that are never
+/// used twice have to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_without_conditional_puts_is_held_to_the_same() {
+    let folder = TempDir::new().expect("folder");
+    let connect = sqlite(&folder);
+    let of_puts = |(_, plan): &(Change, Plan)| plan.op == Op::Put;
+    let deaths = everywhere(&connect, &DEATHS.map(|(op, fault)| (op, fault, 1))).await;
+    let deaths: Vec<_> = deaths.into_iter().filter(of_puts).collect();
+    let faults: Vec<_> = everywhere(&connect, &FAULTS).await.into_iter().filter(of_puts).collect();
+    assert!(faults.len() > 100 && deaths.len() > 40, "{} {}", faults.len(), deaths.len());
+    for conditions in [Conditions::Refused, Conditions::Ignored] {
+        let faults = faults.clone().into_iter().map(|(change, plan)| {
+            let connect = connect.clone();
+            async move {
+                hold(&Ground::unconditional(&connect, conditions).await, change, plan).await;
+            }
+        });
+        side_by_side(faults).await;
+        let deaths = deaths.clone().into_iter().map(|(change, plan)| {
+            let connect = connect.clone();
+            async move {
+                die(&Ground::unconditional(&connect, conditions).await, change, plan).await;
+            }
+        });
+        side_by_side(deaths).await;
+    }
+}
+
+/// The audit log's head on such stores: what was kept by others meanwhile stays where it can be seen.
+#[tokio::test]
+async fn what_is_kept_of_the_audit_log_needs_no_conditional_put() {
+    let folder = TempDir::new().expect("folder");
+    let ground = Ground::unconditional(&sqlite(&folder), Conditions::Refused).await;
+    let lake = &ground.lake;
+    assert!(lake.audit_head().await.expect("nothing yet").is_none());
+    assert!(lake.keep_audit_head(None, b"1".to_vec()).await.expect("kept"));
+    assert!(!lake.keep_audit_head(None, b"2".to_vec()).await.expect("others were there"));
+    let first = lake.audit_head().await.expect("read").expect("kept");
+    assert_eq!(first.bytes(), b"1");
+    assert!(lake.keep_audit_head(Some(&first), b"3".to_vec()).await.expect("kept"));
+    assert!(!lake.keep_audit_head(Some(&first), b"4".to_vec()).await.expect("others were there"));
+    let last = lake.audit_head().await.expect("read").expect("kept");
+    assert_eq!(last.bytes(), b"3");
 }
 
 /// A sample of all that, on whichever store.

@@ -8,6 +8,7 @@
 mod below;
 mod bounds;
 mod bucket;
+mod conditions;
 mod file_io;
 mod listing;
 mod local;
@@ -34,6 +35,8 @@ use crate::settings::{CatalogSettings, LakeSettings, S3Settings};
 pub use below::Below;
 use bounds::{Bounds, out_of_bounds};
 use bucket::Bucket;
+use conditions::Connector;
+pub(crate) use conditions::lacks_conditions;
 pub(crate) use listing::Listed;
 pub(crate) use output::Output;
 pub use token_service::TemporaryKeys;
@@ -296,19 +299,24 @@ impl Store {
             {
                 Ok(())
             }
-            Err(object_store::Error::NotImplemented { .. }) => {
-                // A store without conditional put: our names are unique, so this replaces nothing.
-                let put = self.inner.objects.put(&path, bytes.into()).await;
-                put.map(drop).map_err(|error| error::storage("write a file of the lake", error))
-            }
-            Err(error) => {
-                if !matches!(error, object_store::Error::AlreadyExists { .. }) {
-                    // The answer alone may have been lost, or a part be there.
-                    let _ = self.inner.objects.delete(&path).await;
+            Err(error) if lacks_conditions(&error) => {
+                // Our names are unique, so this replaces nothing.
+                match self.inner.objects.put(&path, bytes.into()).await {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(self.unwritten(&path, error).await.detail(location)),
                 }
-                Err(error::storage("write a file of the lake", error).detail(location))
             }
+            Err(error) => Err(self.unwritten(&path, error).await.detail(location)),
         }
+    }
+
+    /// What a put that failed has come to; what it may have left is removed, as far as that works.
+    async fn unwritten(&self, path: &Path, error: object_store::Error) -> Error {
+        if !matches!(error, object_store::Error::AlreadyExists { .. }) {
+            // The answer alone may have been lost, or a part be there.
+            let _ = self.inner.objects.delete(path).await;
+        }
+        error::storage("write a file of the lake", error)
     }
 
     /// Starts a new file that is written piece by piece.
@@ -376,6 +384,7 @@ impl Store {
 fn s3(bucket: &str, settings: S3Settings) -> AmazonS3Builder {
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(bucket)
+        .with_http_connector(Connector::default())
         .with_virtual_hosted_style_request(!settings.path_style);
     if !settings.region.is_empty() {
         builder = builder.with_region(settings.region);

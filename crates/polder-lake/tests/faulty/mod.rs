@@ -3,6 +3,7 @@
 pub(crate) mod catalog;
 pub(crate) mod changes;
 pub(crate) mod check;
+pub(crate) mod conditions;
 pub(crate) mod objects;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,7 @@ use uuid::Uuid;
 
 use self::catalog::FaultyCatalog;
 use self::check::Checked;
+use self::conditions::{Conditions, Unconditional};
 use self::objects::FaultyObjects;
 use crate::between::Through;
 use crate::conformance::new_org;
@@ -151,6 +153,16 @@ impl Ground {
         let objects = Arc::new(FaultyObjects::new(Arc::clone(&plain)));
         let faulty = in_memory(Arc::clone(&objects) as Arc<dyn ObjectStore>);
         Self::with(connect, WAREHOUSE.to_owned(), faulty, in_memory(plain), objects).await
+    }
+
+    /// On S3, in memory, of a store that knows no conditional put. Refused ones are no operation of the
+    /// store that fails.
+    pub(crate) async fn unconditional(connect: &Connect, conditions: Conditions) -> Self {
+        let plain: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let objects = Arc::new(FaultyObjects::new(Arc::clone(&plain)));
+        let over = |inner| in_memory(Arc::new(Unconditional { inner, conditions }));
+        let faulty = over(Arc::clone(&objects) as Arc<dyn ObjectStore>);
+        Self::with(connect, WAREHOUSE.to_owned(), faulty, over(plain), objects).await
     }
 
     /// On local disk, where writing bypasses the store that fails.
