@@ -5,6 +5,7 @@ mod glue;
 mod proxy;
 mod rest;
 mod served;
+mod sockets;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

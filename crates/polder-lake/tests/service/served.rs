@@ -32,14 +32,14 @@ fn binary() -> OsString {
 }
 
 /// `polder serve` with a catalog in SQLite, until dropped.
-struct Served {
+pub(super) struct Served {
     folder: TempDir,
     server: Child,
-    uri: String,
+    pub(super) uri: String,
 }
 
 impl Served {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let warehouse = Scratch::settings(&folder).warehouse;
         let config = format!(
@@ -71,7 +71,7 @@ impl Served {
     }
 
     /// It takes an org's tables in its own warehouse alone.
-    fn place(&self) -> Place {
+    pub(super) fn place(&self) -> Place {
         let catalog = CatalogSettings::Rest(self.rest());
         let settings = LakeSettings { catalog, ..Scratch::settings(&self.folder) };
         Place::Warehouse(Box::new(settings))
