@@ -13,7 +13,8 @@ use arrow::error::ArrowError;
 use parquet::arrow::PARQUET_FIELD_ID_META_KEY;
 use polder_core::{Error, ErrorCode, Result};
 
-const EXACT: CastOptions<'static> =
+/// Casts that fail where a value does not fit.
+pub(crate) const EXACT: CastOptions<'static> =
     CastOptions { safe: false, format_options: arrow::util::display::FormatOptions::new() };
 
 /// The field id in an Arrow field's metadata, where Parquet's reader and writer keep it.

@@ -14,6 +14,7 @@ mod catalog;
 mod check;
 mod commit;
 mod delta;
+mod equality;
 mod erase;
 mod error;
 pub mod failpoint;

@@ -24,6 +24,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use polder_core::{Error, ErrorCode, Predicate, Result};
 
+use crate::equality::{self, EqualityDeletes};
 use crate::error;
 use crate::field_ids::{check_readable, field_id, read_as};
 use crate::scan::{BatchStream, Layout, ScanRequest};
@@ -99,8 +100,20 @@ impl LakeTable {
         self.decode(tasks.collect())
     }
 
+    /// Files with rows that are deleted by equality are decoded one by one.
     fn decode(&self, tasks: Vec<FileScanTask>) -> Result<BatchStream> {
-        decode(self.iceberg().reader_builder(), tasks)
+        let (told, others): (Vec<_>, Vec<_>) = tasks.into_iter().partition(equality::concerns);
+        let others = decode(self.iceberg().reader_builder(), others)?;
+        if told.is_empty() {
+            return Ok(others);
+        }
+        let deletes = Arc::new(EqualityDeletes::of(self.store(), &told));
+        let table = self.clone();
+        let living = futures::stream::iter(told).map(move |task| {
+            let batches = equality::decode_living(&table, task, Arc::clone(&deletes));
+            futures::stream::once(std::future::ready(batches)).try_flatten().boxed()
+        });
+        Ok(Box::pin(futures::stream::select(others, living.flatten_unordered(FILES_MAX))))
     }
 
     /// Reads each file in its own schema.
@@ -138,7 +151,9 @@ impl LakeTable {
         let has = |own: &Schema, id: i32| own.as_struct().field_by_id(id).is_some();
         // A file that other engines wrote may leave out what its partition says; only the crate knows
         // that value.
-        let own = own.filter(|own| !ids.iter().any(|id| !has(own, *id) && constant(*id)));
+        let told = equality::columns(&task);
+        let own =
+            own.filter(|own| !ids.iter().chain(&told).any(|id| !has(own, *id) && constant(*id)));
         let Some(own) = own else {
             let task = FileScanTask { schema, project_field_ids: ids, predicate: None, ..task };
             return self.decode(vec![task]);
