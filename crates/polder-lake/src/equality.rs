@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, new_null_array};
 use arrow::compute::{cast_with_options, filter_record_batch};
-use arrow::datatypes::{DECIMAL128_MAX_PRECISION, DataType};
+use arrow::datatypes::DataType;
 use arrow::row::{RowConverter, SortField};
 use futures::{StreamExt, TryStreamExt};
 use iceberg::scan::{FileScanTask, FileScanTaskDeleteFile};
@@ -26,6 +26,9 @@ use crate::read::decode;
 use crate::scan::BatchStream;
 use crate::storage::Store;
 use crate::table::LakeTable;
+
+/// The digits of the widest decimal (spec, *Primitive Types*).
+const DECIMAL_DIGITS_MAX: u8 = 38;
 
 /// Whether rows of the task's file may have been deleted by equality.
 pub(crate) fn concerns(task: &FileScanTask) -> bool {
@@ -230,7 +233,7 @@ fn compared(found: &DataType) -> DataType {
     match found {
         DataType::Int32 => DataType::Int64,
         DataType::Float32 => DataType::Float64,
-        DataType::Decimal128(_, scale) => DataType::Decimal128(DECIMAL128_MAX_PRECISION, *scale),
+        DataType::Decimal128(_, scale) => DataType::Decimal128(DECIMAL_DIGITS_MAX, *scale),
         DataType::LargeUtf8 | DataType::Utf8View => DataType::Utf8,
         DataType::LargeBinary | DataType::BinaryView => DataType::Binary,
         DataType::Timestamp(unit, Some(_)) => DataType::Timestamp(*unit, Some("+00:00".into())),
