@@ -283,8 +283,10 @@ impl TableProvider for SourceTable {
             // Rows that a filter here may leave out do not count.
             limit: limit.filter(|_| filters.is_empty()),
         };
+        // A source that is asked for all its rows alike has nothing to wait for.
+        let narrows = self.source.capabilities().complete_schema;
         let fields = wanted.columns.iter().filter_map(|index| self.columns.fields.get(*index));
-        let columns = fields.cloned().collect();
+        let columns = fields.filter(|_| narrows).cloned().collect();
         let reading = self.reading(wanted).await;
         let Reading { splits, positions, rows, statement } =
             reading.map_err(|error| external(error.within(&self.place)))?;
