@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use polder_core::validation::Verdict;
 
@@ -23,20 +24,22 @@ fn writers(proof: &Proof, deletes: bool, stop: &Arc<AtomicBool>) -> Vec<thread::
             let mut turns = 0;
             while !stop.load(Ordering::Relaxed) {
                 turns += 1;
-                let id = 10_000 + number * 100_000 + turns;
+                let id = 10_000 + turns * 10 + number;
                 let old = (turns * 7 + number) % 600 + 1;
                 session.run(&format!(
                     "BEGIN; INSERT INTO deal (id, org_id, name, updated_at) VALUES ({id}, '1', 'new', now());"
                 ));
                 session.run(&format!(
                     "SAVEPOINT a; UPDATE deal SET name = name || 'x', amount = amount + 1, updated_at = \
-                     clock_timestamp() WHERE id IN ({old}, {id} - 3); RELEASE a;"
+                     clock_timestamp() WHERE id IN ({old}, {id} - 30); RELEASE a;"
                 ));
                 if deletes {
-                    session.run(&format!("DELETE FROM deal WHERE id = {id} - 5;"));
+                    session.run(&format!("DELETE FROM deal WHERE id = {id} - 50;"));
                 }
                 let end = if turns % 5 == 0 { "ROLLBACK;" } else { "COMMIT;" };
                 session.run(end);
+                // Some hundred changes within each validation; without a pause the table grows without bound.
+                thread::sleep(Duration::from_millis(2));
             }
             turns
         })
