@@ -59,6 +59,7 @@ for extension in ("tpch", "postgres_scanner"):
     import_extension(extension)
 url, scale = sys.argv[1:]
 db = duckdb.connect(config={"autoinstall_known_extensions": "false"})
+db.execute("SET enable_progress_bar = false")
 db.execute("CALL dbgen(sf=?)", [float(scale)])
 db.execute(f"ATTACH '{url}' AS pg (TYPE postgres)")
 db.execute("INSERT INTO pg.public.lineitem SELECT * FROM lineitem")

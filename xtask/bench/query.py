@@ -67,6 +67,7 @@ from duckdb_extensions import import_extension
 import_extension("tpch")
 scale, folder, *tables = sys.argv[1:]
 db = duckdb.connect(config={"autoinstall_known_extensions": "false"})
+db.execute("SET enable_progress_bar = false")
 db.execute("CALL dbgen(sf=?)", [float(scale)])
 for table in tables:
     db.execute(f"COPY {table} TO '{folder}/{table}.parquet' (FORMAT parquet, COMPRESSION zstd)")
