@@ -80,8 +80,8 @@ def dlt(url: str, table: str, folder: Path) -> Path:
     import dlt
     from dlt.sources.sql_database import sql_table
 
-    # SQLAlchemy knows only the long name of the scheme.
-    credentials = url.replace("postgres://", "postgresql://", 1)
+    # SQLAlchemy takes the scheme for a driver.
+    credentials = url.replace("postgres://", "postgresql+psycopg2://", 1)
     rows = sql_table(
         credentials=credentials, schema="public", table=table, backend="connectorx",
         backend_kwargs={"conn": url}, chunk_size=ROWS_AT_ONCE,
