@@ -9,13 +9,15 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch, new_null_array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, new_null_array};
 use arrow::compute::{cast_with_options, filter_record_batch};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Float64Type};
 use arrow::row::{RowConverter, SortField};
 use futures::{StreamExt, TryStreamExt};
 use iceberg::scan::{FileScanTask, FileScanTaskDeleteFile};
-use iceberg::spec::DataContentType;
+use iceberg::spec::{
+    DataContentType, NestedField, NestedFieldRef, Schema, SchemaRef, TableMetadata,
+};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use polder_core::{Error, ErrorCode, Result};
 use tokio::sync::OnceCell;
@@ -29,6 +31,10 @@ use crate::table::LakeTable;
 
 /// The digits of the widest decimal (spec, *Primitive Types*).
 const DECIMAL_DIGITS_MAX: u8 = 38;
+
+/// How a file of Parquet begins.
+const PARQUET: &[u8] = b"PAR1";
+const WAY_OUT: &str = "rewrite the table's files with that engine, or reload it: --full-refresh";
 
 /// Whether rows of the task's file may have been deleted by equality.
 pub(crate) fn concerns(task: &FileScanTask) -> bool {
@@ -82,33 +88,42 @@ impl EqualityDeletes {
     }
 }
 
-/// Decodes one file as [`decode`] does, and leaves out the rows that are deleted by equality.
+/// Decodes one file as [`decode`] does, and leaves out the rows that are deleted by equality. `own`: the
+/// task has the columns of the file itself.
 ///
 /// # Errors
-/// `lake.failed` where rows are deleted by a column that the table no longer has; in the stream
-/// `lake.corrupt` for a delete file that cannot be read.
+/// `lake.failed` where rows are deleted by what was never a column of the table; in the stream
+/// `lake.corrupt` for a delete file that cannot be read, `lake.failed` for one that is not Parquet.
 pub(crate) fn decode_living(
     table: &LakeTable,
     mut task: FileScanTask,
+    own: bool,
     deletes: Arc<EqualityDeletes>,
 ) -> Result<BatchStream> {
     let (asked, mut places) = (task.project_field_ids.len(), HashMap::new());
+    let mut past = Vec::new();
     for id in columns(&task) {
         let known = task.project_field_ids.iter().position(|asked| *asked == id);
         if let Some(place) = known {
             places.insert(id, place);
-        } else if task.schema.as_struct().field_by_id(id).is_some() {
-            places.insert(id, task.project_field_ids.len());
-            task.project_field_ids.push(id);
-        } else if table.metadata().current_schema().as_struct().field_by_id(id).is_none() {
+            continue;
+        }
+        if task.schema.as_struct().field_by_id(id).is_none() {
             // It is in no struct either: rows are told by columns of the table alone.
             let message =
                 "another engine has deleted rows by a column that the table does not have";
-            return Err(Error::new(ErrorCode::LakeFailed, message)
-                .detail(task.data_file_path)
-                .hint("rewrite the table's files with that engine, or reload it: --full-refresh"));
+            let column = ever(table.metadata(), id).ok_or_else(|| refused(message, &task))?;
+            if own && column.initial_default.is_none() {
+                // Of a file that is older than the column, every row has a null there.
+                continue;
+            }
+            past.push(column);
         }
-        // Of a file that is older than the column, every row has a null there.
+        places.insert(id, task.project_field_ids.len());
+        task.project_field_ids.push(id);
+    }
+    if !past.is_empty() {
+        task.schema = with_columns(&task.schema, past)?;
     }
     let deleted = std::mem::take(&mut task.deletes);
     let (of_values, others): (Vec<_>, Vec<_>) = deleted.into_iter().partition(by_equality);
@@ -120,6 +135,31 @@ pub(crate) fn decode_living(
         Ok::<_, Error>(batches.map(move |batch| living.of(&batch?)))
     };
     Ok(Box::pin(futures::stream::once(living).try_flatten()))
+}
+
+fn refused(message: &str, task: &FileScanTask) -> Error {
+    Error::new(ErrorCode::LakeFailed, message).detail(task.data_file_path.clone()).hint(WAY_OUT)
+}
+
+/// A column as the table has it or had it last: one that was dropped still tells which rows are deleted
+/// (spec, *Equality Delete Files*).
+fn ever(metadata: &TableMetadata, id: i32) -> Option<NestedFieldRef> {
+    let of = |schema: &SchemaRef| schema.as_struct().field_by_id(id).cloned();
+    of(metadata.current_schema()).or_else(|| {
+        let past = metadata.schemas_iter().filter(|schema| of(schema).is_some());
+        past.max_by_key(|schema| schema.schema_id()).and_then(of)
+    })
+}
+
+/// The schema with columns more, which may have the names of others and which files may lack.
+fn with_columns(schema: &Schema, columns: Vec<NestedFieldRef>) -> Result<SchemaRef> {
+    let columns = columns.into_iter().map(|column| {
+        // No source has such a name.
+        let name = format!("\0{}", column.id);
+        Arc::new(NestedField { name, required: false, ..NestedField::clone(&column) })
+    });
+    let schema = schema.clone().into_builder().with_fields(columns).build();
+    schema.map(Arc::new).map_err(|cause| error::iceberg("read what rows are deleted by", cause))
 }
 
 /// What leaves out a file's deleted rows.
@@ -160,10 +200,14 @@ struct Deleted {
 
 impl Deleted {
     async fn read(store: &Store, file: &FileScanTaskDeleteFile) -> Result<Self> {
-        let location = file.file_path.clone();
-        let failed = |what: &str| Error::new(ErrorCode::LakeCorrupt, what).detail(location.clone());
+        let location = &*file.file_path;
+        let failed = |what: &str| Error::new(ErrorCode::LakeCorrupt, what).detail(location);
         let unreadable = || failed("cannot read a file of equality deletes");
-        let bytes = store.read(&file.file_path).await?;
+        let bytes = store.read(location).await?;
+        if !bytes.starts_with(PARQUET) {
+            let message = "another engine has deleted rows by a file that is not Parquet";
+            return Err(Error::new(ErrorCode::LakeFailed, message).detail(location).hint(WAY_OUT));
+        }
         let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
             .map_err(|cause| unreadable().caused_by(cause))?;
         let ids = ids_of(file).to_vec();
@@ -179,7 +223,7 @@ impl Deleted {
         let converter = RowConverter::new(types.iter().cloned().map(SortField::new).collect())
             .map_err(|cause| unreadable().caused_by(cause))?;
         let mut deleted =
-            Self { location: file.file_path.clone(), ids, types, converter, rows: HashSet::new() };
+            Self { location: location.to_owned(), ids, types, converter, rows: HashSet::new() };
         let batches = reader.build().map_err(|cause| unreadable().caused_by(cause))?;
         for batch in batches {
             let batch = batch.map_err(|cause| unreadable().caused_by(cause))?;
@@ -202,7 +246,7 @@ impl Deleted {
             alike.push(match *column {
                 None => new_null_array(wanted, rows),
                 Some(column) if compared(column.data_type()) == *wanted => {
-                    cast_with_options(column, wanted, &EXACT).map_err(failed)?
+                    one_nan(cast_with_options(column, wanted, &EXACT).map_err(failed)?)
                 }
                 Some(column) => {
                     let found = column.data_type();
@@ -242,9 +286,17 @@ fn compared(found: &DataType) -> DataType {
     }
 }
 
+/// With one NaN for all: they are equal to each other, and zeros of two signs are not, as Iceberg's Java
+/// library compares them (`Double.compare`).
+fn one_nan(column: ArrayRef) -> ArrayRef {
+    let Some(floats) = column.as_primitive_opt::<Float64Type>() else { return column };
+    let alike = |value: f64| if value.is_nan() { f64::NAN } else { value };
+    Arc::new(floats.unary::<_, Float64Type>(alike))
+}
+
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Int32Array, Int64Array, StringArray};
+    use arrow::array::{Float32Array, Float64Array, Int32Array, Int64Array, StringArray};
     use arrow::datatypes::{Field, Schema};
     use parquet::arrow::{ArrowWriter, PARQUET_FIELD_ID_META_KEY};
     use tempfile::TempDir;
@@ -269,26 +321,35 @@ mod tests {
         RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).expect("batch")
     }
 
-    /// What a delete file of these rows deletes, in the columns given.
-    async fn deleted(folder: &TempDir, rows: &RecordBatch, ids: &[i32]) -> Result<Arc<Deleted>> {
+    fn store(folder: &TempDir) -> Store {
         let store = Store::open(&LakeSettings {
             warehouse: folder.path().to_str().expect("utf-8").to_owned(),
             catalog: CatalogSettings::Sql(String::new().into()),
             s3: None,
         });
-        let store = store.expect("store");
-        let mut writer = ArrowWriter::try_new(Vec::new(), rows.schema(), None).expect("writer");
-        writer.write(rows).expect("write");
-        let bytes = writer.into_inner().expect("a file");
+        store.expect("store")
+    }
+
+    /// A file of these bytes, as a scan's plan has it.
+    async fn file_of_deletes(store: &Store, bytes: Vec<u8>, ids: &[i32]) -> FileScanTaskDeleteFile {
         let location = format!("{}/{}.parquet", store.root(), uuid::Uuid::new_v4());
         store.put_new(&location, bytes.into()).await.expect("put");
-        let file = FileScanTaskDeleteFile {
+        FileScanTaskDeleteFile {
             file_path: location,
             file_size_in_bytes: 1,
             file_type: DataContentType::EqualityDeletes,
             partition_spec_id: 0,
             equality_ids: Some(ids.to_vec()),
-        };
+        }
+    }
+
+    /// What a delete file of these rows deletes, in the columns given.
+    async fn deleted(folder: &TempDir, rows: &RecordBatch, ids: &[i32]) -> Result<Arc<Deleted>> {
+        let store = store(folder);
+        let mut writer = ArrowWriter::try_new(Vec::new(), rows.schema(), None).expect("writer");
+        writer.write(rows).expect("write");
+        let bytes = writer.into_inner().expect("a file");
+        let file = file_of_deletes(&store, bytes, ids).await;
         Deleted::read(&store, &file).await.map(Arc::new)
     }
 
@@ -341,6 +402,32 @@ mod tests {
         let one = batch(vec![(NUMBER, numbers(&[Some(1)]))]);
         let one = deleted(&folder, &one, &[NUMBER]).await.expect("read");
         assert_eq!(left(&one, &[(NUMBER, 0)], &rows).column(0), &numbers(&[None]));
+    }
+
+    #[tokio::test]
+    async fn floats_are_equal_as_java_compares_them() {
+        let folder = TempDir::new().expect("folder");
+        let other_nan = f32::from_bits(f32::NAN.to_bits() ^ (1 << 31) ^ 1);
+        assert!(other_nan.is_nan());
+        let gone: ArrayRef = Arc::new(Float32Array::from(vec![other_nan, -0.0, 0.5]));
+        let deleted =
+            deleted(&folder, &batch(vec![(NUMBER, gone)]), &[NUMBER]).await.expect("read");
+        let values: ArrayRef = Arc::new(Float64Array::from(vec![f64::NAN, 0.0, -0.0, 0.5, 1.5]));
+        let found = left(&deleted, &[(NUMBER, 0)], &batch(vec![(NUMBER, values)]));
+        let found = found.column(0).as_primitive::<Float64Type>();
+        let bits: Vec<u64> = found.values().iter().map(|value| value.to_bits()).collect();
+        assert_eq!(bits, [0.0_f64.to_bits(), 1.5_f64.to_bits()]);
+    }
+
+    #[tokio::test]
+    async fn a_delete_file_that_is_not_parquet_is_refused_by_name() {
+        let folder = TempDir::new().expect("folder");
+        let store = store(&folder);
+        let file = file_of_deletes(&store, b"Obj\x01".to_vec(), &[NUMBER]).await;
+        let error = Deleted::read(&store, &file).await.expect_err("Avro");
+        assert_eq!(error.code(), ErrorCode::LakeFailed);
+        assert!(error.to_string().contains("not Parquet"), "{error}");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("--full-refresh")));
     }
 
     #[tokio::test]

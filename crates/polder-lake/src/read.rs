@@ -4,8 +4,8 @@
 //! the answer does not depend on how well files are skipped.
 //!
 //! The crate reads files of an earlier schema too, unless a list or struct is among the columns that
-//! have evolved: it cannot fill or rearrange what is nested. Such files are read in the schema of
-//! their own footer, and brought into the table's layout here.
+//! have evolved, or a column of some types is new: it cannot fill these, nor rearrange what is nested.
+//! Such files are read in the schema of their own footer, and brought into the table's layout here.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -53,7 +53,8 @@ impl LakeTable {
         let schema = self.iceberg_schema(scan.snapshot)?;
         let ids: Option<Vec<i32>> = layout.fields().iter().map(|field| field_id(field)).collect();
         let ids = ids.ok_or_else(|| Error::new(ErrorCode::Internal, "a column without an id"))?;
-        let batches = if self.nested_evolved(&schema, &ids) {
+        let told = tasks.iter().flat_map(equality::columns);
+        let batches = if self.evolved(&schema, ids.iter().copied().chain(told)) {
             self.read_evolved(tasks, schema, layout)
         } else {
             self.read_alike(tasks, &schema, &ids, &scan.filter)?
@@ -65,10 +66,12 @@ impl LakeTable {
         Ok(Box::pin(batches))
     }
 
-    /// Whether a wanted list or struct was absent from an earlier schema, or another.
-    fn nested_evolved(&self, schema: &Schema, ids: &[i32]) -> bool {
-        ids.iter().filter_map(|id| schema.field_by_id(*id)).any(|field| {
-            !field.field_type.is_primitive()
+    /// Whether a wanted column of those that the crate cannot fill was absent from an earlier schema, or
+    /// another.
+    fn evolved(&self, schema: &Schema, mut ids: impl Iterator<Item = i32>) -> bool {
+        ids.any(|id| {
+            let Some(field) = schema.field_by_id(id) else { return false };
+            !fills(&field.field_type)
                 && self.metadata().schemas_iter().any(|past| {
                     past.field_by_id(field.id)
                         .is_none_or(|past| past.field_type != field.field_type)
@@ -97,11 +100,12 @@ impl LakeTable {
             let schema = Arc::clone(iceberg_schema);
             FileScanTask { schema, project_field_ids: ids.to_vec(), predicate, ..task }
         });
-        self.decode(tasks.collect())
+        self.decode(tasks.collect(), false)
     }
 
-    /// Files with rows that are deleted by equality are decoded one by one.
-    fn decode(&self, tasks: Vec<FileScanTask>) -> Result<BatchStream> {
+    /// Files with rows that are deleted by equality are decoded one by one. `own`: the tasks have the
+    /// columns of their own files.
+    fn decode(&self, tasks: Vec<FileScanTask>, own: bool) -> Result<BatchStream> {
         let (told, others): (Vec<_>, Vec<_>) = tasks.into_iter().partition(equality::concerns);
         let others = decode(self.iceberg().reader_builder(), others)?;
         if told.is_empty() {
@@ -110,7 +114,7 @@ impl LakeTable {
         let deletes = Arc::new(EqualityDeletes::of(self.store(), &told));
         let table = self.clone();
         let living = futures::stream::iter(told).map(move |task| {
-            let batches = equality::decode_living(&table, task, Arc::clone(&deletes));
+            let batches = equality::decode_living(&table, task, own, Arc::clone(&deletes));
             futures::stream::once(std::future::ready(batches)).try_flatten().boxed()
         });
         Ok(Box::pin(futures::stream::select(others, living.flatten_unordered(FILES_MAX))))
@@ -156,7 +160,7 @@ impl LakeTable {
             own.filter(|own| !ids.iter().chain(&told).any(|id| !has(own, *id) && constant(*id)));
         let Some(own) = own else {
             let task = FileScanTask { schema, project_field_ids: ids, predicate: None, ..task };
-            return self.decode(vec![task]);
+            return self.decode(vec![task], false);
         };
         let mut found: Vec<i32> = ids.into_iter().filter(|id| has(&own, *id)).collect();
         if found.is_empty() {
@@ -169,7 +173,7 @@ impl LakeTable {
             predicate: None,
             ..task
         };
-        let batches = self.decode(vec![task])?;
+        let batches = self.decode(vec![task], true)?;
         Ok(Box::pin(batches.map(move |batch| adapt(&batch?, &layout))))
     }
 }
@@ -177,14 +181,14 @@ impl LakeTable {
 /// Decodes files, with the columns in the order asked for.
 ///
 /// Where a file has the columns in another order, the crate takes those of equal types for renamed
-/// ones, and mixes up their values (`RecordBatchTransformer::compare_schemas`). A column more than
-/// any file has makes it go by their ids.
+/// ones, and mixes up their values (`RecordBatchTransformer::compare_schemas`); so it takes a file's only
+/// column for one that the file lacks. A column more than any file has makes it go by their ids.
 pub(crate) fn decode(
     reader: ArrowReaderBuilder,
     mut tasks: Vec<FileScanTask>,
 ) -> Result<BatchStream> {
     let failed = |cause| error::iceberg("read the table's rows", cause);
-    for task in tasks.iter_mut().filter(|task| task.project_field_ids.len() > 1) {
+    for task in tasks.iter_mut().filter(|task| !task.project_field_ids.is_empty()) {
         task.project_field_ids.push(FILE_ID);
     }
     let reader = reader.with_batch_size(batch_rows(&tasks));
@@ -309,6 +313,16 @@ fn adapt(batch: &RecordBatch, layout: &SchemaRef) -> Result<RecordBatch> {
     let columns = layout.fields().iter().map(column).collect::<Result<Vec<_>>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     RecordBatch::try_new_with_options(Arc::clone(layout), columns, &options).map_err(failed)
+}
+
+/// The types of which the crate's reader makes nulls for a file without the column
+/// (`create_primitive_array_repeated`).
+fn fills(data_type: &Type) -> bool {
+    use PrimitiveType::{Binary, Fixed, Time, Uuid};
+    match data_type {
+        Type::Primitive(primitive) => !matches!(primitive, Time | Uuid | Fixed(_) | Binary),
+        _ => false,
+    }
 }
 
 /// The types that the crate's reader can compare with a row group's statistics.

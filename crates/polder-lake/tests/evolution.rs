@@ -110,6 +110,49 @@ async fn old_rows_are_read_under_the_new_columns() {
     assert_eq!(some, [r#"{"label":"one"}"#, r#"{"label":"three"}"#, "{}"]);
 }
 
+/// Types of which the `iceberg` crate makes no nulls by itself.
+#[tokio::test]
+async fn columns_of_any_type_that_came_later_are_null_in_old_rows() {
+    let scratch = Scratch::new().await;
+    let lake = &scratch.lake;
+    let old = schema(&[("id", LakeType::Long)]);
+    let first = json_batch(&old, &[r#"{"id":1}"#]);
+    run(lake, "t", request(StageKind::Replace, &old), &[first]).await.expect("create");
+    let added = [("u", LakeType::Uuid), ("b", LakeType::Binary), ("t", LakeType::Time)];
+    let mut new = old.clone();
+    new.fields.extend(schema(&added).fields);
+    let nulls = added.iter().map(|(_, of)| arrow::array::new_null_array(&of.to_arrow(), 1));
+    let mut columns = json_batch(&old, &[r#"{"id":2}"#]).columns().to_vec();
+    columns.extend(nulls);
+    let append = request(StageKind::Append, &new);
+    run(lake, "t", append, &[batch(&new, columns)]).await.expect("evolve");
+    let now = table(lake, "t").await;
+    let found = read(&now, Predicate::True).await;
+    assert_eq!(longs(&found, "id"), [1, 2]);
+    for (name, _) in &added {
+        assert_eq!(found.column_by_name(name).expect("column").null_count(), 2, "{name}");
+        assert_eq!(read_columns(&scratch, Predicate::True, &[*name]).await, ["{}", "{}"]);
+    }
+}
+
+/// A file's only column is not taken for another of its type.
+#[tokio::test]
+async fn the_only_column_of_a_file_is_no_other() {
+    let scratch = Scratch::new().await;
+    let lake = &scratch.lake;
+    let (old, new) =
+        (schema(&[("a", LakeType::Long)]), [("a", LakeType::Long), ("b", LakeType::Long)]);
+    let first = json_batch(&old, &[r#"{"a":1}"#, r#"{"a":2}"#]);
+    run(lake, "t", request(StageKind::Replace, &old), &[first]).await.expect("create");
+    let new = schema(&new);
+    let more = json_batch(&new, &[r#"{"a":3,"b":30}"#]);
+    run(lake, "t", request(StageKind::Append, &new), &[more]).await.expect("evolve");
+    let found = read_columns(&scratch, Predicate::True, &["b"]).await;
+    assert_eq!(found, [r#"{"b":30}"#, "{}", "{}"]);
+    let wanted = Predicate::Cmp { column: "b".to_owned(), op: CmpOp::Lt, value: Literal::Long(10) };
+    assert!(read_columns(&scratch, wanted, &["b"]).await.is_empty());
+}
+
 #[tokio::test]
 async fn old_snapshots_keep_their_columns() {
     let scratch = evolved().await;

@@ -4,6 +4,7 @@ mod between;
 mod bounds;
 mod commits;
 mod conformance;
+mod equality;
 mod erase;
 mod evolution;
 mod expire;

@@ -9,17 +9,31 @@ use super::conflict;
 use super::snapshot::{path_bounds, read_list};
 use crate::catalog::TableState;
 use crate::error;
-use crate::scan::ScanRequest;
+use crate::scan::{self, ScanRequest};
 use crate::stage::Stage;
 use crate::table::LakeTable;
 use crate::write::{StagedDeletes, StagedFile};
 use polder_core::Predicate;
+
+/// What becomes of the rows in the `untouched` files, and of equality deletes of them that came in
+/// between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Rows {
+    /// They stay there, and such deletes apply.
+    #[default]
+    Stay,
+    /// They go on in files of the same age: such deletes apply by age, and by partition.
+    Copied,
+    /// Newer ones take their place, to which such deletes do not apply.
+    Replaced,
+}
 
 /// What must be true of the commits between the state an action was made for and the present one.
 #[derive(Default)]
 pub(super) struct Assumed {
     /// None has deleted rows of these data files.
     pub(super) untouched: HashSet<String>,
+    pub(super) rows: Rows,
     /// None has removed one of these data files.
     pub(super) present: HashSet<String>,
     /// None has added a data file that may hold rows of these.
@@ -32,7 +46,7 @@ impl Assumed {
         let own: HashSet<_> = files.iter().map(StagedFile::location).collect();
         let others = deletes.iter().map(StagedDeletes::of).filter(|of| !own.contains(of));
         let referenced: HashSet<_> = others.map(str::to_owned).collect();
-        Self { untouched: referenced.clone(), present: referenced, unmatched: None }
+        Self { untouched: referenced.clone(), present: referenced, ..Self::default() }
     }
 
     /// Checks what was assumed, if commits have come in between.
@@ -61,20 +75,25 @@ impl Assumed {
             old.extend(list.into_iter().map(|manifest| manifest.manifest_path));
         }
         let Some(snapshot) = present.metadata.current_snapshot() else { return Ok(()) };
-        let mut missing = self.present.clone();
+        let (mut missing, mut by_equality) = (self.present.clone(), false);
         for manifest in read_list(store, snapshot).await? {
             let deletes = manifest.content == ManifestContentType::Deletes;
             if deletes && old.contains(&manifest.manifest_path) || !deletes && missing.is_empty() {
                 continue;
             }
             let loaded = manifest.load_manifest(&file_io).await.map_err(failed)?;
+            let of_all = loaded.metadata().partition_spec().fields().is_empty();
             for entry in loaded.entries().iter().filter(|entry| entry.is_alive()) {
                 missing.remove(entry.file_path());
                 let newer = entry.sequence_number().is_none_or(|number| number > base_number);
                 if deletes && newer && touches(entry.data_file(), &self.untouched) {
                     return broken("rows of its files were deleted");
                 }
+                by_equality |= deletes && newer && self.misses(entry.data_file(), of_all);
             }
+        }
+        if by_equality && (self.rows == Rows::Replaced || self.moves(stage, base).await?) {
+            return broken("rows were deleted by equality that it puts elsewhere");
         }
         if !missing.is_empty() {
             return broken("files in which it deletes rows are gone");
@@ -85,6 +104,26 @@ impl Assumed {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether a delete file may leave out rows of the files, and not where these go; `of_all`: it is of
+    /// the whole table, not of one partition (spec, *Scan Planning*).
+    fn misses(&self, deletes: &DataFile, of_all: bool) -> bool {
+        deletes.content_type() == DataContentType::EqualityDeletes
+            && !self.untouched.is_empty()
+            && match self.rows {
+                Rows::Stay => false,
+                Rows::Copied => !of_all,
+                Rows::Replaced => true,
+            }
+    }
+
+    /// Whether some of the files are partitioned by another spec than the stage's own.
+    async fn moves(&self, stage: &Stage, base: &TableState) -> Result<bool> {
+        let places = scan::places(base, stage.lake.store()).await?;
+        let spec = stage.target.spec.spec_id();
+        let mut files = self.untouched.iter().filter_map(|path| places.get(path));
+        Ok(files.any(|place| place.spec_id != spec))
     }
 }
 
@@ -109,7 +148,7 @@ async fn files(stage: &Stage, of: &TableState, filter: Predicate) -> Result<Hash
 /// Whether a delete file may delete rows of one of the data files.
 fn touches(deletes: &DataFile, files: &HashSet<String>) -> bool {
     if files.is_empty() || deletes.content_type() != DataContentType::PositionDeletes {
-        // Equality deletes apply by age, which a rewrite keeps.
+        // Equality deletes are of no file: see `Rows`.
         return false;
     }
     if let Some(file) = deletes.referenced_data_file() {

@@ -11,7 +11,7 @@ use iceberg::spec::Operation;
 use polder_core::{Predicate, Result};
 use uuid::Uuid;
 
-use super::conflicts::Assumed;
+use super::conflicts::{Assumed, Rows};
 use super::snapshot::{Change, NewFile, SnapshotWriter};
 use super::{Action, Failure, Prepared, conflict, main_to};
 use crate::catalog::TableState;
@@ -43,8 +43,10 @@ impl Stage {
     /// `RewriteFiles`: the same rows in other files.
     ///
     /// Conflicts with a commit that removed one of the `replaced` files or deleted rows of them. Rows
-    /// keep the age that equality deletes ask for. Delete files that say they are of the `replaced`
-    /// files alone go with them, here and in the other actions that remove files.
+    /// keep the age that equality deletes ask for; where they come to be partitioned by another spec it
+    /// conflicts with equality deletes of partitions, too, which would not follow them. Delete files that
+    /// say they are of the `replaced` files alone go with them, here and in the other actions that remove
+    /// files.
     pub async fn rewrite_files(
         self,
         replaced: Vec<String>,
@@ -53,7 +55,8 @@ impl Stage {
         let base = self.base.as_ref().and_then(|base| base.metadata.current_snapshot());
         let age = base.map(|base| base.sequence_number());
         let change = self.change(Operation::Replace, replaced.clone(), &files, age);
-        let assumed = Assumed { untouched: set(&replaced), ..Assumed::default() };
+        let assumed =
+            Assumed { untouched: set(&replaced), rows: Rows::Copied, ..Assumed::default() };
         self.apply(change, assumed).await
     }
 
@@ -70,7 +73,8 @@ impl Stage {
     ) -> Result<FilesCommitted> {
         let change = self.change(Operation::Overwrite, replaced.clone(), &files, None);
         let unmatched = Some(filter);
-        let assumed = Assumed { untouched: set(&replaced), unmatched, ..Assumed::default() };
+        let (untouched, rows) = (set(&replaced), Rows::Replaced);
+        let assumed = Assumed { untouched, rows, unmatched, ..Assumed::default() };
         self.apply(change, assumed).await
     }
 
@@ -93,7 +97,8 @@ impl Stage {
     /// Rows that go for good, as retention has it: the `dropped` files with all of theirs, and
     /// `replaced` ones, of which `files` hold the rest.
     ///
-    /// Conflicts with a commit that removed one of these files, or deleted rows of the `replaced`.
+    /// Conflicts with a commit that removed one of these files, or deleted rows of the `replaced`, as
+    /// [`Self::rewrite_files`] does.
     pub async fn remove_rows(
         self,
         dropped: Vec<String>,
@@ -103,7 +108,8 @@ impl Stage {
         let base = self.base.as_ref().and_then(|base| base.metadata.current_snapshot());
         let age = base.map(|base| base.sequence_number());
         let operation = if replaced.is_empty() { Operation::Delete } else { Operation::Overwrite };
-        let assumed = Assumed { untouched: set(&replaced), ..Assumed::default() };
+        let assumed =
+            Assumed { untouched: set(&replaced), rows: Rows::Copied, ..Assumed::default() };
         let removed = [dropped, replaced].concat();
         let change = self.change(operation, removed, &files, age);
         self.apply(change, assumed).await
