@@ -1,7 +1,19 @@
-//! Digests of rows: 64-bit words of a canonical form that a source's own SQL can make too, and a fast
-//! hash for what only Polder itself computes.
+//! Digests of rows: 64-bit words that a PostgreSQL server can make too, and a fast hash for what only Polder
+//! itself computes.
 //!
-//! The canonical form (ADR 0017): a letter for the type, then
+//! A word is the server's own hash of the record it would send (ADR 0035): of the row's columns, in their
+//! order, as these types, in the binary form of the protocol:
+//!
+//! | lake type | sent as |
+//! |---|---|
+//! | boolean, int, long | `bool`, `int4`, `int8` |
+//! | float, double | `float4`, `float8`: their bits |
+//! | date, time, timestamp, timestamptz, uuid | the same |
+//! | decimal | `numeric`, with as many decimals as its scale |
+//! | string, binary | `text` in UTF-8, `bytea`; beyond [`LONG`] bytes their MD5, as hexadecimal digits |
+//! | list, struct | `text`: the canonical form, likewise |
+//!
+//! The canonical form (ADR 0017) of a list, a struct and what is in them: a letter for the type, then
 //!
 //! | type | letter | value |
 //! |---|---|---|
@@ -16,8 +28,10 @@
 //! | list | `a` | number of elements, `:`, the elements |
 //! | struct | `r` | the members |
 //!
-//! and null is the letter and `-`. A row is its columns in their order. A word is the first 64 bits of
-//! the form's MD5, big endian.
+//! and null is the letter and `-`.
+
+mod content;
+mod record;
 
 use std::sync::Arc;
 
@@ -26,25 +40,29 @@ use arrow::array::{
     PrimitiveArray, RecordBatch, StringArray, StructArray,
 };
 use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int32Type,
-    Int64Type, Time64MicrosecondType, TimeUnit, TimestampMicrosecondType,
+    DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int32Type, Int64Type,
+    Time64MicrosecondType, TimeUnit, TimestampMicrosecondType,
 };
 use md5::{Digest, Md5};
-use twox_hash::XxHash3_64;
 
+pub use self::content::content;
+use self::record::oid;
 use crate::{Error, ErrorCode, Result, keys};
 
 /// Days and microseconds from 1970-01-01 to 2000-01-01, from where PostgreSQL counts.
 const EPOCH_DAYS: i32 = 10_957;
 const EPOCH_MICROS: i64 = 10_957 * 86_400_000_000;
 
-/// The word of a canonical form.
-pub fn word(form: &[u8]) -> u64 {
-    let whole = u128::from_be_bytes(<[u8; 16]>::from(Md5::digest(form)));
-    (whole >> 64) as u64
+/// Bytes from which on a text or binary value counts by its MD5: twice a record, in hexadecimal digits, has to
+/// fit into the gigabyte that a value may have in PostgreSQL.
+pub const LONG: usize = 1 << 20;
+
+/// The word of what a record is sent as.
+pub fn word(sent: &[u8]) -> u64 {
+    record::hash(sent)
 }
 
-/// Rows of a batch in their canonical form.
+/// Rows of a batch as a server sends them.
 pub struct Canonical {
     columns: Vec<(String, Form)>,
     buffer: Vec<u8>,
@@ -73,8 +91,9 @@ impl Canonical {
     /// The word of a row.
     pub fn row(&mut self, row: usize) -> u64 {
         self.buffer.clear();
+        self.buffer.extend_from_slice(&(self.columns.len() as u32).to_be_bytes());
         for (_, form) in &self.columns {
-            form.write(row, &mut self.buffer);
+            form.send(row, &mut self.buffer);
         }
         word(&self.buffer)
     }
@@ -83,7 +102,8 @@ impl Canonical {
     pub fn columns(&mut self, row: usize) -> Vec<u64> {
         let words = self.columns.iter().map(|(_, form)| {
             self.buffer.clear();
-            form.write(row, &mut self.buffer);
+            self.buffer.extend_from_slice(&1_u32.to_be_bytes());
+            form.send(row, &mut self.buffer);
             word(&self.buffer)
         });
         words.collect()
@@ -190,6 +210,62 @@ impl Form {
         }
     }
 
+    /// Adds the value as a column of a record.
+    fn send(&self, row: usize, out: &mut Vec<u8>) {
+        // What is sent in the canonical form has one for null, too.
+        let by_form = matches!(self, Self::List(..) | Self::Struct(..));
+        let null = !by_form && self.head(row).1;
+        record::column(self.oid(), null, |out| self.send_value(row, out), out);
+    }
+
+    fn oid(&self) -> u32 {
+        match self {
+            Self::Boolean(_) => oid::BOOL,
+            Self::Int(_) => oid::INT4,
+            Self::Long(_) => oid::INT8,
+            Self::Float(_) => oid::FLOAT4,
+            Self::Double(_) => oid::FLOAT8,
+            Self::Decimal(..) => oid::NUMERIC,
+            Self::Date(_) => oid::DATE,
+            Self::Time(_) => oid::TIME,
+            Self::Timestamp(_, b'z') => oid::TIMESTAMPTZ,
+            Self::Timestamp(..) => oid::TIMESTAMP,
+            Self::Uuid(_) => oid::UUID,
+            Self::Binary(_) => oid::BYTEA,
+            Self::Text(_) | Self::List(..) | Self::Struct(..) => oid::TEXT,
+        }
+    }
+
+    fn send_value(&self, row: usize, out: &mut Vec<u8>) {
+        match self {
+            Self::Boolean(array) => out.push(array.value(row).into()),
+            Self::Int(array) => out.extend_from_slice(&array.value(row).to_be_bytes()),
+            Self::Long(array) => out.extend_from_slice(&array.value(row).to_be_bytes()),
+            Self::Float(array) => out.extend_from_slice(&array.value(row).to_be_bytes()),
+            Self::Double(array) => out.extend_from_slice(&array.value(row).to_be_bytes()),
+            Self::Decimal(array, scale) => record::numeric(array.value(row), *scale, out),
+            Self::Date(array) => {
+                out.extend_from_slice(&array.value(row).wrapping_sub(EPOCH_DAYS).to_be_bytes());
+            }
+            Self::Time(array) => out.extend_from_slice(&array.value(row).to_be_bytes()),
+            Self::Timestamp(array, _) => {
+                out.extend_from_slice(&array.value(row).wrapping_sub(EPOCH_MICROS).to_be_bytes());
+            }
+            Self::Text(array) => put_short(array.value(row).as_bytes(), out),
+            Self::Uuid(array) => out.extend_from_slice(array.value(row)),
+            Self::Binary(array) => put_short(array.value(row), out),
+            Self::List(..) | Self::Struct(..) => {
+                let at = out.len();
+                self.write(row, out);
+                if out.len() - at > LONG {
+                    let form = out.split_off(at);
+                    put_short(&form, out);
+                }
+            }
+        }
+    }
+
+    /// Adds the value in the canonical form.
     fn write(&self, row: usize, out: &mut Vec<u8>) {
         let (letter, null) = self.head(row);
         out.push(letter);
@@ -240,9 +316,30 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 fn put_hex(bytes: &[u8], out: &mut Vec<u8>) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = |byte: &u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    out.extend(bytes.iter().flat_map(digits));
+    out.extend(bytes.iter().flat_map(|byte| hex_pair(*byte).to_le_bytes()));
+}
+
+/// A byte's two hexadecimal digits, the higher one in the lower byte.
+fn hex_pair(byte: u8) -> u16 {
+    const PAIRS: [u16; 256] = {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let (mut pairs, mut at) = ([0; 256], 0);
+        while at < 256 {
+            pairs[at] = u16::from_le_bytes([DIGITS[at >> 4], DIGITS[at & 15]]);
+            at += 1;
+        }
+        pairs
+    };
+    PAIRS[usize::from(byte)]
+}
+
+/// Adds the bytes, or the MD5 of many.
+fn put_short(bytes: &[u8], out: &mut Vec<u8>) {
+    if bytes.len() > LONG {
+        put_hex(&<[u8; 16]>::from(Md5::digest(bytes)), out);
+    } else {
+        out.extend_from_slice(bytes);
+    }
 }
 
 fn length(length: usize, out: &mut Vec<u8>) {
@@ -264,108 +361,6 @@ fn decimal(unscaled: i128, scale: u8, out: &mut Vec<u8>) {
         out.extend_from_slice(fraction.as_bytes());
     }
     out.push(b';');
-}
-
-/// Stands for null in [`content`].
-const NULL: u64 = 0x9e37_79b9_7f4a_7c15;
-/// An odd number with bits everywhere: `PRIME_MX2` of `XXH3`.
-const PRIME: u64 = 0x9fb2_1c65_1e98_df25;
-
-/// The sum, modulo 2⁶⁴, of a fast hash of each row, with its columns in their order. Equal rows in
-/// whatever order and batches have an equal sum. Lists and structs go by their canonical form.
-///
-/// # Errors
-/// As [`Canonical::new`].
-pub fn content(records: &RecordBatch) -> Result<u64> {
-    let mut rows = vec![0_u64; records.num_rows()];
-    for (index, array) in records.columns().iter().enumerate() {
-        let seed = (index as u64 + 1).wrapping_mul(PRIME);
-        add_column(array, seed, &mut rows)?;
-    }
-    Ok(rows.into_iter().map(mix).fold(0, u64::wrapping_add))
-}
-
-fn add_column(array: &ArrayRef, seed: u64, rows: &mut [u64]) -> Result<()> {
-    macro_rules! numbers {
-        ($type:ty, $bits:expr) => {
-            add_numbers(array.as_primitive::<$type>(), $bits, seed, rows)
-        };
-    }
-    match array.data_type() {
-        DataType::Int32 => numbers!(Int32Type, |value| i64::from(value) as u64),
-        DataType::Int64 => numbers!(Int64Type, |value| value as u64),
-        DataType::Float32 => numbers!(Float32Type, |value| u64::from(value.to_bits())),
-        DataType::Float64 => numbers!(Float64Type, f64::to_bits),
-        DataType::Date32 => numbers!(Date32Type, |value| i64::from(value) as u64),
-        DataType::Time64(TimeUnit::Microsecond) => {
-            numbers!(Time64MicrosecondType, |value| value as u64);
-        }
-        DataType::Timestamp(TimeUnit::Microsecond, _) => {
-            numbers!(TimestampMicrosecondType, |value| value as u64);
-        }
-        DataType::Decimal128(..) => {
-            numbers!(Decimal128Type, |value| (value as u64) ^ mix((value >> 64) as u64));
-        }
-        DataType::Utf8 => {
-            let array = array.as_string::<i32>();
-            let hash = |text: &str| XxHash3_64::oneshot_with_seed(seed, text.as_bytes());
-            for (value, row) in array.iter().zip(rows) {
-                add(value.map_or(NULL ^ seed, hash), row);
-            }
-        }
-        DataType::Boolean => {
-            let hash = |form: &[u8]| XxHash3_64::oneshot_with_seed(seed, form);
-            let (no, yes, null) = (hash(b"o00"), hash(b"o01"), hash(b"o-"));
-            for (value, row) in array.as_boolean().iter().zip(rows) {
-                add(value.map_or(null, |value| if value { yes } else { no }), row);
-            }
-        }
-        _ => by_form(array, seed, rows)?,
-    }
-    Ok(())
-}
-
-#[inline]
-fn add(hash: u64, row: &mut u64) {
-    *row = (row.rotate_left(23) ^ hash).wrapping_mul(PRIME);
-}
-
-#[inline]
-fn add_numbers<T: ArrowPrimitiveType>(
-    array: &PrimitiveArray<T>,
-    bits: impl Fn(T::Native) -> u64,
-    seed: u64,
-    rows: &mut [u64],
-) {
-    let numbers = array.values().iter().zip(rows);
-    let Some(nulls) = array.nulls().filter(|nulls| nulls.null_count() > 0) else {
-        return numbers.for_each(|(value, row)| add(mix(bits(*value) ^ seed), row));
-    };
-    for ((value, row), valid) in numbers.zip(nulls) {
-        // Both are made, so that nothing waits for what is guessed of the null.
-        let hash = mix(bits(*value) ^ seed);
-        add(if valid { hash } else { NULL ^ seed }, row);
-    }
-}
-
-fn by_form(array: &ArrayRef, seed: u64, rows: &mut [u64]) -> Result<()> {
-    let form = Form::new(array)?;
-    let mut buffer = Vec::new();
-    for (index, row) in rows.iter_mut().enumerate() {
-        buffer.clear();
-        form.write(index, &mut buffer);
-        add(XxHash3_64::oneshot_with_seed(seed, &buffer), row);
-    }
-    Ok(())
-}
-
-/// The finaliser of `MurmurHash3`: every bit of the input reaches every bit of the result.
-fn mix(mut value: u64) -> u64 {
-    value ^= value >> 33;
-    value = value.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    value ^= value >> 33;
-    value = value.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    value ^ (value >> 33)
 }
 
 #[cfg(test)]
@@ -420,32 +415,33 @@ mod tests {
         assert_eq!(form(&list, 2), "a0:");
     }
 
+    /// What PostgreSQL 15.18 prints for `hashtextextended(encode(record_send(ROW(…)), 'hex') COLLATE "C", 0)`.
     #[test]
-    fn booleans_are_their_canonical_form() {
-        let array: ArrayRef = Arc::new(BooleanArray::from(vec![Some(true), None, Some(false)]));
-        let (mut fast, mut slow) = ([7, 8, 9], [7, 8, 9]);
-        add_column(&array, 5, &mut fast).expect("added");
-        by_form(&array, 5, &mut slow).expect("added");
-        assert_eq!(fast, slow);
+    fn words_of_rows_are_the_servers() {
+        let words = |array: ArrayRef| {
+            let records =
+                RecordBatch::try_from_iter_with_nullable([("a", array, true)]).expect("a");
+            let mut forms = Canonical::new(&records, ["a"]).expect("forms");
+            (0..records.num_rows()).map(|row| forms.row(row) as i64).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            words(Arc::new(Int32Array::from(vec![Some(1), None]))),
+            [83_089_310_846_758_691, 4_039_756_212_447_439_989]
+        );
+        assert_eq!(
+            words(Arc::new(StringArray::from(vec!["é:", ""]))),
+            [-9_202_608_979_027_502_566, 2_564_902_295_041_560_756]
+        );
     }
 
     #[test]
-    fn what_lies_below_a_null_does_not_count() {
-        let below = |value: i32| {
-            let nulls = Some(vec![true, false].into());
-            Arc::new(Int32Array::new(vec![1, value].into(), nulls)) as ArrayRef
-        };
-        let sum = |array: ArrayRef| {
-            content(&RecordBatch::try_from_iter([("a", array)]).expect("batch")).expect("sum")
-        };
-        assert_eq!(sum(below(2)), sum(below(3)));
-        assert_ne!(sum(below(2)), sum(Arc::new(Int32Array::from(vec![1, 2]))));
-    }
-
-    #[test]
-    fn a_word_is_the_beginning_of_md5() {
-        // RFC 1321's own example.
-        assert_eq!(word(b"abc"), 0x9001_5098_3cd2_4fb0);
+    fn of_long_values_the_md5_counts() {
+        let mut out = Vec::new();
+        put_short(&[b'a'; LONG], &mut out);
+        assert_eq!(out.len(), LONG);
+        out.clear();
+        put_short(&[b'a'; LONG + 1], &mut out);
+        assert_eq!(out, hex(&<[u8; 16]>::from(Md5::digest([b'a'; LONG + 1]))).as_bytes());
     }
 
     fn batch(rows: &[(Option<i32>, Option<String>)]) -> RecordBatch {
@@ -497,8 +493,11 @@ mod tests {
         assert_ne!(content(&swapped).expect("sum"), content(&right).expect("sum"));
         let mut forms = Canonical::new(&right, ["a", "b"]).expect("forms");
         assert_eq!(forms.name(1), "a=2, b=2");
-        assert_eq!(forms.columns(0), [word(b"i00000001"), word(b"s1:1")]);
-        assert_eq!(forms.row(0), word(b"i00000001s1:1"));
+        let (one, text) = (b"\0\0\0\x17\0\0\0\x04\0\0\0\x01", b"\0\0\0\x19\0\0\0\x011");
+        let record =
+            |count: u8, columns: &[&[u8]]| word(&[&[0, 0, 0, count], &*columns.concat()].concat());
+        assert_eq!(forms.columns(0), [record(1, &[one]), record(1, &[text])]);
+        assert_eq!(forms.row(0), record(2, &[one, text]));
         assert!(Canonical::new(&right, ["c"]).is_err());
     }
 }

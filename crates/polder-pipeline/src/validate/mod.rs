@@ -209,14 +209,17 @@ impl Validation<'_> {
         let mut compared = Compared::of(&comparable, spec, digests.cursor_is_coarse());
         compared.bits = validation::range_bits(self.rows());
         compared.pending = Arc::new(pending);
-        let Some(lake) = self.files(&compared).await? else { return Ok(()) };
         if too_many {
-            self.checks.add([checks::too_many_pending()]);
-        } else {
-            self.rows_compared(&mut *digests, &comparable, &compared, lake).await?;
-            self.remember(&mut *digests).await?;
+            if self.files(&compared).await?.is_some() {
+                self.checks.add([checks::too_many_pending()]);
+            }
+            return Ok(());
         }
-        Ok(())
+        // Each side is fixed, and neither waits for the other.
+        let (lake, source) = tokio::join!(self.files(&compared), digests.ranges(compared.bits));
+        let Some(lake) = lake? else { return Ok(()) };
+        self.rows_compared(&mut *digests, &comparable, &compared, (lake, source?)).await?;
+        self.remember(&mut *digests).await
     }
 
     /// When both sides were found equal in the states they have now, if the source's name for its rows
@@ -414,10 +417,9 @@ impl Validation<'_> {
         digests: &mut dyn Digests,
         columns: &TableSchema,
         compared: &Compared,
-        lake: LakeDigests,
+        (lake, source): (LakeDigests, BTreeMap<u64, RangeDigest>),
     ) -> Result<()> {
         let bits = compared.bits;
-        let source = digests.ranges(bits).await?;
         let differ = validation::different(&source, &lake.ranges);
         let mut listed: Vec<u64> = differ.iter().copied().take(RANGES_LISTED_MAX).collect();
         let mut repeated: Vec<u64> = lake.repeated.iter().copied().collect();

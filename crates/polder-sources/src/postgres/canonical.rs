@@ -1,13 +1,15 @@
-//! SQL expressions of the canonical form that `polder_core::digest` gives values.
+//! SQL expressions of the words that `polder_core::digest` gives rows, and of what they are made of.
 //!
 //! Only what the server can say exactly as the lake has it: a column whose values may have been altered
 //! on their way has no expression. Who asks for them is in `digest`.
 
-use polder_core::LakeType;
+use polder_core::digest::{self, LONG};
 use polder_core::spec::OnUnrepresentable;
+use polder_core::{LakeType, Result};
 
 use super::catalog::ColumnType;
 use super::columns::{ColumnRead, has_odd_values, oid};
+use super::connect::Session;
 use super::written::Written;
 
 /// How texts are turned into bytes.
@@ -32,33 +34,62 @@ impl Encoding {
         }
     }
 
-    /// The word of a form, as `int8`.
-    pub(super) fn word(self, form: &str) -> String {
-        let bytes = self.bytes(form);
+    /// What a column is sent as in a record: an expression of the type that the column's lake type has there.
+    pub(super) fn sent(self, column: &ColumnRead, origin: &ColumnType) -> Option<String> {
+        let data_type = &column.field.data_type;
+        let alters = matches!(column.policy, OnUnrepresentable::Null | OnUnrepresentable::Clamp);
+        if alters && has_odd_values(data_type) {
+            return None;
+        }
+        let value = &column.sql;
+        let to = match data_type {
+            LakeType::Boolean => "bool",
+            LakeType::Int => "int4",
+            LakeType::Long => "int8",
+            LakeType::Float => "float4",
+            LakeType::Double => "float8",
+            LakeType::Date => "date",
+            LakeType::Time => "time",
+            LakeType::Timestamp => "timestamp",
+            LakeType::Timestamptz => "timestamptz",
+            LakeType::Uuid => "uuid",
+            LakeType::Decimal { scale, .. } => return Some(of_scale(value, *scale, origin)),
+            LakeType::String => {
+                let text = text(value, column.written.is_none(), origin);
+                return Some(if has_few_bytes(origin) { text } else { self.short(&text) });
+            }
+            LakeType::Binary => {
+                let md5 = format!("pg_catalog.convert_to(pg_catalog.md5({value}), 'UTF8')");
+                return Some(format!(
+                    "CASE WHEN pg_catalog.octet_length({value}) > {LONG} THEN {md5} ELSE {value} END"
+                ));
+            }
+            LakeType::Struct(_) => {
+                return self.scalar(value, data_type, origin, column.written);
+            }
+            LakeType::List(element) => {
+                let of_element = origin.element.as_deref().unwrap_or(origin);
+                let element = self.scalar("u.e", &element.data_type, of_element, column.written)?;
+                return Some(self.short(&format!(
+                    "('a' || coalesce(pg_catalog.cardinality({value})::pg_catalog.text || ':' || \
+                     (SELECT coalesce(pg_catalog.string_agg({element}, '' ORDER BY u.n), '') \
+                     FROM pg_catalog.unnest({value}) WITH ORDINALITY AS u(e, n)), '-'))"
+                )));
+            }
+        };
+        Some(format!("({value})::pg_catalog.{to}"))
+    }
+
+    /// The text, or the MD5 of a long one.
+    fn short(self, text: &str) -> String {
+        let bytes = self.bytes(text);
         format!(
-            "('x' || pg_catalog.substr(pg_catalog.md5({bytes}), 1, 16))::bit(64)::pg_catalog.int8"
+            "CASE WHEN pg_catalog.octet_length({bytes}) > {LONG} THEN pg_catalog.md5({bytes}) \
+             ELSE {text} END"
         )
     }
 
-    /// The form of a column, a text that is never null. `origin`: the column's type at the source.
-    pub(super) fn form(self, column: &ColumnRead, origin: &ColumnType) -> Option<String> {
-        let alters = matches!(column.policy, OnUnrepresentable::Null | OnUnrepresentable::Clamp);
-        if alters && has_odd_values(&column.field.data_type) {
-            return None;
-        }
-        let LakeType::List(element) = &column.field.data_type else {
-            return self.scalar(&column.sql, &column.field.data_type, origin, column.written);
-        };
-        let of_element = origin.element.as_deref().unwrap_or(origin);
-        let element = self.scalar("u.e", &element.data_type, of_element, column.written)?;
-        let list = &column.sql;
-        Some(format!(
-            "'a' || coalesce(pg_catalog.cardinality({list})::pg_catalog.text || ':' || \
-             (SELECT coalesce(pg_catalog.string_agg({element}, '' ORDER BY u.n), '') \
-             FROM pg_catalog.unnest({list}) WITH ORDINALITY AS u(e, n)), '-')"
-        ))
-    }
-
+    /// A value within a list or struct in the canonical form, a text that is never null.
     fn scalar(
         self,
         value: &str,
@@ -94,16 +125,10 @@ impl Encoding {
                 Some(format!("'n' || coalesce(({exact})::pg_catalog.text || ';', '-')"))
             }
             LakeType::String => {
-                let padded = origin.oid == oid::BPCHAR && written.is_none();
-                // A cast would drop the blanks at the end.
-                let text = if padded {
-                    format!("CASE WHEN {value} IS NOT NULL THEN pg_catalog.concat({value}) END")
-                } else {
-                    format!("{value}::pg_catalog.text")
-                };
-                let bytes = self.bytes(&format!("({text})"));
-                let length = format!("pg_catalog.octet_length({bytes})::pg_catalog.text");
-                Some(format!("'s' || coalesce({length} || ':' || ({text}), '-')"))
+                let text = text(value, written.is_none(), origin);
+                let length =
+                    format!("pg_catalog.octet_length({})::pg_catalog.text", self.bytes(&text));
+                Some(format!("'s' || coalesce({length} || ':' || {text}, '-')"))
             }
             LakeType::Binary => Some(format!(
                 "'b' || coalesce(pg_catalog.octet_length({value})::pg_catalog.text || ':' || \
@@ -122,6 +147,55 @@ impl Encoding {
             LakeType::List(_) => None,
         }
     }
+}
+
+/// The word of columns that are sent as `sent` says, as `int8`.
+pub(super) fn word(sent: &[String]) -> String {
+    let record = format!("pg_catalog.record_send(ROW({}))", sent.join(", "));
+    format!(
+        "pg_catalog.hashtextextended(pg_catalog.encode({record}, 'hex') COLLATE pg_catalog.\"C\", 0)"
+    )
+}
+
+/// Whether the server's hash is the one that words are: it came with PostgreSQL 11, and servers whose numbers
+/// are big-endian have another.
+pub(super) async fn has_words(session: &Session, doing: &'static str) -> Result<bool> {
+    if session.major < 11 {
+        return Ok(false);
+    }
+    // "polder" in hexadecimal digits.
+    let sql = "SELECT pg_catalog.hashtextextended('706f6c646572' COLLATE pg_catalog.\"C\", 0)";
+    let word = session.text(sql, doing).await?;
+    Ok(word.and_then(|word| word.parse().ok()) == Some(digest::word(b"polder") as i64))
+}
+
+/// A decimal with as many decimals as the lake has; of another value as it is, which is not the lake's.
+fn of_scale(value: &str, scale: u8, origin: &ColumnType) -> String {
+    /// What `numerictypmodin` in PostgreSQL's `numeric.c` adds, and the bits of the scale.
+    const HEADER: i32 = 4;
+    const SCALE: i32 = 0x7ff;
+    let typed = origin.oid == oid::NUMERIC && origin.modifier >= HEADER;
+    if typed && (origin.modifier - HEADER) & SCALE == i32::from(scale) {
+        return format!("({value})::pg_catalog.numeric");
+    }
+    let rounded = format!("pg_catalog.round({value}, {scale})");
+    format!("CASE WHEN {value} = {rounded} THEN {rounded} ELSE {value} END")
+}
+
+/// The value as text. `as_is`: as the server has it, and not as Polder writes it.
+fn text(value: &str, as_is: bool, origin: &ColumnType) -> String {
+    if as_is && origin.oid == oid::BPCHAR {
+        // A cast would drop the blanks at the end.
+        format!("pg_catalog.textin(pg_catalog.bpcharout({value}))")
+    } else {
+        format!("({value})::pg_catalog.text")
+    }
+}
+
+/// Whether the type keeps texts below [`LONG`] bytes: `varchar(n)` and `char(n)` for small `n`.
+fn has_few_bytes(origin: &ColumnType) -> bool {
+    let limited = matches!(origin.oid, oid::BPCHAR | oid::VARCHAR);
+    limited && (1..10_000).contains(&origin.modifier)
 }
 
 #[cfg(test)]
@@ -143,7 +217,7 @@ mod tests {
     #[test]
     fn columns_whose_values_may_be_altered_have_no_form() {
         let origin = ColumnType { oid: 0, modifier: -1, is_enum: false, element: None };
-        let form = |data_type, policy| Encoding::Same.form(&column(data_type, policy), &origin);
+        let form = |data_type, policy| Encoding::Same.sent(&column(data_type, policy), &origin);
         assert!(form(LakeType::Date, OnUnrepresentable::Clamp).is_none());
         assert!(form(LakeType::Date, OnUnrepresentable::Error).is_some());
         assert!(form(LakeType::Int, OnUnrepresentable::Null).is_some());

@@ -15,7 +15,7 @@ use polder_core::{
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::canonical::Encoding;
+use super::canonical::{self, Encoding};
 use super::catalog::{self, Identity, Kind, Relation, Tree};
 use super::columns::{self, ColumnRead};
 use super::connect::{Server, Session};
@@ -47,7 +47,9 @@ pub(super) async fn digests(
     let tree = catalog::tree(&session, relation.oid).await?;
     let encoding = session.text("SELECT pg_catalog.getdatabaseencoding()", DOING).await?;
     let encoding = Encoding::of(&encoding.unwrap_or_default());
-    let Some(forms) = forms(encoding, &relation, &columns) else {
+    let exact = canonical::has_words(&session, DOING).await?;
+    let sent = exact.then(|| sent(encoding, &relation, &columns)).flatten();
+    let Some(sent) = sent else {
         session.close().await;
         return Ok(None);
     };
@@ -62,8 +64,7 @@ pub(super) async fn digests(
         from: select.from(),
         within: select.conditions().to_vec(),
         schema: TableSchema::new(columns.iter().map(|column| column.field.clone()).collect()),
-        forms,
-        encoding,
+        sent,
         key: Vec::new(),
         key_word: String::new(),
         row_word: String::new(),
@@ -89,13 +90,13 @@ async fn bounds(session: &Session, request: &DigestRequest) -> Result<()> {
     session.run(&sql, DOING).await
 }
 
-fn forms(encoding: Encoding, relation: &Relation, columns: &[ColumnRead]) -> Option<Vec<String>> {
-    let form = |column: &ColumnRead| {
+fn sent(encoding: Encoding, relation: &Relation, columns: &[ColumnRead]) -> Option<Vec<String>> {
+    let sent = |column: &ColumnRead| {
         let found = relation.columns.iter().find(|found| found.name == column.field.name);
         let origin = found.map_or_else(transactions::data_type, |found| found.data_type.clone());
-        encoding.form(column, &origin)
+        encoding.sent(column, &origin)
     };
-    columns.iter().map(form).collect()
+    columns.iter().map(sent).collect()
 }
 
 /// The condition that a row is settled; `None` if no row can be told so.
@@ -143,9 +144,8 @@ struct PostgresDigests {
     /// The tables that the snapshot's tree has.
     within: Vec<String>,
     schema: TableSchema,
-    /// Of the schema's columns.
-    forms: Vec<String>,
-    encoding: Encoding,
+    /// What the schema's columns are sent as.
+    sent: Vec<String>,
     key: Vec<String>,
     key_word: String,
     row_word: String,
@@ -205,20 +205,19 @@ impl Digests for PostgresDigests {
     }
 
     fn compare(&mut self, columns: &TableSchema, key: &[String]) -> Result<()> {
-        let form = |name: &String| {
+        let sent = |name: &String| {
             let at = self.schema.fields.iter().position(|field| field.name == *name);
-            at.map(|at| self.forms[at].clone()).ok_or_else(|| {
+            at.map(|at| self.sent[at].clone()).ok_or_else(|| {
                 let message = format!("column {name:?} is compared and is not there");
                 Error::new(ErrorCode::Internal, message)
             })
         };
-        let forms = columns.fields.iter().map(|field| form(&field.name));
-        let forms = forms.collect::<Result<Vec<_>>>()?;
-        let of_key = key.iter().map(form).collect::<Result<Vec<_>>>()?;
-        let of_key = if of_key.is_empty() { &forms } else { &of_key };
-        self.key_word = self.encoding.word(&of_key.join(" || "));
-        self.row_word = self.encoding.word(&forms.join(" || "));
-        self.column_words = forms.iter().map(|form| self.encoding.word(form)).collect();
+        let of_row = columns.fields.iter().map(|field| sent(&field.name));
+        let of_row = of_row.collect::<Result<Vec<_>>>()?;
+        let of_key = key.iter().map(sent).collect::<Result<Vec<_>>>()?;
+        self.key_word = canonical::word(if of_key.is_empty() { &of_row } else { &of_key });
+        self.row_word = canonical::word(&of_row);
+        self.column_words = of_row.into_iter().map(|column| canonical::word(&[column])).collect();
         self.key = key.to_vec();
         Ok(())
     }
