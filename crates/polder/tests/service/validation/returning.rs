@@ -104,6 +104,26 @@ async fn rows_without_a_key_are_compared_as_a_whole() {
     assert_eq!(failed(&report), ["extra_keys".to_owned()].into(), "{:#?}", report.checks);
 }
 
+/// What is sent for them would be more than the server can print.
+#[tokio::test]
+async fn values_of_megabytes_are_compared_to_their_end() {
+    let database = Database::new();
+    database.sql(
+        "CREATE TABLE long AS SELECT i AS id, repeat('é', 700000) || i AS name, convert_to(repeat('b', 1048576 + i), 'UTF8') AS bytes,
+             jsonb_build_object('a', repeat('j', 1100000)) AS doc, array_fill(i, ARRAY[200000]) AS list,
+             'p '::char(5) AS padded FROM generate_series(0, 2) i",
+    );
+    let spec = json!({ "name": "long", "source": "revdb", "from": "long", "key": ["id"] });
+    let proof = Proof::of(database, &spec).await;
+    let report = proof.validate().await;
+    assert_eq!(report.verdict, Verdict::Verified, "{:#?}", report.checks);
+    let rows = proof.rows().await;
+    let other = |text: &str| Some(format!("{}x", &text[..text.len() - 1]));
+    proof.replace(&[texts(&rows, "name", |id| id == 1, |text| other(text?))]).await;
+    let report = proof.validate().await;
+    assert_eq!(failed(&report), ["values name".to_owned()].into(), "{:#?}", report.checks);
+}
+
 #[tokio::test]
 async fn a_source_that_cannot_compute_digests_is_read() {
     // `clamp` may alter values on their way, so that the server cannot say what the lake has.
