@@ -98,7 +98,7 @@ pub(crate) fn decode_living(
     table: &LakeTable,
     mut task: FileScanTask,
     own: bool,
-    deletes: Arc<EqualityDeletes>,
+    reader: Arc<EqualityDeletes>,
 ) -> Result<BatchStream> {
     let (asked, mut places) = (task.project_field_ids.len(), HashMap::new());
     let mut past = Vec::new();
@@ -125,12 +125,12 @@ pub(crate) fn decode_living(
     if !past.is_empty() {
         task.schema = with_columns(&task.schema, past)?;
     }
-    let deleted = std::mem::take(&mut task.deletes);
-    let (of_values, others): (Vec<_>, Vec<_>) = deleted.into_iter().partition(by_equality);
+    let all = std::mem::take(&mut task.deletes);
+    let (of_values, others): (Vec<_>, Vec<_>) = all.into_iter().partition(by_equality);
     task.deletes = others;
     let batches = decode(table.iceberg().reader_builder(), vec![task])?;
     let living = async move {
-        let deleted = deletes.read(&of_values).await?;
+        let deleted = reader.read(&of_values).await?;
         let living = Living { deleted, places, asked };
         Ok::<_, Error>(batches.map(move |batch| living.of(&batch?)))
     };
