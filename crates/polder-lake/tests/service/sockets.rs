@@ -86,8 +86,8 @@ struct Way {
 type Plans = Arc<Mutex<HashMap<String, VecDeque<Step>>>>;
 
 fn through(served: &Served, choose: impl Fn(&Asked) -> Fate + Send + Sync + 'static) -> Proxy {
-    let server = served.uri.strip_prefix("http://").and_then(|rest| rest.split('/').next());
-    Proxy::start(server.expect("an address"), choose)
+    let address = served.uri.strip_prefix("http://").and_then(|rest| rest.split('/').next());
+    Proxy::start(address.expect("an address"), choose)
 }
 
 fn rest(proxy: &Proxy) -> RestSettings {
