@@ -53,7 +53,7 @@ use crate::{Error, ErrorCode, Result, keys};
 const EPOCH_DAYS: i32 = 10_957;
 const EPOCH_MICROS: i64 = 10_957 * 86_400_000_000;
 
-/// Bytes from which on a text or binary value counts by its MD5: twice a record, in hexadecimal digits, has to
+/// Bytes beyond which a text or binary value counts by its MD5: twice a record, in hexadecimal digits, has to
 /// fit into the gigabyte that a value may have in PostgreSQL.
 pub const LONG: usize = 1 << 20;
 
@@ -63,12 +63,12 @@ pub fn word(sent: &[u8]) -> u64 {
 }
 
 /// Rows of a batch as a server sends them.
-pub struct Canonical {
+pub struct Records {
     columns: Vec<(String, Form)>,
     buffer: Vec<u8>,
 }
 
-impl Canonical {
+impl Records {
     /// Takes the batch's columns of these names, in this order.
     ///
     /// # Errors
@@ -421,7 +421,7 @@ mod tests {
         let words = |array: ArrayRef| {
             let records =
                 RecordBatch::try_from_iter_with_nullable([("a", array, true)]).expect("a");
-            let mut forms = Canonical::new(&records, ["a"]).expect("forms");
+            let mut forms = Records::new(&records, ["a"]).expect("forms");
             (0..records.num_rows()).map(|row| forms.row(row) as i64).collect::<Vec<_>>()
         };
         assert_eq!(
@@ -462,7 +462,7 @@ mod tests {
         ) {
             let whole = batch(&rows);
             let sum = |records: &RecordBatch| {
-                let mut forms = Canonical::new(records, ["a", "b"]).expect("forms");
+                let mut forms = Records::new(records, ["a", "b"]).expect("forms");
                 (0..records.num_rows()).fold(0_u64, |sum, row| sum.wrapping_add(forms.row(row)))
             };
             let back: Vec<u32> = (0..rows.len() as u32).rev().collect();
@@ -491,13 +491,13 @@ mod tests {
         let swapped = batch(&[(Some(1), Some("2".into())), (Some(2), Some("1".into()))]);
         let right = batch(&[(Some(1), Some("1".into())), (Some(2), Some("2".into()))]);
         assert_ne!(content(&swapped).expect("sum"), content(&right).expect("sum"));
-        let mut forms = Canonical::new(&right, ["a", "b"]).expect("forms");
+        let mut forms = Records::new(&right, ["a", "b"]).expect("forms");
         assert_eq!(forms.name(1), "a=2, b=2");
         let (one, text) = (b"\0\0\0\x17\0\0\0\x04\0\0\0\x01", b"\0\0\0\x19\0\0\0\x011");
         let record =
             |count: u8, columns: &[&[u8]]| word(&[&[0, 0, 0, count], &*columns.concat()].concat());
         assert_eq!(forms.columns(0), [record(1, &[one]), record(1, &[text])]);
         assert_eq!(forms.row(0), record(2, &[one, text]));
-        assert!(Canonical::new(&right, ["c"]).is_err());
+        assert!(Records::new(&right, ["c"]).is_err());
     }
 }

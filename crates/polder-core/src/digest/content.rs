@@ -19,7 +19,7 @@ const PRIME: u64 = 0x9fb2_1c65_1e98_df25;
 /// whatever order and batches have an equal sum. Lists and structs go by their canonical form.
 ///
 /// # Errors
-/// As [`Canonical::new`].
+/// As [`Records::new`](super::Records::new).
 pub fn content(records: &RecordBatch) -> Result<u64> {
     let mut rows = vec![0_u64; records.num_rows()];
     for (index, array) in records.columns().iter().enumerate() {

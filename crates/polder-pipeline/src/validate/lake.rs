@@ -13,7 +13,7 @@ use arrow::datatypes::{
     DataType, Date32Type, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType,
 };
 use futures::TryStreamExt;
-use polder_core::digest::{Canonical, content};
+use polder_core::digest::{Records, content};
 use polder_core::validation::range_of;
 use polder_core::{Content, CursorValue, Error, ErrorCode, RangeDigest, Result, RowDigest};
 use polder_lake::{BatchStream, LakeTable, Predicate, ScanRequest};
@@ -215,16 +215,16 @@ impl Pass {
 
 /// The rows of a batch.
 struct Rows {
-    forms: Canonical,
+    forms: Records,
     /// Of the key alone; the row's if it has none.
-    key: Option<Canonical>,
-    cursor: Option<(Canonical, arrow::array::ArrayRef)>,
+    key: Option<Records>,
+    cursor: Option<(Records, arrow::array::ArrayRef)>,
 }
 
 impl Rows {
     fn new(compared: &Compared, records: &RecordBatch) -> Result<Self> {
-        let names = |names: &[String]| -> Result<Canonical> {
-            Canonical::new(records, names.iter().map(String::as_str))
+        let names = |names: &[String]| -> Result<Records> {
+            Records::new(records, names.iter().map(String::as_str))
         };
         let cursor = match &compared.cursor {
             Some(cursor) => {
@@ -232,7 +232,7 @@ impl Rows {
                     .column_by_name(cursor)
                     .cloned()
                     .ok_or_else(|| Error::new(ErrorCode::Internal, "a batch lacks the cursor"))?;
-                Some((Canonical::new(records, [cursor.as_str()])?, array))
+                Some((Records::new(records, [cursor.as_str()])?, array))
             }
             None => None,
         };

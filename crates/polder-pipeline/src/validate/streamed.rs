@@ -13,7 +13,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use futures::TryStreamExt;
-use polder_core::digest::Canonical;
+use polder_core::digest::Records;
 use polder_core::validation::{PENDING_MAX, range_of};
 use polder_core::{
     Checkpoint, CursorValue, DigestRequest, Digests, Error, ErrorCode, RangeDigest, ReadPlan,
@@ -347,10 +347,10 @@ impl Digester {
         cursor.and_then(|cursor| cursor.compare(bound)) == Some(std::cmp::Ordering::Less)
     }
 
-    fn forms(&self, records: &RecordBatch) -> Result<(Option<Canonical>, Canonical)> {
-        let row = Canonical::new(records, self.columns.iter().map(String::as_str))?;
+    fn forms(&self, records: &RecordBatch) -> Result<(Option<Records>, Records)> {
+        let row = Records::new(records, self.columns.iter().map(String::as_str))?;
         let key = self.key.iter().map(String::as_str);
-        let key = (!self.key.is_empty()).then(|| Canonical::new(records, key)).transpose()?;
+        let key = (!self.key.is_empty()).then(|| Records::new(records, key)).transpose()?;
         Ok((key, row))
     }
 }

@@ -283,7 +283,7 @@ impl TableProvider for SourceTable {
             // Rows that a filter here may leave out do not count.
             limit: limit.filter(|_| filters.is_empty()),
         };
-        // A source that is asked for all its rows alike has nothing to wait for.
+        // Others are read as they were planned: there is nothing to wait for.
         let narrows = self.source.capabilities().complete_schema;
         let fields = wanted.columns.iter().filter_map(|index| self.columns.fields.get(*index));
         let columns = fields.filter(|_| narrows).cloned().collect();

@@ -15,7 +15,6 @@ use polder_core::{
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::canonical::{self, Encoding};
 use super::catalog::{self, Identity, Kind, Relation, Tree};
 use super::columns::{self, ColumnRead};
 use super::connect::{Server, Session};
@@ -25,6 +24,7 @@ use super::plan;
 use super::select::Select;
 use super::transactions;
 use super::versions;
+use super::words::{self, Encoding};
 
 const DOING: &str = "computing digests";
 /// Half the numbers of transactions there are: of two 32-bit numbers within it, one is the older.
@@ -47,7 +47,7 @@ pub(super) async fn digests(
     let tree = catalog::tree(&session, relation.oid).await?;
     let encoding = session.text("SELECT pg_catalog.getdatabaseencoding()", DOING).await?;
     let encoding = Encoding::of(&encoding.unwrap_or_default());
-    let exact = canonical::has_words(&session, DOING).await?;
+    let exact = words::has_words(&session, DOING).await?;
     let sent = exact.then(|| sent(encoding, &relation, &columns)).flatten();
     let Some(sent) = sent else {
         session.close().await;
@@ -215,9 +215,9 @@ impl Digests for PostgresDigests {
         let of_row = columns.fields.iter().map(|field| sent(&field.name));
         let of_row = of_row.collect::<Result<Vec<_>>>()?;
         let of_key = key.iter().map(sent).collect::<Result<Vec<_>>>()?;
-        self.key_word = canonical::word(if of_key.is_empty() { &of_row } else { &of_key });
-        self.row_word = canonical::word(&of_row);
-        self.column_words = of_row.into_iter().map(|column| canonical::word(&[column])).collect();
+        self.key_word = words::word(if of_key.is_empty() { &of_row } else { &of_key });
+        self.row_word = words::word(&of_row);
+        self.column_words = of_row.into_iter().map(|column| words::word(&[column])).collect();
         self.key = key.to_vec();
         Ok(())
     }

@@ -16,12 +16,11 @@
 //! | `doubts` | what sets the cursor's values, and who may see it |
 //! | `plan`, `select`, `read`, `spares` | snapshot, splits, batches, sessions when one breaks |
 //! | `answer`, `relational` | parts of queries that the server answers by itself |
-//! | `digest`, `canonical` | digests that the server computes, for validation |
+//! | `digest`, `words` | digests that the server computes, for validation |
 //! | `frame`, `decode`, `bytes`, `numeric`, `written` | COPY's binary form |
 
 mod answer;
 mod bytes;
-mod canonical;
 mod catalog;
 mod columns;
 mod connect;
@@ -48,6 +47,7 @@ mod tls;
 mod trace;
 mod transactions;
 mod versions;
+mod words;
 mod written;
 
 use std::num::NonZeroU32;

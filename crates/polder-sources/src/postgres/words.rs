@@ -118,10 +118,7 @@ impl Encoding {
             LakeType::Timestamptz => sent('z', "timestamptz_send"),
             LakeType::Uuid => sent('u', "uuid_send"),
             LakeType::Decimal { scale, .. } => {
-                // Values of another scale are printed as they are, and are not the lake's.
-                let rounded = format!("pg_catalog.round({value}, {scale})");
-                let exact =
-                    format!("CASE WHEN {value} = {rounded} THEN {rounded} ELSE {value} END");
+                let exact = of_scale(value, *scale, origin);
                 Some(format!("'n' || coalesce(({exact})::pg_catalog.text || ';', '-')"))
             }
             LakeType::String => {
@@ -157,10 +154,12 @@ pub(super) fn word(sent: &[String]) -> String {
     )
 }
 
-/// Whether the server's hash is the one that words are: it came with PostgreSQL 11, and servers whose numbers
-/// are big-endian have another.
-pub(super) async fn has_words(session: &Session, doing: &'static str) -> Result<bool> {
-    if session.major < 11 {
+/// The first version that has `hashtextextended`.
+const HASH_VERSION: u32 = 11;
+
+/// Whether the server's hash is the one that words are: servers whose numbers are big-endian have another.
+pub(super) async fn has_words(session: &Session, doing: &str) -> Result<bool> {
+    if session.major < HASH_VERSION {
         return Ok(false);
     }
     // "polder" in hexadecimal digits.
