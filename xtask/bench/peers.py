@@ -80,8 +80,10 @@ def dlt(url: str, table: str, folder: Path) -> Path:
     import dlt
     from dlt.sources.sql_database import sql_table
 
+    # Without a driver's name SQLAlchemy 2.1 wants psycopg, and it knows no "postgres".
+    address = f"postgresql+psycopg2://{url.partition('://')[2]}"
     rows = sql_table(
-        credentials=url, schema="public", table=table, backend="connectorx",
+        credentials=address, schema="public", table=table, backend="connectorx",
         backend_kwargs={"conn": url}, chunk_size=ROWS_AT_ONCE,
     )
     place = dlt.destinations.filesystem(bucket_url=(folder / "dlt").as_uri())
