@@ -78,13 +78,16 @@ def duckdb(url: str, table: str, folder: Path) -> str:
 
 def dlt(url: str, table: str, folder: Path) -> Path:
     import dlt
+    import sqlalchemy
     from dlt.sources.sql_database import sql_table
 
     # Without a driver's name SQLAlchemy 2.1 wants psycopg, and it knows no "postgres".
     address = f"postgresql+psycopg2://{url.partition('://')[2]}"
+    query = sqlalchemy.text(f"SELECT {selected(url, table, 'connectorx')} FROM {table}")
+    # Types as they come: those of the source are no longer those of the texts.
     rows = sql_table(
-        credentials=address, schema="public", table=table, backend="connectorx",
-        backend_kwargs={"conn": url}, chunk_size=ROWS_AT_ONCE,
+        credentials=address, schema="public", table=table, backend="connectorx", reflection_level="minimal",
+        backend_kwargs={"conn": url}, chunk_size=ROWS_AT_ONCE, query_adapter_callback=lambda *_: query,
     )
     place = dlt.destinations.filesystem(bucket_url=(folder / "dlt").as_uri())
     pipeline = dlt.pipeline("bench", pipelines_dir=str(folder / "state"), destination=place)
