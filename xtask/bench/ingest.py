@@ -268,7 +268,13 @@ def measured_with_words(command: list[str], **options) -> tuple[dict, str]:
 
 def said_failed(sample: dict) -> None:
     if "failed" in sample:
-        say(f"  failed: {sample['failed'].strip().splitlines()[-1]}")
+        say(f"  failed: {last_words(sample['failed'])}")
+
+
+def last_words(text: str) -> str:
+    """The last line that is not indented: Java's programs end with where they were."""
+    lines = [line for line in text.splitlines() if line.strip() and not line[0].isspace()]
+    return lines[-1] if lines else text.strip()
 
 
 def folder_mb(folder: Path) -> float:
@@ -280,7 +286,7 @@ def summarise(rows: int, samples: dict[str, list[dict]]) -> dict:
     for way, runs in samples.items():
         failed = [run["failed"] for run in runs if "failed" in run]
         if failed:
-            ways[way] = {"failed": failed[-1].strip().splitlines()[-1]}
+            ways[way] = {"failed": last_words(failed[-1])}
             continue
         keys = [key for key in runs[0] if key != "types"]
         ways[way] = {key: statistics.median(run[key] for run in runs) for key in keys}

@@ -78,13 +78,16 @@ def duckdb(url: str, table: str, folder: Path) -> str:
 
 def dlt(url: str, table: str, folder: Path) -> Path:
     import dlt
+    import sqlalchemy
     from dlt.sources.sql_database import sql_table
 
-    # SQLAlchemy takes the scheme for a driver.
-    credentials = url.replace("postgres://", "postgresql+psycopg2://", 1)
+    # Without a driver's name SQLAlchemy 2.1 wants psycopg, and it knows no "postgres".
+    address = f"postgresql+psycopg2://{url.partition('://')[2]}"
+    query = sqlalchemy.text(f"SELECT {selected(url, table, 'connectorx')} FROM {table}")
+    # Types as they come: those of the source are no longer those of the texts.
     rows = sql_table(
-        credentials=credentials, schema="public", table=table, backend="connectorx",
-        backend_kwargs={"conn": url}, chunk_size=ROWS_AT_ONCE,
+        credentials=address, schema="public", table=table, backend="connectorx", reflection_level="minimal",
+        backend_kwargs={"conn": url}, chunk_size=ROWS_AT_ONCE, query_adapter_callback=lambda *_: query,
     )
     place = dlt.destinations.filesystem(bucket_url=(folder / "dlt").as_uri())
     pipeline = dlt.pipeline("bench", pipelines_dir=str(folder / "state"), destination=place)
@@ -105,6 +108,8 @@ def spark(url: str, table: str, folder: Path) -> Path:
         SparkSession.builder.master(f"local[{STREAMS}]")
         .config("spark.jars", ",".join(map(str, jars)))
         .config("spark.driver.memory", "2g").config("spark.ui.enabled", "false")
+        # Spark 4.0 fails to plan a new table with columns of char and varchar from JDBC.
+        .config("spark.sql.legacy.charVarcharAsString", "true")
         .config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1")
         .config(catalog, "org.apache.iceberg.spark.SparkCatalog")
         .config(f"{catalog}.type", "hadoop").config(f"{catalog}.warehouse", str(folder / "spark"))
@@ -124,7 +129,12 @@ def spark(url: str, table: str, folder: Path) -> Path:
     }
     rows = session.read.format("jdbc").options(**options).load()
     rows.writeTo(f"local.bench.{table}").using("iceberg").create()
+    gateway = session.sparkContext._gateway
     session.stop()
+    # Waited for, or the kernel counts nothing of it: it ends with its input.
+    gateway.shutdown()
+    gateway.proc.stdin.close()
+    gateway.proc.wait()
     return newest(folder / "spark")
 
 

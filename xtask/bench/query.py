@@ -210,7 +210,9 @@ class DuckDB:
 
     def queries(self) -> dict[str, str]:
         found = self._db.execute("SELECT query_nr, query FROM tpch_queries() ORDER BY 1").fetchall()
-        return {f"q{number}": sql.strip().rstrip(";") for number, sql in found}
+        # Trino groups by no other name of a column, as q15 of DuckDB's does.
+        plain = [(number, re.sub(r"GROUP BY\s+supplier_no", "GROUP BY l_suppkey", sql)) for number, sql in found]
+        return {f"q{number}": sql.strip().rstrip(";") for number, sql in plain}
 
     def ask(self, sql: str) -> list[tuple]:
         return as_rows(self._db.execute(sql).to_arrow_table())
