@@ -54,6 +54,8 @@ async fn new_and_changed_rows_are_found_and_open_transactions_hold_the_mark() {
     let ready = "BEGIN; INSERT INTO t VALUES (4, 'd')";
     prepared.batch_execute(ready).await.expect("begin");
     let held = numbers(&prepared, OWN).await;
+    // A snapshot ends above a number once a later transaction is over.
+    database.number(OWN).await;
     let reader = "SELECT count(*) FROM t";
     let (idle, _connection) = database.session().await;
     idle.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.expect("begin");
