@@ -2,6 +2,7 @@
 
 use std::env;
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::command::{cargo, command, run};
 use crate::services::{self, Guard, Instance};
@@ -83,10 +84,12 @@ pub(crate) fn longer(args: &[&str]) -> Result {
         let number = pair[1];
         *asked = number.parse().map_err(|_| format!("{} {number} is no number", pair[0]))?;
     }
+    // Histories that were not tried before.
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let test = |name: &str, variable: &str, number: u64| {
         let mut tests = cargo(&["test", "--workspace", "--no-fail-fast", "--", name]);
-        tests.env(variable, number.to_string());
-        run(&format!("{name} of {number}"), &mut tests)
+        tests.env(variable, number.to_string()).env("PROPTEST_RNG_SEED", seed.to_string());
+        run(&format!("{name} of {number}, seed {seed}"), &mut tests)
     };
     let histories = test("random_histories_go_as_the_model_says", "PROPTEST_CASES", histories);
     histories.and(test("nothing_comes_back_in_races", "POLDER_RACES", races))

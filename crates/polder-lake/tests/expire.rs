@@ -84,11 +84,14 @@ async fn a_state_stays_for_its_time_from_when_it_was_replaced() {
     let opened = table(&scratch.lake, "t").await;
     load(&scratch, StageKind::Append, 10..20).await;
     load(&scratch, StageKind::Append, 20..30).await;
-    let shorter = Retention { versions: 0, history_ms: 2_500, ..NOW };
     // `v1` names the first state; without it, that state is kept for its age alone.
     let (other, ident) = another_client(&scratch).await;
     let gone = TableUpdate::RemoveSnapshotRef { ref_name: "v1".to_owned() };
     other.commit(&ident, &[], vec![gone]).await.expect("untagged");
+    // However long all that took: the state is older, and was replaced some seconds later.
+    let made_ms = opened.current_snapshot().expect("current").timestamp_ms;
+    let history_ms = chrono::Utc::now().timestamp_millis() - made_ms - 100;
+    let shorter = Retention { versions: 0, history_ms, ..NOW };
     assert_eq!(expire(&scratch, &shorter).await, Expired::default());
     assert_eq!(ids(&opened).await, (0..10).collect::<Vec<_>>());
     let none = Retention { history_ms: -1, ..shorter };

@@ -297,7 +297,7 @@ async fn a_client_gets_a_token_and_renews_it_before_it_expires() {
             let token = format!("token-{}", asked.before + 1);
             Reply::Json(
                 200,
-                json!({ "access_token": token, "token_type": "bearer", "expires_in": 2 }),
+                json!({ "access_token": token, "token_type": "bearer", "expires_in": 10 }),
             )
         }
         _ => Reply::Json(200, table()),
@@ -315,10 +315,10 @@ async fn a_client_gets_a_token_and_renews_it_before_it_expires() {
     assert_eq!(asked[0].body, form);
     assert_eq!(asked[0].headers.get("authorization"), None);
     assert!(asked[1..].iter().all(|asked| asked.headers["authorization"] == "Bearer token-1"));
-    tokio::time::sleep(Duration::from_millis(1_700)).await;
+    tokio::time::sleep(Duration::from_millis(8_200)).await;
     catalog.load(&ident()).await.expect("loaded");
     let last = stub.asked().pop().expect("asked");
-    assert_eq!(last.headers["authorization"], "Bearer token-2", "before its two seconds are over");
+    assert_eq!(last.headers["authorization"], "Bearer token-2", "before its ten seconds are over");
 }
 
 #[tokio::test]
@@ -491,12 +491,14 @@ async fn a_table_that_is_made_otherwise_is_taken_back() {
     assert_eq!(sent["requirements"], json!([{ "type": "assert-create" }]));
 }
 
-/// A catalog that hands out keys for a store, which is the stub as well. Their names count up.
-fn vending(life_ms: i64) -> Stub {
+/// A catalog that hands out keys for a store, which is the stub as well. Their names count up; their lives
+/// are the next of these, and then the last.
+fn vending(lives_ms: &'static [i64]) -> Stub {
     let own = std::sync::Arc::new(std::sync::OnceLock::<String>::new());
     let address = std::sync::Arc::clone(&own);
     let stub = Stub::start(move |asked| {
         let endpoint = address.get().cloned().unwrap_or_default();
+        let life_ms = lives_ms.get(asked.before).or(lives_ms.last()).expect("a life");
         let end = chrono::Utc::now().timestamp_millis() + life_ms;
         let credentials = json!([{
             "prefix": "s3://b/t",
@@ -563,7 +565,7 @@ async fn key_used(lake: &Lake, stub: &Stub) -> (String, String) {
 
 #[tokio::test]
 async fn keys_that_the_catalog_hands_out_are_used_and_renewed() {
-    let stub = vending(3_600_000);
+    let stub = vending(&[3_600_000]);
     let (lake, catalog) = lake_on_s3(&stub).await;
     catalog.load(&ident()).await.expect("loaded").expect("table");
     let asked = stub.asked().pop().expect("asked");
@@ -573,7 +575,7 @@ async fn keys_that_the_catalog_hands_out_are_used_and_renewed() {
     assert_eq!(stub.count(&format!("GET {TABLE}/credentials")), 0);
     assert!(!format!("{lake:?} {catalog:?}").contains("hunter2"));
     // Keys of a short life: asked for again at the endpoint for that.
-    let stub = vending(100);
+    let stub = vending(&[100]);
     let (lake, catalog) = lake_on_s3(&stub).await;
     catalog.load(&ident()).await.expect("loaded").expect("table");
     tokio::time::sleep(Duration::from_millis(150)).await;
@@ -585,7 +587,7 @@ async fn keys_that_the_catalog_hands_out_are_used_and_renewed() {
 
 #[tokio::test]
 async fn a_table_to_come_gets_its_keys_when_it_is_announced() {
-    let stub = vending(100);
+    let stub = vending(&[3_000, 3_600_000]);
     let (lake, catalog) = lake_on_s3(&stub).await;
     let schema = iceberg::spec::Schema::builder().build().expect("schema");
     let updates = [
@@ -599,7 +601,7 @@ async fn a_table_to_come_gets_its_keys_when_it_is_announced() {
     assert_eq!(asked.headers["x-iceberg-access-delegation"], "vended-credentials");
     assert_eq!(key_used(&lake, &stub).await.0, "KEY1");
     // As it is not there yet, new keys come from announcing it again.
-    tokio::time::sleep(Duration::from_millis(150)).await;
+    tokio::time::sleep(Duration::from_millis(3_100)).await;
     assert_eq!(key_used(&lake, &stub).await.0, "KEY2");
     assert_eq!((stub.count(line), stub.count("GET /v1/namespaces")), (2, 0));
 }

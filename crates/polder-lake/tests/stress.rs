@@ -32,7 +32,7 @@ use crate::support::*;
 
 const SECONDS: u64 = 8;
 /// How much longer a busy machine may take until every writer can have committed once.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 const WRITERS: i64 = 16;
 /// Clients of the catalog, as of so many processes.
 const CLIENTS: usize = 4;

@@ -14,7 +14,13 @@ pub(crate) struct Served {
     child: Child,
     address: String,
     // Held open: a server that writes to a closed pipe would stop.
-    _lines: Option<BufReader<ChildStderr>>,
+    lines: Option<BufReader<ChildStderr>>,
+}
+
+/// Where the door is that speaks PostgreSQL's protocol, by a line of the server's.
+fn postgres(line: &str) -> Option<String> {
+    let (address, _) = line.strip_prefix("SQL: postgresql://")?.split_once("/lake")?;
+    Some(address.to_owned())
 }
 
 /// Where the API is, by a line of the server's.
@@ -52,7 +58,7 @@ impl Served {
                 break found;
             }
         };
-        Self { child, address, _lines: Some(lines) }
+        Self { child, address, lines: Some(lines) }
     }
 
     /// The same with its lines in a file of the project: however many there are.
@@ -61,16 +67,28 @@ impl Served {
         let mut command = project.command(&["serve", "--listen", "127.0.0.1:0"]);
         command.env("POLDER_LOG", lines).stdout(Stdio::null());
         let mut child = command.stderr(File::create(&path).unwrap()).spawn().unwrap();
-        for _ in 0..600 {
+        for _ in 0..1_800 {
             let text = std::fs::read_to_string(&path).unwrap();
             if let Some(address) = text.lines().find_map(address) {
-                return Self { child, address, _lines: None };
+                return Self { child, address, lines: None };
             }
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
         child.kill().unwrap();
         child.wait().unwrap();
         panic!("it does not start: {}", std::fs::read_to_string(&path).unwrap());
+    }
+
+    /// Where it speaks PostgreSQL's protocol; it says so once, after the API's address.
+    pub(crate) fn postgres(&mut self) -> String {
+        let lines = self.lines.as_mut().unwrap();
+        loop {
+            let mut line = String::new();
+            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended");
+            if let Some(found) = postgres(&line) {
+                return found;
+            }
+        }
     }
 
     pub(crate) fn call(&self, key: &str, method: &str, path: &str, body: &str) -> Answer {
@@ -120,7 +138,7 @@ impl Served {
 
     /// Polls an operation until it has ended; its status.
     pub(crate) fn wait(&self, key: &str, place: &str) -> Value {
-        for _ in 0..600 {
+        for _ in 0..1_800 {
             let answer = self.call(key, "GET", place, "");
             assert_eq!(answer.status, 200, "{}", answer.body);
             if !["queued", "running"].contains(&answer.body["status"].as_str().unwrap()) {

@@ -114,7 +114,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// A run's log, once it has a line with these words.
 fn log(served: &Served, run: &str, words: &str) -> Vec<Value> {
-    for _ in 0..100 {
+    for _ in 0..600 {
         let path = format!("/v1/orgs/1/runs/{run}/logs");
         let page = served.call("", "GET", &path, "");
         assert_eq!(page.status, 200, "{}", page.body);
@@ -177,17 +177,13 @@ fn a_run_is_told_line_by_line_and_is_in_the_trace_of_who_asked() {
 
 #[test]
 fn a_collector_that_is_not_there_harms_nothing() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
-    let project = project(&format!(
-        "[telemetry]\nurl = \"http://127.0.0.1:{port}/hunter2\"\nprivate = true\n"
-    ));
+    // Nobody listens there.
+    let project = project("[telemetry]\nurl = \"http://127.0.0.1:9/hunter2\"\nprivate = true\n");
     let began = Instant::now();
     let output = project.output(&["run", "--json"]);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
-    assert!(began.elapsed() < Duration::from_secs(30), "{errors}");
+    assert!(began.elapsed() < Duration::from_mins(1), "{errors}");
     assert!(errors.contains("traces were not sent: the collector cannot be called"), "{errors}");
     assert!(!errors.contains("hunter2"), "{errors}");
     assert_eq!(project.number("SELECT count(*) FROM org_1.account"), 2);

@@ -5,13 +5,15 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SLOW: Duration = Duration::from_millis(200);
 /// Looks for what is still on its way.
 const LOOK: Duration = Duration::from_millis(20);
 /// Longer than any client of the tests waits for an answer.
 const SILENCE: Duration = Duration::from_mins(2);
+/// How long what is last comes after the others.
+const AFTER: Duration = Duration::from_secs(1);
 
 /// What becomes of a request and its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub(super) enum Fate {
     Cut,
     /// The connection ends, and the server gets the request so many milliseconds later.
     Late(u64),
+    /// The connection ends, and the server gets the request when all others that were planned have come.
+    Last,
     /// It is carried out, and the connection stays, without a word.
     Silent,
     /// It is answered with these bytes, and the server never hears of it.
@@ -36,13 +40,15 @@ pub(super) enum Fate {
 }
 
 /// What is known of a request when its fate is chosen.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Asked {
     pub(super) method: String,
     /// Without its query.
     pub(super) path: String,
     /// The lines of its head, in lower case.
     pub(super) head: String,
+    /// Whether it waits to be the last: as long as its fate is that.
+    pub(super) waits: bool,
 }
 
 /// Listens on a port of its own until the test's process ends.
@@ -123,7 +129,7 @@ impl Message {
         let mut words = head.split_whitespace();
         let (method, target) = (words.next()?.to_owned(), words.next()?);
         let path = target.split('?').next()?.to_owned();
-        Some(Asked { method, path, head: head.to_ascii_lowercase() })
+        Some(Asked { method, path, head: head.to_ascii_lowercase(), waits: false })
     }
 
     /// All of it, in one write: what is sent in pieces waits for acknowledgements.
@@ -165,6 +171,19 @@ fn answer(server: &str, request: &Message, method: &str) -> Option<Message> {
     Message::read(&mut BufReader::new(stream), method == "HEAD")
 }
 
+/// Waits as long as a request is to be late.
+fn wait(fate: Fate, choose: &dyn Fn(&Asked) -> Fate, asked: &Asked) {
+    if let Fate::Late(after_ms) = fate {
+        std::thread::sleep(Duration::from_millis(after_ms));
+        return;
+    }
+    let (waiting, began) = (Asked { waits: true, ..asked.clone() }, Instant::now());
+    while choose(&waiting) == Fate::Last && began.elapsed() < SILENCE {
+        std::thread::sleep(LOOK);
+    }
+    std::thread::sleep(AFTER);
+}
+
 /// Passes one connection's requests on until one of them breaks it.
 fn pass(
     mut client: TcpStream,
@@ -193,11 +212,11 @@ fn pass(
                 let answer = answer(server, &request, &asked.method)?;
                 return client.write_all(&answer.half()).ok();
             }
-            Fate::Late(after_ms) => {
+            fate @ (Fate::Late(_) | Fate::Last) => {
                 late.fetch_add(1, Ordering::SeqCst);
                 // The reader has the other half of the socket.
                 let left = client.shutdown(Shutdown::Both);
-                std::thread::sleep(Duration::from_millis(after_ms));
+                wait(fate, choose, &asked);
                 let answer = answer(server, &request, &asked.method);
                 late.fetch_sub(1, Ordering::SeqCst);
                 return left.ok().and(answer).map(drop);

@@ -17,7 +17,7 @@ use crate::{faults, stress};
 /// What the server says before its address.
 const ADDRESS: &str = "Iceberg REST catalog: ";
 /// Looks for it, a tenth of a second apart: the machine may be busy.
-const LOOKS_MAX: usize = 600;
+const LOOKS_MAX: usize = 1_800;
 
 /// The binary. Cargo builds it with the tests of the workspace, before it runs any, and puts it beside
 /// them; `POLDER_BIN` names another one.

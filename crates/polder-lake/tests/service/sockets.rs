@@ -9,7 +9,7 @@ use polder_lake::{RestSettings, StageKind};
 use uuid::Uuid;
 
 use self::What::{Announce, Commit, Load};
-use super::proxy::Fate::{self, Cut, Late, Passes, Silent, Slow, Torn, Unanswered, Unsent};
+use super::proxy::Fate::{self, Cut, Last, Late, Passes, Silent, Slow, Torn, Unanswered, Unsent};
 use super::proxy::{Asked, Proxy};
 use super::rest::connect;
 use super::served::Served;
@@ -58,7 +58,7 @@ const COMMITS: [&[Step]; 11] = [
     &[(Commit, Unanswered), (Load, Cut), (Load, Unsent)],
     &[(Commit, Torn), (Load, Torn), (Commit, Cut), (Load, Unanswered)],
     // It comes when all is over.
-    &[(Commit, Late(5_000)), (Commit, Unsent), (Commit, Cut)],
+    &[(Commit, Last), (Commit, Unsent), (Commit, Cut)],
 ];
 
 /// The same when a table is new.
@@ -98,6 +98,9 @@ fn choose(plans: &Plans, asked: &Asked) -> Fate {
     let Some((namespace, what)) = What::of(asked) else { return Passes };
     let mut plans = plans.lock().expect("plans");
     let Some(steps) = plans.get_mut(namespace) else { return Passes };
+    if asked.waits {
+        return if steps.is_empty() { Passes } else { Last };
+    }
     match steps.front() {
         Some((next, _)) if *next == what => steps.pop_front().map_or(Passes, |(_, fate)| fate),
         _ => Passes,

@@ -222,7 +222,7 @@ async fn a_query_that_nobody_reads_is_cancelled() {
     engine.settle().await;
     let begun = Instant::now();
     while !stub.lines().iter().any(|line| line.starts_with("DELETE /rows/")) {
-        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", stub.lines());
+        assert!(begun.elapsed() < Duration::from_mins(1), "{:?}", stub.lines());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let engine = stub.engine();

@@ -71,7 +71,7 @@ async fn dropping_the_stream_cancels() {
     }
     let next = test.text_for("SELECT 1", &operator(None, 64 * MIB)).await;
     assert_eq!(next.expect("memory is free again"), "1");
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_mins(1), "{:?}", start.elapsed());
 }
 
 #[tokio::test]

@@ -77,7 +77,7 @@ impl Scratch {
             store: self.store().await,
             key: Key::In(self.folder.path().join("key.pem")),
             grace: Duration::ZERO,
-            drain: Duration::from_secs(5),
+            drain: Duration::from_mins(1),
             backups: vec!["nightly copies, kept 30 days".into()],
             airflow: None,
         }

@@ -245,7 +245,7 @@ async fn sources_and_lake_join_and_only_the_operator_has_sources() {
     // Nothing that was planned, finished or refused holds a transaction of the source open.
     let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                 AND application_name LIKE 'polder%'";
-    for _ in 0..50 {
+    for _ in 0..600 {
         if database.sql(open) == "0" {
             return;
         }

@@ -101,7 +101,13 @@ fn ctrl_c_stops_cleanly() {
     let mut lock = database.session();
     lock.run("BEGIN; LOCK TABLE big IN ACCESS EXCLUSIVE MODE;");
     let child = project.spawn(&["run"]);
-    std::thread::sleep(Duration::from_millis(700));
+    let waits = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database \
+                 WHERE NOT granted AND datname = current_database()";
+    let began = Instant::now();
+    while database.sql(waits) == "0" {
+        assert!(began.elapsed() < Duration::from_mins(1), "the run does not come to the lock");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let pid = child.id().to_string();
     assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();

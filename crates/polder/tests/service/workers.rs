@@ -12,6 +12,8 @@ use crate::project::Project;
 const TABLES: [&str; 4] = ["a", "b", "c", "d"];
 const ROWS: i64 = 60_000;
 const ROUNDS: i64 = 3;
+/// Where no kill has hit a run, as on a machine where processes are slow to start, there are more.
+const ROUNDS_MAX: i64 = 9;
 
 /// `polder worker`, until it is dropped.
 struct Worker(Child);
@@ -73,7 +75,7 @@ fn settle(store: &Database) {
     let open = "SELECT count(*) FROM polder_queue WHERE state IN ('queued', 'running')";
     while store.sql(open) != "0" {
         let state = "SELECT table_name, state, failures, deaths, owner FROM polder_queue";
-        assert!(began.elapsed() < Duration::from_secs(150), "{}", store.sql(state));
+        assert!(began.elapsed() < Duration::from_mins(5), "{}", store.sql(state));
         std::thread::sleep(Duration::from_millis(200));
     }
 }
@@ -89,7 +91,11 @@ fn processes_killed_at_any_moment_lose_no_run_and_have_none_twice() {
         let asked = served.call("", "POST", "/v1/orgs/1/runs", &body);
         assert_eq!(asked.status, 202, "{}", asked.body);
     };
-    for round in 0..ROUNDS {
+    let deaths = || store.sql("SELECT coalesce(sum(deaths), 0) FROM polder_queue");
+    let mut rounds = 0;
+    while rounds < ROUNDS || rounds < ROUNDS_MAX && deaths() == "0" {
+        let round = rounds;
+        rounds += 1;
         ask(&served);
         for worker in &mut workers {
             std::thread::sleep(Duration::from_millis(120 + 90 * round as u64));
@@ -105,9 +111,8 @@ fn processes_killed_at_any_moment_lose_no_run_and_have_none_twice() {
     }
     ask(&served);
     settle(&store);
-    let deaths = store.sql("SELECT sum(deaths) FROM polder_queue");
-    assert!(deaths.parse::<i64>().unwrap() > 0, "no kill hit a run");
-    let asked = (ROUNDS + 1) * TABLES.len() as i64;
+    assert_ne!(deaths(), "0", "no kill hit a run");
+    let asked = (rounds + 1) * TABLES.len() as i64;
     let states = "SELECT state, count(*), count(DISTINCT run_id) FROM polder_queue GROUP BY state";
     assert_eq!(store.sql(states), format!("succeeded|{asked}|{asked}"));
     for table in TABLES {
@@ -129,13 +134,14 @@ fn of_several_schedulers_one_queues_what_is_due() {
     let _workers = [Worker::start(&project), Worker::start(&project)];
     let began = Instant::now();
     while store.sql("SELECT count(*) FROM polder_schedules") != "4" {
-        assert!(began.elapsed() < Duration::from_secs(20), "nothing is scheduled");
+        assert!(began.elapsed() < Duration::from_mins(1), "nothing is scheduled");
         std::thread::sleep(Duration::from_millis(100));
     }
     // A year passes, twice.
     for time in 1..=2_i64 {
         store.sql("UPDATE polder_schedules SET next_ms = 1000");
         let fired = "SELECT count(*) FROM polder_queue WHERE asked_by = 'schedule'";
+        let began = Instant::now();
         while store.sql(fired) != (4 * time).to_string() {
             assert!(began.elapsed() < Duration::from_mins(1), "{}", store.sql(fired));
             std::thread::sleep(Duration::from_millis(100));
@@ -179,7 +185,7 @@ fn schedules_follow_many_orgs_that_come_change_and_go() {
         );
         let began = Instant::now();
         while store.sql(&sql) != format!("{orgs}|{orgs}|{orgs}") {
-            assert!(began.elapsed() < Duration::from_mins(1), "{}", store.sql(&sql));
+            assert!(began.elapsed() < Duration::from_mins(3), "{}", store.sql(&sql));
             std::thread::sleep(Duration::from_millis(200));
         }
     };

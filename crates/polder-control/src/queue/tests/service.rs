@@ -54,7 +54,7 @@ impl Database {
     }
 
     async fn until_one_waits(&self) {
-        for _ in 0..1_000 {
+        for _ in 0..6_000 {
             let sql = "SELECT count(*) AS waiting FROM pg_stat_activity \
                        WHERE datname = current_database() AND wait_event_type = 'Lock'";
             let row = sqlx::query(sql).fetch_one(&self.other).await.expect("asked");

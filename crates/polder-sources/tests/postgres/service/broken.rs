@@ -47,7 +47,7 @@ async fn open(database: &Database, expected: i64) {
     let sql = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE {COPIES} AND application_name LIKE 'polder/%'"
     );
-    for _ in 0..500 {
+    for _ in 0..6_000 {
         if database.number(&sql).await == expected {
             return;
         }

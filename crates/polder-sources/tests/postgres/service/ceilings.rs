@@ -42,7 +42,7 @@ async fn the_ceiling_stays_below_open_transactions() {
 
 /// Reads until no other transaction is in the way: those of earlier reads may take a moment to end.
 async fn quiet(source: &PostgresSource, request: ReadRequest) -> Read {
-    for _ in 0..100 {
+    for _ in 0..1_200 {
         let found = read(source, request.clone()).await.expect("read");
         if found.warnings.is_empty() {
             return found;

@@ -19,7 +19,7 @@ const OPEN: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = curren
 
 /// Waits until a read says what it waits for.
 async fn waiting_for(progress: &RunProgress) -> String {
-    for _ in 0..500 {
+    for _ in 0..6_000 {
         if let Some(what) = progress.snapshot().waiting_for {
             return what;
         }
@@ -57,7 +57,7 @@ async fn a_read_takes_what_is_free_and_waits_for_its_first_alone() {
     assert!(!again.expect("plan").splits.is_empty(), "once the others were read");
     drop(theirs);
     // They close in the background.
-    for _ in 0..500 {
+    for _ in 0..6_000 {
         if all.of_org(&"401".parse().expect("org")).is_empty() {
             return;
         }

@@ -118,7 +118,7 @@ async fn a_lock_is_waited_for_and_the_snapshot_comes_after_it() {
     let progress = request.progress.clone();
     let (plan, ()) = tokio::join!(source.plan(request), async {
         let mut waited_for = None;
-        for _ in 0..100 {
+        for _ in 0..600 {
             tokio::time::sleep(Duration::from_millis(100)).await;
             waited_for = progress.snapshot().waiting_for;
             if waited_for.is_some() {
@@ -197,7 +197,7 @@ async fn a_table_truncated_before_it_could_be_locked_is_read_again() {
             // Other tests wait in databases of their own.
             let waits = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
                          WHERE NOT granted AND datname = current_database()";
-            for _ in 0..200 {
+            for _ in 0..3_000 {
                 if database.number(waits).await > 0 {
                     break;
                 }
@@ -217,7 +217,7 @@ const BUSY: &str = "SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name LIKE 'polder/%'";
 
 async fn sessions_end(database: &Database) {
-    for _ in 0..100 {
+    for _ in 0..1_200 {
         if database.number(BUSY).await == 0 {
             return;
         }

@@ -346,7 +346,7 @@ async fn until(
     token: &str,
     expect: impl Fn(&Result<Option<(String, Principal)>>) -> bool,
 ) {
-    let all = timeout(Duration::from_secs(20), async {
+    let all = timeout(Duration::from_mins(1), async {
         while !expect(&oidc.caller(token).await) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

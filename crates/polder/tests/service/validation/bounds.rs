@@ -29,7 +29,7 @@ async fn a_statement_that_takes_too_long_is_ended_at_the_server() {
     proof.spec.validation.statement_timeout = Some(Duration::from_millis(200));
     let begun = Instant::now();
     let error = proof.try_validate().await.expect_err("too long");
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_mins(1), "{:?}", begun.elapsed());
     assert_eq!(error.code(), ErrorCode::SourceFailed, "{error}");
     assert!(error.hint_text().unwrap().contains("statement_timeout"), "{error:?}");
     proof.spec.validation.statement_timeout = Some(Duration::ZERO);

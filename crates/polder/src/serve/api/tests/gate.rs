@@ -26,7 +26,7 @@ async fn a_change_whose_client_hangs_up_is_carried_out_once_and_written_down() {
     for round in 1..=ROUNDS {
         let _ = tokio::time::timeout(took * round / ROUNDS, post(round)).await;
         let mut again = post(round).await;
-        for _ in 0..500 {
+        for _ in 0..6_000 {
             // The first one is under way still.
             if again.status != StatusCode::CONFLICT {
                 break;
@@ -42,7 +42,7 @@ async fn a_change_whose_client_hangs_up_is_carried_out_once_and_written_down() {
         let done = log.iter().filter(|e| e.action == "POST /v1/orgs" && e.outcome == "done");
         done.count()
     };
-    for _ in 0..500 {
+    for _ in 0..6_000 {
         if done().await > ROUNDS as usize {
             break;
         }
