@@ -35,6 +35,11 @@ use crate::support::*;
 const CASES_MAX: usize = 16;
 const WAREHOUSE: &str = "s3://memory/lake";
 
+tokio::task_local! {
+    /// Which one a case is of those side by side.
+    static CASE: usize;
+}
+
 /// Opens a client of one catalog, as each process has its own. What a new kind of catalog has to give
 /// to be held to all that is in here.
 pub(crate) type Connect = Arc<dyn Fn(Store) -> BoxFuture<'static, Arc<dyn Catalog>> + Send + Sync>;
@@ -59,8 +64,15 @@ pub(crate) fn sql(url: String) -> Connect {
     })
 }
 
+/// The embedded catalog in a folder. Cases side by side have a file each: SQLite has one writer at a time, and
+/// on a busy machine one of many waits until it gives up, which is an attempt more.
 pub(crate) fn sqlite(folder: &TempDir) -> Connect {
-    sql(format!("sqlite://{}/catalog.db", folder.path().display()))
+    let folder = folder.path().to_owned();
+    by(move |store| {
+        let case = CASE.try_with(|case| format!("-{case}")).unwrap_or_default();
+        let url = format!("sqlite://{}/catalog{case}.db", folder.display());
+        async move { SqlCatalog::open(&url.into(), store).await }
+    })
 }
 
 /// An S3 store whose bucket is in memory: what is written there goes through `object_store`.
@@ -248,11 +260,11 @@ where
 {
     let places = Arc::new(Semaphore::new(CASES_MAX));
     let mut tasks = JoinSet::new();
-    for case in cases {
+    for (number, case) in cases.into_iter().enumerate() {
         let places = Arc::clone(&places);
         tasks.spawn(async move {
             let _place = places.acquire().await.expect("open");
-            case.await;
+            CASE.scope(number, case).await;
         });
     }
     tasks.join_all().await;
