@@ -92,7 +92,7 @@ mod tests {
         assert!(process.alive());
         let stranger = Process { started_ticks: process.started_ticks + 1, ..process.clone() };
         assert!(!stranger.alive(), "a reused pid is not ours");
-        process.stop("TERM", Duration::from_secs(5)).expect("stops");
+        process.stop("TERM", Duration::from_mins(1)).expect("stops");
         assert!(!process.alive());
         child.wait().expect("reaped");
     }
