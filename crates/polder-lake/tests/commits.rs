@@ -69,9 +69,12 @@ async fn of_runs_that_began_together_one_wins_and_the_others_leave_nothing() {
     let scratch = Scratch::new().await;
     let lake = &scratch.lake;
     run(lake, "t", request(StageKind::Replace, &id_and_text()), &[]).await.expect("create");
-    let mut commits = tokio::task::JoinSet::new();
+    let mut stages = Vec::new();
     for number in 0..8_i64 {
-        let stage = appender(lake).await;
+        stages.push((number, appender(lake).await));
+    }
+    let mut commits = tokio::task::JoinSet::new();
+    for (number, stage) in stages {
         commits.spawn(commit(stage, number..number + 1));
     }
     let outcomes = commits.join_all().await;
@@ -113,11 +116,13 @@ async fn runs_that_stage_again_after_a_conflict_all_get_in_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_first_loads_of_one_table_one_creates_it() {
     let scratch = Scratch::new().await;
-    let mut runs = tokio::task::JoinSet::new();
+    let mut stages = Vec::new();
     for number in 0..4_i64 {
-        let lake = scratch.lake.clone();
         let request = request(StageKind::Replace, &id_and_text());
-        let stage = lake.stage(&org("401"), "t", request).await.expect("stage");
+        stages.push((number, scratch.lake.stage(&org("401"), "t", request).await.expect("stage")));
+    }
+    let mut runs = tokio::task::JoinSet::new();
+    for (number, stage) in stages {
         runs.spawn(commit(stage, number..number + 1));
     }
     let outcomes = runs.join_all().await;
