@@ -19,6 +19,47 @@ from fidelity.mongodb_lake import bson_database, bson_lake  # noqa: E402, F401
 from fidelity.postgres_lake import postgres_altered, postgres_database, postgres_exact  # noqa: E402, F401
 from lakes import FROM_FILES, Services  # noqa: E402
 
+# Modules that one process runs where several run tests side by side, for what they share takes long to make.
+TOGETHER = {
+    "engines": [
+        "test_equality_deletes", "test_glue", "test_notebooks", "test_slt", "test_spark", "test_spark_and_trino",
+        "test_trino", "test_trino_catalogs", "test_trino_engine", "test_trino_rules",
+    ],
+    "fidelity": ["test_fidelity", "test_fidelity_mongodb", "test_fidelity_page"],
+}
+SHARED = {
+    "trino": "engines", "spark": "engines",
+    "postgres_exact": "fidelity", "postgres_altered": "fidelity", "bson_lake": "fidelity",
+}
+GROUPS = {module: group for group, modules in TOGETHER.items() for module in modules}
+# These take longest and are begun first.
+LONG = ["engines", "test_airflow"]
+
+
+def group(module: str) -> str:
+    """What is run by one process with a module."""
+    return GROUPS.get(module, module)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in SHARED.keys() & set(item.fixturenames):
+            assert group(item.path.stem) == SHARED[name], f"{item.path.stem} uses {name}: see TOGETHER"
+    # Modules stay whole: items of the same rank keep their order.
+    ranks = {name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(group(item.path.stem), len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(Path(nodeid.split("::")[0]).stem)
+
+    return Together(config, log)
+
 
 @pytest.fixture(scope="session")
 def services() -> Services:

@@ -20,6 +20,11 @@ const STRESS: [&str; 2] = ["stress::", "many_writers"];
 const HISTORIES: u64 = 10_000;
 const RACES: u64 = 500;
 
+/// The reader tests, side by side in three processes: each waits for servers and engines for part of its time.
+/// `interop/conftest.py` says what stays together, and comes first.
+const READERS: [&str; 4] =
+    ["interop", "--numprocesses=3", "--dist=loadscope", "--no-loadscope-reorder"];
+
 /// Every type of the sources and what becomes of each value.
 const FIDELITY: [&str; 3] = [
     "interop/test_fidelity.py",
@@ -113,7 +118,7 @@ fn tests(instance: &Instance) -> Result {
     };
     // The runners all run, so that one summary tells everything that is wrong.
     let rust = run("Rust tests", &mut with_env(cargo(&["test", "--workspace", "--no-fail-fast"])));
-    let readers = readers(&mut with_env(command(places::venv_bin("python"))), &["interop"]);
+    let readers = readers(&mut with_env(command(places::venv_bin("python"))), &READERS);
     let airflow = airflow_provider();
     let kit = rck::rck(&[]);
     println!("\n── summary");
