@@ -5,7 +5,6 @@ with an org that leaves for good."""
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from lakes import ROOT, Lake
+from ports import free_port
 
 from test_rest_catalog import CLIENTS, SECRET, serving
 
@@ -106,9 +106,7 @@ class Airflow:
         """Its API server, to which user `eve` signs in; gives its address."""
         home = Path(self.env["AIRFLOW_HOME"])
         (home / "passwords.json").write_text(json.dumps({"eve": password}))
-        with closing(socket.socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         env = os.environ | self.env | {
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "eve:admin",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
@@ -121,10 +119,10 @@ class Airflow:
                 command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
         try:
-            deadline = time.monotonic() + 180
+            deadline = time.monotonic() + 300
             while not answers(f"http://127.0.0.1:{port}/api/v2/version"):
                 assert server.poll() is None and time.monotonic() < deadline, log.read_text()
-                time.sleep(0.5)
+                time.sleep(0.1)
             yield f"http://127.0.0.1:{port}"
         finally:
             if server.poll() is None:
@@ -146,7 +144,7 @@ class Airflow:
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.status == 200
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False

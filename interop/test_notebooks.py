@@ -3,17 +3,19 @@ prints how many rows version 1 has, and what the table adds up to now."""
 
 import os
 from decimal import Decimal
+from tempfile import TemporaryDirectory
 
 import nbformat
 import pytest
 from lakes import FROM_FILES, KEYS, ROOT, Lake
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 from test_rest_catalog import serving
 from test_trino import catalog
 
 NOTEBOOKS = ROOT / "examples/notebooks"
-SECONDS_MAX = 180
+SECONDS_MAX = 300
 PIPELINE = """
 orgs:
   - id: "401"
@@ -77,8 +79,12 @@ def printed(name: str, environment: dict[str, str], work) -> str:
     nbformat.validate(book)
     paths = [str(ROOT / "python/polder-lake/src"), os.environ.get("PYTHONPATH", "")]
     more = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "RAY_USAGE_STATS_ENABLED": "0"}
-    client = NotebookClient(book, timeout=SECONDS_MAX, resources={"metadata": {"path": str(work)}})
-    client.execute(env=os.environ | environment | more)
+    resources = {"metadata": {"path": str(work)}}
+    # Ports would be chosen before the kernel has them; sockets in a folder are its own, if the path is short.
+    with TemporaryDirectory(prefix="kernel-") as sockets:
+        config = Config({"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}})
+        client = NotebookClient(book, timeout=SECONDS_MAX, resources=resources, config=config)
+        client.execute(env=os.environ | environment | more)
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     return "".join(output.text for output in outputs if output.get("name") == "stdout")
 

