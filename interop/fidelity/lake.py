@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +20,24 @@ catalog = "sqlite://./polder.db"
 [store]
 url = "sqlite://./polder.db"
 """
+
+
+@dataclass
+class Settled(Lake):
+    """A lake whose runs have ended: its tables are listed once for all who read them."""
+
+    @cached_property
+    def _listed(self) -> dict[tuple[str, str], dict]:
+        return super().tables()
+
+    def tables(self) -> dict[tuple[str, str], dict]:
+        return self._listed
+
+
+def settled(lake: Lake) -> tuple[Lake, dict[tuple[str, str], dict]]:
+    """The lake after it ran everything, and what became of each table."""
+    reports = runs(lake)
+    return Settled(lake.services, lake.work, lake.env), reports
 
 
 def make_lake(services: Services, work: Path, source: str, orgs: dict[str, list[dict]], **env: str) -> Lake:

@@ -6,7 +6,7 @@ import pymongo
 import pytest
 from bson.raw_bson import RawBSONDocument
 
-from fidelity.lake import make_lake, runs
+from fidelity.lake import make_lake, settled
 from fidelity.mongodb import ODD_TYPES, TYPES, Bson, OddType, Raw, document
 from fidelity.swap import stand_in, swapped
 from lakes import Lake, Services
@@ -91,4 +91,4 @@ def bson_lake(services: Services, bson_database, tmp_path_factory) -> tuple[Lake
     orgs["error"].append({"name": "twice", "source": "mongo", "from": "twice", "key": ["_id"]})
     work = tmp_path_factory.mktemp("bson")
     lake = make_lake(services, work, SOURCE.format(name), orgs, FIDELITY_URL=url)
-    return lake, runs(lake)
+    return settled(lake)

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from fidelity.cases import Type, canonical
-from fidelity.lake import make_lake, runs
+from fidelity.lake import make_lake, settled
 from fidelity.postgres import TYPES
 from fidelity.postgres_texts import DEFINITIONS
 from lakes import Lake, Services
@@ -79,7 +79,7 @@ def postgres_exact(services: Services, postgres_database: str, tmp_path_factory)
     tables = [spec(type_, table(type_), table(type_)) for type_ in TYPES]
     work = tmp_path_factory.mktemp("exact")
     lake = make_lake(services, work, SOURCE, {"exact": tables}, FIDELITY_URL=postgres_database)
-    return lake, runs(lake)
+    return settled(lake)
 
 
 @pytest.fixture(scope="session")
@@ -100,4 +100,4 @@ def postgres_altered(services: Services, postgres_database: str, tmp_path_factor
     ]
     work = tmp_path_factory.mktemp("altered")
     lake = make_lake(services, work, SOURCE, orgs, FIDELITY_URL=postgres_database)
-    return lake, runs(lake)
+    return settled(lake)
