@@ -16,19 +16,20 @@ ROWS = {"401": 30, "402": 7}
 OTHER = "rules_source"
 
 
-@pytest.fixture
-def ruled(services, trino: Trino, tmp_path):
-    """Trino with the lake of both orgs as `lake`, and a catalog of something else."""
-    (tmp_path / "polder.toml").write_text(FROM_FILES)
-    (tmp_path / "pipelines").mkdir()
-    (tmp_path / "pipelines/orgs.yaml").write_text(RULED)
+@pytest.fixture(scope="module")
+def ruled(services, trino: Trino, tmp_path_factory):
+    """Trino with the lake of both orgs as `lake`, and a catalog of something else; no test changes any of it."""
+    work = tmp_path_factory.mktemp("ruled")
+    (work / "polder.toml").write_text(FROM_FILES)
+    (work / "pipelines").mkdir()
+    (work / "pipelines/orgs.yaml").write_text(RULED)
     for org, rows in ROWS.items():
-        folder = tmp_path / "exports" / org
+        folder = work / "exports" / org
         folder.mkdir(parents=True)
         (folder / "1.csv").write_text("id,amount\n" + "".join(f"{i},{i}.25\n" for i in range(rows)))
-    lake = Lake(services, tmp_path, {})
+    lake = Lake(services, work, {})
     lake.polder("run", "--json")
-    with serving(services.polder, tmp_path, dict(os.environ)) as uri:
+    with serving(services.polder, work, dict(os.environ)) as uri:
         trino.sql(f"CREATE CATALOG {OTHER} USING tpch")
         try:
             with catalog(trino, uri, lake.through(uri).for_trino(), "lake"):
