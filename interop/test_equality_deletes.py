@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from jvm import program
 from lakes import ROOT, Lake, Served
 
 import test_lake_changes as changes
@@ -22,18 +23,17 @@ from test_trino import catalog as trino_catalog
 JARS = ["iceberg-spark-runtime-*.jar", "hadoop-client-api-*.jar", "hadoop-client-runtime-*.jar", "slf4j-api-*.jar"]
 
 
-def java() -> list[str]:
+def jars() -> list[str]:
     folders = [Path(os.environ["SPARK_JARS"]), Path(os.environ["REST_JARS"])]
-    jars = [str(jar) for pattern in JARS for folder in folders for jar in folder.glob(pattern)]
-    assert len(jars) == len(JARS), f"{jars}: cargo xtask services install"
-    home = os.environ.get("JAVA_HOME")
-    return [f"{home}/bin/java" if home else "java", "-Xmx256m", "-cp", ":".join(jars)]
+    found = [str(jar) for pattern in JARS for folder in folders for jar in folder.glob(pattern)]
+    assert len(found) == len(JARS), f"{found}: cargo xtask services install"
+    return found
 
 
 def delete(uri: str, org: str, table: str, *rows: str) -> None:
     """Deletes rows by their values, `column=value,…`; a delete file for each."""
-    program = [*java(), str(ROOT / "interop/EqualityDeletes.java")]
-    done = subprocess.run([*program, uri, f"org_{org}", table, *rows], capture_output=True, text=True, timeout=120)
+    engine = program(ROOT / "interop/EqualityDeletes.java", jars())
+    done = subprocess.run([*engine, uri, f"org_{org}", table, *rows], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

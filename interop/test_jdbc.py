@@ -13,9 +13,11 @@ from urllib.parse import urlencode, urlsplit
 import psycopg
 import pyarrow as pa
 import pytest
+from jvm import postgres_driver, program
 from lakes import FROM_FILES, ROOT, Lake, Services
 from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.catalog.sql import SqlCatalog
+from waits import SECONDS_MAX
 
 PIPELINE = """
 orgs:
@@ -24,7 +26,6 @@ orgs:
       - { name: event, source: files, from: "*.csv" }
 """
 LISTENING = "listening on "
-START_MAX = 60
 
 
 class Database:
@@ -51,33 +52,26 @@ class Database:
 @contextmanager
 def java(database: Database, warehouse: Path) -> Iterator[str]:
     """Iceberg's reference server over the database; its address."""
-    jars = [f"{os.environ['REST_JARS']}/*"]
-    # Trino has the driver with it.
-    drivers = Path(os.environ["TRINO_HOME"]).glob("plugin/postgresql/*postgresql-4*.jar")
-    jars += [str(jar) for jar in drivers if "trino" not in jar.name]
-    home = os.environ.get("JAVA_HOME")
-    program = f"{home}/bin/java" if home else "java"
-    command = [
-        program, "-Xmx256m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", ":".join(jars),
-        str(ROOT / "interop/rest/ReferenceServer.java"), "0", database.jdbc, f"file://{warehouse}",
-        "polder", "1",
-    ]
+    jars = [f"{os.environ['REST_JARS']}/*", *postgres_driver()]
+    quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
+    server = program(ROOT / "interop/rest/ReferenceServer.java", jars, quiet)
+    command = [*server, "0", database.jdbc, f"file://{warehouse}", "polder", "1"]
     log = database.work / "java.log"
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        deadline = time.monotonic() + START_MAX
+        deadline = time.monotonic() + SECONDS_MAX
         address = None
         while address is None:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
             lines = log.read_text().splitlines(True)
             whole = (line for line in lines if line.startswith(LISTENING) and line.endswith("\n"))
             address = next((line.removeprefix(LISTENING).strip() for line in whole), None)
-            time.sleep(0.1)
+            time.sleep(0.05)
         yield f"http://{address}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(SECONDS_MAX)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -16,8 +16,10 @@ import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jvm import postgres_driver, program
 from lakes import FROM_FILES, ROOT, Lake
 from psycopg import sql as composed
+from waits import promptly, until
 
 from test_mcp_http import key
 from test_rest_catalog import serving
@@ -86,13 +88,9 @@ def lake(services, tmp_path_factory) -> Lake:
 
 def announced(log: Path) -> int:
     """The port that a server says, which it does after its first line."""
-    deadline = time.monotonic() + 10
-    while True:
-        found = re.search(r"postgresql://127\.0\.0\.1:(\d+)/", log.read_text())
-        if found:
-            return int(found.group(1))
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
+    address = re.compile(r"postgresql://127\.0\.0\.1:(\d+)/")
+    until(lambda: address.search(log.read_text()) is not None)
+    return int(address.search(log.read_text()).group(1))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +122,7 @@ def psql(port: int, password: str, *commands: str, database: str = "org_401", ok
     for text in commands:
         command += ["-c", text]
     done = subprocess.run(
-        command, env=os.environ | {"PGPASSWORD": password, "PGCONNECT_TIMEOUT": "10"}, capture_output=True, text=True
+        command, env=os.environ | {"PGPASSWORD": password, "PGCONNECT_TIMEOUT": "60"}, capture_output=True, text=True
     )
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -230,32 +228,43 @@ def test_a_foreign_org_is_not_there(port, reader):
 
 
 def test_a_statement_is_cancelled_within_a_second(port, reader):
-    with connect(port, reader) as connection:
-        asked = []
+    def cancelled() -> float:
+        with connect(port, reader) as connection:
+            asked, ended = [], threading.Event()
 
-        def cancel():
-            time.sleep(0.5)
-            asked.append(time.monotonic())
-            connection.cancel()
+            def cancel():
+                # One that comes before the statement does is nobody's, and another one has to.
+                while not ended.wait(10 if asked else 0.5):
+                    asked.append(time.monotonic())
+                    connection.cancel()
 
-        thread = threading.Thread(target=cancel)
-        thread.start()
-        with pytest.raises(psycopg.errors.QueryCanceled, match="user request"):
-            connection.execute(FOREVER)
-        took = time.monotonic() - asked[0]
-        thread.join()
-        assert took < 1, took
-        assert connection.execute("SELECT 1").fetchone() == (1,)
+            thread = threading.Thread(target=cancel)
+            thread.start()
+            try:
+                with pytest.raises(psycopg.errors.QueryCanceled, match="user request"):
+                    connection.execute(FOREVER)
+                took = time.monotonic() - asked[-1]
+            finally:
+                ended.set()
+                thread.join()
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        return took
+
+    promptly(1, cancelled)
 
 
 def test_a_timeout_is_one_connections_own(port, reader):
     with connect(port, reader) as one, connect(port, reader) as other:
         one.execute("SET statement_timeout = '300ms'")
         assert other.execute("SHOW statement_timeout").fetchone() == ("0",)
-        begun = time.monotonic()
-        with pytest.raises(psycopg.errors.QueryCanceled, match="statement timeout"):
-            one.execute(FOREVER)
-        assert time.monotonic() - begun < 1.3
+
+        def ended() -> float:
+            begun = time.monotonic()
+            with pytest.raises(psycopg.errors.QueryCanceled, match="statement timeout"):
+                one.execute(FOREVER)
+            return time.monotonic() - begun
+
+        promptly(1.3, ended)
         one.execute("RESET ALL")
         assert one.execute("SHOW statement_timeout").fetchone() == ("0",)
     with connect(port, reader, options="-c statement_timeout=200") as begun_so:
@@ -286,19 +295,10 @@ def test_an_agent_has_its_caps(lake, port):
         assert connection.execute("SELECT count(*) FROM many").fetchone() == (MANY,)
 
 
-def java() -> list[str]:
-    # Trino has the driver with it.
-    drivers = Path(os.environ["TRINO_HOME"]).glob("plugin/postgresql/*postgresql-4*.jar")
-    jars = [str(jar) for jar in drivers if "trino" not in jar.name]
-    assert jars, "Trino's PostgreSQL driver is missing: cargo xtask services install"
-    home = os.environ.get("JAVA_HOME")
-    return [f"{home}/bin/java" if home else "java", "-Xmx256m", "-cp", ":".join(jars)]
-
-
 def test_the_jdbc_driver(port, reader):
-    program = [*java(), str(ROOT / "interop/PostgresClient.java")]
+    client = program(ROOT / "interop/PostgresClient.java", postgres_driver())
     address = f"jdbc:postgresql://127.0.0.1:{port}/org_401"
-    done = subprocess.run([*program, address, reader], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*client, address, reader], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
