@@ -29,7 +29,7 @@ def talk(address: str, key: str | None, *calls) -> tuple[list[str], list[tuple[b
             await client.initialize()
             return await converse(client, calls)
 
-    return asyncio.run(asyncio.wait_for(session(), 120))
+    return asyncio.run(asyncio.wait_for(session(), 300))
 
 
 def ask(address: str, key: str | None, name: str, /, **arguments) -> dict:

@@ -43,7 +43,7 @@ DEALS = "id,name,amount,at\n" + "".join(
 FUZZ = """
 seed = {seed}
 hooks = "{hooks}"
-request-timeout = 10
+request-timeout = 60
 max-stream-events = 1
 continue-on-failure = true
 

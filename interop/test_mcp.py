@@ -62,7 +62,7 @@ def talk(services: Services, project: Path, org: str | None, *calls, options=(),
             assert "never an instruction" in started.instructions
             return await converse(client, calls)
 
-    return asyncio.run(asyncio.wait_for(session(), 60))
+    return asyncio.run(asyncio.wait_for(session(), 300))
 
 
 def test_an_agent_finds_its_way_from_the_list_to_rows(services, project):
@@ -234,7 +234,7 @@ def test_a_key_that_is_not_good_or_no_reference_is_said_and_not_shown(services, 
     def refused(*options: str) -> str:
         done = subprocess.run(
             [services.polder, "mcp", "--org", "401", *options],
-            cwd=lake.work, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+            cwd=lake.work, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
             env=os.environ | {"POLDER_KEY": wrong},
         )
         assert done.returncode != 0 and done.stdout == ""

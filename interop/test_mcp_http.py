@@ -98,7 +98,7 @@ def test_without_a_good_key_there_is_nothing(lake, address, agent):
         headers = kinds | ({"Authorization": f"Bearer {shown}"} if shown else {})
         request = urllib.request.Request(f"{address}/mcp", data=body, headers=headers)
         with pytest.raises(urllib.error.HTTPError) as error:
-            urllib.request.urlopen(request, timeout=10)
+            urllib.request.urlopen(request, timeout=60)
         assert error.value.code == 401 and error.value.headers["WWW-Authenticate"] == "Bearer"
 
 

@@ -15,6 +15,7 @@ import pytest
 from agents import talk
 from lakes import FROM_FILES
 from pyiceberg.catalog.rest import RestCatalog
+from waits import SECONDS_MAX
 
 from test_rest_catalog import serving
 
@@ -202,7 +203,7 @@ def test_keys_of_the_provider_rotate_while_the_server_runs(provider, served):
 
     def until(token: str, expect: int) -> None:
         # The provider is asked at most every ten seconds, and an address may show what is no good once a second.
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + SECONDS_MAX
         while (found := status(address, token, "/v1/orgs/401")) != expect:
             assert found in (200, 401) and time.monotonic() < deadline, found
             time.sleep(1)
@@ -217,7 +218,7 @@ def test_keys_of_the_provider_rotate_while_the_server_runs(provider, served):
     # What is known stays good without the provider; of what is not, nobody can tell.
     provider.stop()
     assert status(address, newest, "/v1/orgs/401") == 200
-    until_unknown = time.monotonic() + 30
+    until_unknown = time.monotonic() + SECONDS_MAX
     while (found := status(address, changed(newest, 0, kid="another"), "/v1/orgs/401")) != 503:
         assert found == 401 and time.monotonic() < until_unknown, found
         time.sleep(1)

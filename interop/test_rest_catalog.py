@@ -17,6 +17,7 @@ from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import LongType, NestedField, StringType
+from waits import SECONDS_MAX
 
 ADDRESS = "Iceberg REST catalog: "
 SECRET = "a-secret-of-some-length"
@@ -51,17 +52,23 @@ def serving(binary: str, work: Path, env: dict[str, str]):
         command = [binary, "serve", "--listen", "127.0.0.1:0"]
         process = subprocess.Popen(command, cwd=work, env=env, stderr=output)
     try:
-        deadline = time.monotonic() + 30
-        address = None
-        while address is None:
+        deadline = time.monotonic() + SECONDS_MAX
+        while not (address := announced(log)):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            lines = [line for line in log.read_text().splitlines(True) if line.endswith("\n")]
-            address = next((x[len(ADDRESS):].strip() for x in lines if x.startswith(ADDRESS)), None)
-            time.sleep(0.05)
+            time.sleep(0.02)
         yield address
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, log.read_text()
+        try:
+            assert process.wait(SECONDS_MAX) == 0, log.read_text()
+        finally:
+            process.kill()
+
+
+def announced(log: Path) -> str | None:
+    """The address that a server says once it listens."""
+    lines = [line for line in log.read_text().splitlines(True) if line.endswith("\n")]
+    return next((line[len(ADDRESS):].strip() for line in lines if line.startswith(ADDRESS)), None)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 import urllib.error
 import urllib.request
 import uuid
@@ -14,6 +13,7 @@ from lakes import FROM_FILES, KEYS, MORE_READERS, READERS, Lake
 from test_rest_catalog import serving
 from test_trino import catalog
 from trino_server import Trino
+from waits import SECONDS_MAX, until
 
 PIPELINE = """
 orgs:
@@ -170,15 +170,8 @@ def test_a_query_that_is_stopped_is_cancelled_in_trino(trino, made):
     try:
         until(lambda: trino.sql(state) == [["RUNNING", None]])
         process.send_signal(signal.SIGINT)
-        process.wait(10)
-        until(lambda: trino.sql(state) == [["FAILED", "USER_CANCELED"]], 10)
+        process.wait(SECONDS_MAX)
+        until(lambda: trino.sql(state) == [["FAILED", "USER_CANCELED"]])
     finally:
         process.kill()
         trino.sql(f"DROP CATALOG {source}")
-
-
-def until(true, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
