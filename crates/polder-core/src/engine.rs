@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures::Stream;
 
 use crate::spec::EngineKind;
-use crate::{Authorized, OrgId, Principal, Result, RunProgress};
+use crate::{Authorized, Field, OrgId, Principal, Result, RunProgress};
 
 /// For whom and within which limits a query runs.
 #[derive(Clone, Debug)]
@@ -88,4 +88,55 @@ pub trait Optimizer: fmt::Debug + Send + Sync {
         target_mb: u64,
         progress: &RunProgress,
     ) -> Result<SnapshotMark>;
+}
+
+/// A column on its way from a source's own SQL into a table.
+#[derive(Clone, Debug)]
+pub struct Carried {
+    /// Name and type, as the table has them.
+    pub field: Field,
+    /// The statement gives it as a text of JSON: an array of a list's elements or of a struct's members.
+    pub json: bool,
+}
+
+/// What somebody else is to read and where its rows go.
+#[derive(Clone, Copy, Debug)]
+pub struct Import<'a> {
+    pub org: &'a Authorized<OrgId>,
+    /// The source, by its name in the configuration.
+    pub source: &'a str,
+    /// What the source is asked, in its own SQL. Its columns are `c1`, `c2`, … in the order of `columns`.
+    pub statement: &'a str,
+    /// The columns of the table that get values; others are null.
+    pub columns: &'a [Carried],
+    /// The org's table that takes the rows.
+    pub table: &'a str,
+    /// The size data files aim at, in megabytes.
+    pub file_mb: u64,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Imported {
+    /// Rows written, as whoever wrote them counts.
+    pub rows: u64,
+    /// How the snapshot with the rows is found; there may be none if there were no rows.
+    pub mark: SnapshotMark,
+}
+
+/// A refusal within [`Import::statement`]: an error message of the source with this text in it says that
+/// the value of a column, whose number follows, is none of the lake's; 0 stands for the source itself,
+/// which is not the one that the statement was made for.
+pub const REFUSED: &str = "polder-refused-";
+
+/// Somebody beside Polder who reads a source and writes its rows into a table, in a commit of their own.
+#[async_trait]
+pub trait Importer: fmt::Debug + Send + Sync {
+    /// Has the source asked the statement, once, and adds its rows to the table. Dropping the future asks
+    /// them to stop.
+    ///
+    /// # Errors
+    /// `spec.invalid` for a table that they cannot find; `source.unrepresentable` and `source.failed` where
+    /// the statement refuses (see [`REFUSED`]); `query.*` as of queries.
+    async fn import(&self, import: Import<'_>, progress: &RunProgress) -> Result<Imported>;
 }

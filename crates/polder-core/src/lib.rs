@@ -28,7 +28,10 @@ pub mod validation;
 
 pub use certificate::{Certificate, Signature, SignedCertificate};
 pub use checkpoint::{Checkpoint, Content, CursorValue};
-pub use engine::{Description, Engine, Optimizer, QueryStream, Session, SnapshotMark};
+pub use engine::{
+    Carried, Description, Engine, Import, Imported, Importer, Optimizer, QueryStream, REFUSED,
+    Session, SnapshotMark,
+};
 pub use erasure::{AirflowDags, Erasure, ErasureStep, Hold, Inventory, Remains, Verification};
 pub use error::{Error, ErrorCode, Result};
 pub use guarantee::{Assurance, Doubt, Guarantee, Reason};
@@ -40,7 +43,7 @@ pub use schema::{Field, LakeType, TableSchema, TextOf};
 pub use secret::{SecretRef, SecretResolver};
 pub use source::{
     Answer, AnswerRequest, Batch, BatchStream, Capabilities, ConnectionLimits, CursorRange,
-    DigestRequest, Digests, Learnt, PartPlan, PartRequest, RangeDigest, ReadPlan, ReadRequest,
-    RowDigest, Source, SourceTable, Split,
+    DigestRequest, Digests, Handover, Learnt, PartPlan, PartRequest, RangeDigest, ReadPlan,
+    ReadRequest, RowDigest, Source, SourceTable, Split, Standing,
 };
 pub use subplan::SubPlan;

@@ -19,7 +19,8 @@ use serde::Serialize;
 use crate::checkpoint::ObjectState;
 use crate::spec::{Filter, FormatOptions, Mode, OnUnrepresentable};
 use crate::{
-    CursorValue, Doubt, LakeType, OrgId, Predicate, Result, RunProgress, SubPlan, TableSchema,
+    Carried, CursorValue, Doubt, Error, ErrorCode, LakeType, OrgId, Predicate, Result, RunProgress,
+    SubPlan, TableSchema,
 };
 
 /// What a source can do, as data: the pipeline branches on these and never on the source's kind.
@@ -138,6 +139,34 @@ pub struct ReadPlan {
     pub doubts: Vec<Doubt>,
     /// Things the reader of the run's report should know.
     pub warnings: Vec<String>,
+}
+
+/// A read that somebody else carries out, over a connection of their own.
+pub struct Handover {
+    /// Without splits. What it says of the cursor holds for every later state too.
+    pub plan: ReadPlan,
+    /// See [`Split::cursor_is_coarse`].
+    pub cursor_is_coarse: bool,
+    /// One statement in the source's own SQL: it reads one state, no older than the plan's, and fails
+    /// rather than change a value, or be asked of another source.
+    pub statement: String,
+    /// What it gives, in its order: the plan's columns.
+    pub columns: Vec<Carried>,
+    pub standing: Box<dyn Standing>,
+}
+
+/// Keeps a source table as it was planned: no column of it changes, and it stays the table of its name.
+#[async_trait]
+pub trait Standing: Send + Sync {
+    /// Ends when the table cannot be kept any longer: whoever reads it may be waiting for somebody who waits
+    /// to change it. Says why.
+    async fn disturbed(&self) -> Error;
+
+    /// Lets go of the table.
+    ///
+    /// # Errors
+    /// `source.unavailable` if it may have changed meanwhile.
+    async fn release(self: Box<Self>) -> Result<()>;
 }
 
 /// Digests of the rows that a read would bring, computed where the rows are.
@@ -340,6 +369,16 @@ pub trait Source: Send + Sync {
 
     /// Fixes a state of the source and says what reading it will bring.
     async fn plan(&self, request: ReadRequest) -> Result<ReadPlan>;
+
+    /// As [`Self::plan`], for somebody else who carries the read out.
+    ///
+    /// # Errors
+    /// As [`Self::plan`]; `spec.invalid` where the source, or a column, cannot be read like that.
+    async fn hand_over(&self, _request: ReadRequest) -> Result<Handover> {
+        let message = "engine: trino reads PostgreSQL only";
+        Err(Error::new(ErrorCode::SpecInvalid, message)
+            .hint("take `engine: trino` out of the table, or [trino] ingest out of polder.toml"))
+    }
 
     /// As [`Self::plan`], of all rows and columns; and what they have told of the columns, for
     /// [`Self::plan_part`]. `None` where that cannot be used, or there was nothing to learn.

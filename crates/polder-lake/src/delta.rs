@@ -16,7 +16,7 @@ use crate::error;
 use crate::field_ids::field_id;
 use crate::placed::{self, PlacedStream};
 use crate::read::{Finish, decode};
-use crate::scan::{self, FilePartition, ScanFile};
+use crate::scan::{self, BatchStream, FilePartition, ScanFile};
 use crate::schema;
 use crate::stage::Stage;
 use crate::storage::Store;
@@ -52,6 +52,16 @@ impl Stage {
         file: &StagedFile,
         columns: Option<&[String]>,
     ) -> Result<PlacedStream> {
+        let batches = self.read_file(&file.as_scanned(), columns)?;
+        Ok(placed::placed(file.as_scanned(), Vec::new(), batches))
+    }
+
+    /// Reads top-level columns of a file that has the columns of this stage, or all.
+    pub(crate) fn read_file(
+        &self,
+        file: &ScanFile,
+        columns: Option<&[String]>,
+    ) -> Result<BatchStream> {
         let failed = |cause| error::arrow("choose columns", cause);
         let plain = self.request.schema.to_arrow();
         let ids = schema::arrow_schema(&self.request.schema, &self.target.schema);
@@ -65,11 +75,11 @@ impl Stage {
         let project = |layout: &arrow::datatypes::Schema| layout.project(&chosen).map_err(failed);
         let (plain, ids) = (Arc::new(project(&plain)?), project(&ids)?);
         let task = FileScanTask::builder()
-            .with_file_size_in_bytes(file.size_bytes())
+            .with_file_size_in_bytes(file.size_bytes)
             .with_start(0)
             .with_length(0)
-            .with_record_count(Some(file.rows()))
-            .with_data_file_path(file.location().to_owned())
+            .with_record_count(file.rows)
+            .with_data_file_path(file.path.clone())
             .with_data_file_format(DataFileFormat::Parquet)
             .with_schema(Arc::clone(&self.target.schema))
             .with_project_field_ids(
@@ -83,7 +93,7 @@ impl Stage {
         let wanted = plain.fields().len();
         let finish = Finish { layout: plain, filter: Predicate::True, wanted };
         let batches = decode(reader, vec![task])?.map(move |batch| finish.apply(&batch?));
-        Ok(placed::placed(file.as_scanned(), Vec::new(), Box::pin(batches)))
+        Ok(Box::pin(batches))
     }
 
     /// Writes deletes of rows of some of the table's data files, by their positions in each, from 0.

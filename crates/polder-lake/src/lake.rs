@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::catalog::{self, Catalog, Fenced, TableState};
 use crate::error;
+use crate::intake;
 use crate::settings::LakeSettings;
 use crate::stage::{Stage, StageRequest};
 use crate::storage::{Store, lacks_conditions};
@@ -69,9 +70,12 @@ impl Lake {
         Ok(orgs)
     }
 
-    /// The names of the org's tables, in order; none for an org without a namespace.
+    /// The names of the org's tables, in order; none for an org without a namespace. Those that another
+    /// engine is filling for a run are left out.
     pub async fn tables(&self, org: &Authorized<OrgId>) -> Result<Vec<String>> {
-        self.catalog.tables(&org.get().namespace()).await
+        let mut names = self.catalog.tables(&org.get().namespace()).await?;
+        names.retain(|name| !name.starts_with(intake::PREFIX));
+        Ok(names)
     }
 
     /// The table as it is now; `None` if there is no such table.
@@ -255,6 +259,12 @@ pub(crate) fn ident(org: &OrgId, name: &str) -> TableIdent {
 }
 
 fn check_name(name: &str) -> Result<()> {
+    if name.starts_with(intake::PREFIX) {
+        let message =
+            format!("{name:?} cannot be a table's name: Polder has such tables of its own");
+        return Err(Error::new(ErrorCode::SpecInvalid, message)
+            .hint(format!("use a name that does not begin with {:?}", intake::PREFIX)));
+    }
     let length = name.chars().count();
     if (1..=NAME_CHARS_MAX).contains(&length) && !name.chars().any(char::is_control) {
         return Ok(());

@@ -20,6 +20,7 @@ mod error;
 pub mod failpoint;
 mod field_ids;
 mod hold;
+mod intake;
 mod lake;
 mod maintain;
 mod management;
@@ -42,6 +43,7 @@ pub use check::{FileFault, TagFault};
 pub use commit::{Expired, ExpiryRequest, FilesCommitted, Gate, RolledBack};
 pub use erase::OrgEntries;
 pub use field_ids::{check_readable, field_id, read_as};
+pub use intake::Intake;
 pub use lake::{AuditHead, Lake};
 pub use maintain::{
     LiveFile, MetadataRequest, MetadataTidied, OrphanRequest, Orphans, RowsBefore, TableFiles,

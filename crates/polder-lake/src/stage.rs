@@ -166,6 +166,11 @@ impl Stage {
         self.writers.clone()
     }
 
+    /// What all files of the stage have in common.
+    pub(crate) fn layout(&self) -> Arc<Layout> {
+        Arc::clone(&self.writers.layout)
+    }
+
     /// A writer whose files are marked as sorted by the table's order after the commit: rows have to
     /// come in that order, anew after each [`TableWriter::cut`]. Nobody checks that they do.
     ///

@@ -100,6 +100,10 @@ impl<B: Between> Catalog for Through<B> {
         self.0.inner().content(name).await
     }
 
+    async fn forget(&self, ident: &TableIdent) -> Result<()> {
+        self.0.inner().forget(ident).await
+    }
+
     async fn clear(&self, name: &str) -> Result<()> {
         self.0.inner().clear(name).await
     }

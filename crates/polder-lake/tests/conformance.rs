@@ -36,6 +36,7 @@ pub(crate) async fn keeps_its_word_within(lake: &Lake, catalog: Arc<dyn Catalog>
     }
     let bench = metadata::Bench::new(lake, catalog).await;
     bench.a_table_is_made_as_it_was_sent().await;
+    bench.a_forgotten_name_is_free().await;
     bench.stale_requirements_are_refused().await;
     bench.shapes_change_and_come_back().await;
     bench.properties_branches_and_tags_change().await;

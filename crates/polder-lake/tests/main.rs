@@ -13,6 +13,7 @@ mod faulty;
 mod files;
 mod foreign;
 mod histories;
+mod intake;
 mod lost;
 mod maintain;
 mod management;

@@ -59,6 +59,7 @@ impl Scratch {
             },
             progress: Arc::default(),
             engine: None,
+            importer: None,
             dry_run: false,
             cancel: CancellationToken::new(),
         }

@@ -10,9 +10,11 @@ use polder_control::certificate::SigningKey;
 use polder_control::desired::{self, Author, Desired, Left, Pending};
 use polder_control::{Config, OrgPipeline, ProcessSecrets, Store};
 use polder_core::erasure::Span;
-use polder_core::spec::{EngineKind, GlueConfig, RestCatalogConfig, S3Config, TableSpec};
+use polder_core::spec::{
+    EngineKind, GlueConfig, RestCatalogConfig, S3Config, SourceSpec, TableSpec,
+};
 use polder_core::{
-    Error, ErrorCode, Optimizer, Principal, Result, SecretRef, SecretResolver, Source,
+    Error, ErrorCode, Importer, Optimizer, Principal, Result, SecretRef, SecretResolver, Source,
 };
 use polder_lake::{CatalogSettings, GlueSettings, Lake, LakeSettings, RestSettings, S3Settings};
 use polder_query::{OpenSource, TrinoEngine, TrinoSettings};
@@ -22,6 +24,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::airflow::Airflow;
 use crate::eraser::{Eraser, Key};
 use crate::room::Room;
+use crate::worker::Elsewhere;
 
 /// The signing key, where none is configured: beside the store.
 const KEY_FILE: &str = "signing-key.pem";
@@ -260,6 +263,18 @@ impl App {
                 Ok(Some(trino))
             }
         }
+    }
+
+    /// Who carries out runs beside this process, as `[trino]` says.
+    pub(crate) fn elsewhere(&self, trino: Option<&Arc<TrinoEngine>>) -> Option<Elsewhere> {
+        let process = &self.config.process;
+        let config = process.trino.as_ref().filter(|config| config.ingest)?;
+        let sources = process.sources.iter();
+        // It reads no others; a table that names it nevertheless is told so.
+        let readable = sources.filter(|(_, spec)| matches!(spec, SourceSpec::Postgres(_)));
+        let by_default = readable.map(|(name, _)| name.clone()).filter(|_| config.default);
+        let importer: Arc<dyn Importer> = trino.cloned()?;
+        Some(Elsewhere { importer, by_default: Arc::new(by_default.collect()) })
     }
 
     /// Opens sources by name, later, for queries that name them.

@@ -1,15 +1,15 @@
 //! Carries out jobs: the one place where the control plane's decisions meet the data plane.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use polder_control::queue::JobKind;
 use polder_control::runs::{self, RunState};
 use polder_control::{OrgPipeline, Spent, Store};
-use polder_core::spec::{OrgLimits, TableSpec};
+use polder_core::spec::{EngineKind, OrgLimits, TableSpec};
 use polder_core::{
-    Authorized, Engine, Error, ErrorCode, OrgId, Principal, Result, RunProgress, Source,
+    Authorized, Engine, Error, ErrorCode, Importer, OrgId, Principal, Result, RunProgress, Source,
 };
 use polder_lake::Lake;
 use polder_lake::failpoint::{self, Point};
@@ -77,6 +77,26 @@ pub(crate) struct Ended {
     pub(crate) outcome: Result<IngestReport>,
 }
 
+/// Another engine that carries out runs, and of which tables.
+#[derive(Clone)]
+pub(crate) struct Elsewhere {
+    pub(crate) importer: Arc<dyn Importer>,
+    /// Of these sources, tables that name no engine are its own, too.
+    pub(crate) by_default: Arc<BTreeSet<String>>,
+}
+
+impl Elsewhere {
+    /// Who carries out runs of the table, if it is not this process.
+    fn of(&self, table: &TableSpec) -> Option<Arc<dyn Importer>> {
+        let own = match table.engine {
+            Some(EngineKind::Trino) => true,
+            Some(EngineKind::Embedded) => false,
+            None => self.by_default.contains(&table.source),
+        };
+        own.then(|| Arc::clone(&self.importer))
+    }
+}
+
 /// Carries out jobs side by side, within the process's limits.
 #[derive(Clone)]
 pub(crate) struct Worker {
@@ -85,6 +105,7 @@ pub(crate) struct Worker {
     pub(crate) sources: Arc<BTreeMap<String, Arc<dyn Source>>>,
     /// Answers the checks that are asked before publishing.
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) elsewhere: Option<Elsewhere>,
     pub(crate) room: Arc<Room>,
     pub(crate) cancel: CancellationToken,
 }
@@ -155,6 +176,7 @@ impl Worker {
             Error::new(ErrorCode::Internal, format!("source {:?} was not opened", table.source))
         })?;
         let cancel = self.cancel.child_token();
+        let importer = self.elsewhere.as_ref().and_then(|elsewhere| elsewhere.of(&table));
         let work = async {
             let place = self.room.enter(org.get(), &limits, &progress, &cancel).await?;
             let request = IngestRequest {
@@ -165,6 +187,7 @@ impl Worker {
                 dry_run: how.dry_run,
                 limits: place.limits(),
                 engine: Some(Arc::clone(&self.engine)),
+                importer,
                 progress: Arc::clone(&progress),
                 cancel: cancel.clone(),
             };

@@ -161,6 +161,11 @@ fn a_table_s_engine_has_to_be_there() {
     assert_eq!(engine(&own, "enabled: true"), EngineKind::Embedded);
     assert_eq!(engine(&by_default, "enabled: true"), EngineKind::Trino);
     assert_eq!(engine(&by_default, "engine: embedded"), EngineKind::Embedded);
+    let ingests = |process: &str| {
+        let config = load(process, &with("engine: trino")).expect("good");
+        config.process.trino.is_some_and(|trino| trino.ingest)
+    };
+    assert!(!ingests(&own) && !ingests(&by_default) && ingests(&trino("ingest = true\n")));
     let patched = "template: crm, overrides: { opportunity: { engine: trino } } }";
     let pipeline = PIPELINE.replace("template: crm }", patched);
     assert!(complaint(PROCESS, &pipeline).contains("has no [trino]"));

@@ -1,9 +1,9 @@
-//! Who works on a table's files: `engine:` of a table spec.
+//! Who works on a table: `engine:` of a table spec.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Who merges a table's files.
+/// Who merges a table's files, and fills them where `[trino] ingest` says so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineKind {

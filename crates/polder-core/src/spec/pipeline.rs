@@ -191,7 +191,7 @@ pub struct TableSpec {
     /// How the table is kept between runs.
     #[serde(default)]
     pub maintenance: MaintenanceSpec,
-    /// Who carries out `optimize`; as `[trino] default` says when absent.
+    /// Who carries out `optimize`, and runs if `[trino] ingest` says so; as `[trino] default` says when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineKind>,
     /// When `polder serve` runs the table; as its org or template says when absent.

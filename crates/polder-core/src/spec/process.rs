@@ -47,7 +47,7 @@ pub struct ProcessConfig {
 }
 
 impl ProcessConfig {
-    /// Who carries out `optimize` of a table whose spec says `said`.
+    /// Who carries out `optimize` of a table whose spec says `said`. Who ingests it: [`TrinoConfig::ingest`].
     pub fn engine(&self, said: Option<EngineKind>) -> EngineKind {
         let by_default = self.trino.as_ref().is_some_and(|trino| trino.default);
         said.unwrap_or(if by_default { EngineKind::Trino } else { EngineKind::Embedded })
@@ -69,9 +69,12 @@ pub struct TrinoConfig {
     /// The lake's name among Trino's catalogs.
     #[serde(default = "lake")]
     pub catalog: String,
-    /// Whether it optimizes tables that name no engine, too.
+    /// Whether it works on tables that name no engine, too.
     #[serde(default)]
     pub default: bool,
+    /// Whether it ingests those of its tables that are read from PostgreSQL, beside optimizing them.
+    #[serde(default)]
+    pub ingest: bool,
 }
 
 fn lake() -> String {

@@ -159,6 +159,11 @@ impl Catalog for Fenced {
         self.inner.content(name).await
     }
 
+    async fn forget(&self, ident: &TableIdent) -> Result<()> {
+        self.check(&namespace_text(&ident.namespace)).await?;
+        self.inner.forget(ident).await
+    }
+
     async fn clear(&self, name: &str) -> Result<()> {
         self.inner.clear(name).await
     }

@@ -323,6 +323,14 @@ impl Catalog for GlueCatalog {
         }
     }
 
+    async fn forget(&self, ident: &TableIdent) -> Result<()> {
+        let body = json!({ "DatabaseName": database_of(ident)?, "Name": ident.name });
+        match self.client.read("DeleteTable", body).await {
+            Ok(_) | Err(Failure { outcome: Outcome::Missing, .. }) => Ok(()),
+            Err(failure) => Err(failure.error),
+        }
+    }
+
     async fn clear(&self, name: &str) -> Result<()> {
         for table in self.content(name).await? {
             let body = json!({ "DatabaseName": name, "Name": table });

@@ -128,6 +128,9 @@ pub trait Catalog: Debug + Send + Sync {
     /// Tables, views and namespaces in a namespace and below it, each by a text that names it.
     async fn content(&self, name: &str) -> Result<Vec<String>>;
 
+    /// Takes the name of a table out of the catalog, if it is there, and leaves every file.
+    async fn forget(&self, ident: &TableIdent) -> Result<()>;
+
     /// Takes all that [`Self::content`] lists out of the catalog, and leaves every file. The namespace
     /// itself stays.
     async fn clear(&self, name: &str) -> Result<()>;

@@ -413,6 +413,10 @@ impl Catalog for RestCatalog {
         Ok(entries.chain(listed.namespaces.iter().map(namespace_text)).collect())
     }
 
+    async fn forget(&self, ident: &TableIdent) -> Result<()> {
+        self.drop_table(ident).await
+    }
+
     async fn clear(&self, name: &str) -> Result<()> {
         self.drop_below(&levels(name)?).await
     }

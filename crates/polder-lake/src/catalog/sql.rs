@@ -35,6 +35,8 @@ const CATALOG: &str = "polder";
 const CONNECTIONS_MAX: u32 = 8;
 /// Each table may be created by another process while we try, and any number of those start at once.
 const CREATE_TRIES_MAX: u32 = 8;
+/// How often a name is looked up to be taken out while its table is written to.
+const FORGET_TRIES_MAX: u32 = 8;
 /// How long SQLite waits for another writer of the same file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two attempts to open a database that others are just making.
@@ -285,6 +287,21 @@ impl Catalog for SqlCatalog {
 
     async fn content(&self, name: &str) -> Result<Vec<String>> {
         self.content_of(name).await
+    }
+
+    async fn forget(&self, ident: &TableIdent) -> Result<()> {
+        // The entry moves with every commit.
+        for _ in 0..FORGET_TRIES_MAX {
+            match self.entry(ident).await? {
+                Some(entry) if entry.kind == EntryKind::Table => {
+                    if self.drop_entry(ident, &entry).await? {
+                        return Ok(());
+                    }
+                }
+                _ => return Ok(()),
+            }
+        }
+        Err(super::outrun().detail(ident.to_string()))
     }
 
     async fn clear(&self, name: &str) -> Result<()> {

@@ -335,6 +335,11 @@ impl NanCounts {
         }
     }
 
+    /// Whether there is one.
+    pub(super) fn any(&self) -> bool {
+        self.counts.values().any(|count| *count > 0)
+    }
+
     fn of(&self, field_id: i32) -> u64 {
         self.counts.get(&field_id).copied().unwrap_or(0)
     }

@@ -13,6 +13,7 @@ mod layout;
 mod metrics;
 mod partition;
 mod position_deletes;
+mod taken;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub(crate) use metrics::{bounds, null_counts};
 pub(crate) use partition::Partitioner;
 pub use position_deletes::StagedDeletes;
 pub(crate) use position_deletes::{FILE_PATH_ID, write as write_deletes};
+pub(crate) use taken::Taken;
 
 use crate::error;
 use crate::scan::ScanFile;

@@ -177,6 +177,18 @@ impl Bench {
         ]
     }
 
+    pub(super) async fn a_forgotten_name_is_free(&self) {
+        let before = self.created("forgotten").await;
+        let ident = self.ident("forgotten");
+        self.catalog.forget(&ident).await.expect("forgotten");
+        assert!(self.catalog.load(&ident).await.expect("load").is_none());
+        self.catalog.forget(&ident).await.expect("nothing to forget");
+        let tables = self.catalog.tables(&self.org.get().namespace()).await.expect("tables");
+        assert!(!tables.contains(&"forgotten".to_owned()), "{tables:?}");
+        let after = self.created("forgotten").await;
+        assert_ne!(after.metadata.uuid(), before.metadata.uuid());
+    }
+
     async fn commit(
         &self,
         name: &str,

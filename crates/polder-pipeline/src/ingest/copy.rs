@@ -83,6 +83,11 @@ type Splits = Arc<Mutex<VecDeque<Box<dyn Split>>>>;
 type Finished = Arc<Mutex<Vec<StagedFile>>>;
 
 impl Transfer<'_> {
+    /// Whether every row that is read is stored.
+    pub(super) fn takes_all(&self) -> bool {
+        self.full && self.merging.is_none() && self.too_old.is_none()
+    }
+
     /// Reads every split and writes what is not stored yet.
     ///
     /// # Errors
@@ -147,7 +152,8 @@ fn panicked(error: tokio::task::JoinError) -> Error {
 }
 
 impl Copied {
-    fn add(&mut self, part: Self) {
+    /// All but the files.
+    pub(super) fn add(&mut self, part: Self) {
         self.warnings.extend(part.warnings);
         self.rows_written += part.rows_written;
         self.rows_marked += part.rows_marked;
@@ -161,7 +167,7 @@ impl Copied {
 
     /// The audit every run has: rows the source delivered = rows stored + known before + too old +
     /// marked as deleted, and the files hold as many as were written to them.
-    fn checked(self, request: &IngestRequest) -> Result<Self, Failure> {
+    pub(super) fn checked(self, request: &IngestRequest) -> Result<Self, Failure> {
         let counts = request.progress.snapshot();
         let in_files: u64 = self.files.iter().map(StagedFile::rows).sum();
         let accounted =

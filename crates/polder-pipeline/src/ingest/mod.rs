@@ -4,6 +4,8 @@
 //! decide (full or since the checkpoint) ─► source.plan ─► evolution ─► stage ─► copy ─► (merge) ─► commit
 //! ```
 //!
+//! Another engine may read and write the rows: see `handed`.
+//!
 //! Readers see the old state until the commit and the new one after it. A run that is killed leaves
 //! staged files that no metadata names; the next run starts from the table's own checkpoint.
 
@@ -12,6 +14,7 @@ pub(crate) mod conform;
 mod copy;
 mod gate;
 mod guarantee;
+mod handed;
 mod known;
 mod merge;
 mod report;
@@ -27,8 +30,8 @@ use polder_core::evolution::{self, Evolution, SchemaChange};
 use polder_core::spec::{Mode, OnSchemaChange, TableSpec};
 use polder_core::{
     Authorized, Checkpoint, ConnectionLimits, Content, CursorRange, Engine, Error, ErrorCode,
-    OrgId, Predicate, ReadPlan, ReadRequest, Result, RunProgress, Source, Stage as RunStage,
-    TableSchema,
+    Importer, OrgId, Predicate, ReadPlan, ReadRequest, Result, RunProgress, Source,
+    Stage as RunStage, TableSchema,
 };
 use polder_lake::failpoint::{self, Point};
 use polder_lake::{Gate, Lake, LakeTable, RowDelta, RunSummary, Stage, StageKind, StageRequest};
@@ -41,6 +44,7 @@ pub use report::{IngestReport, Outcome};
 
 use copy::Transfer;
 use gate::{StagedChecks, keep_evidence};
+use handed::Handed;
 use known::{Known, Overlap};
 use merge::{Merge, Merging};
 use scope::{Scope, check_columns, decide, scope_words};
@@ -80,6 +84,8 @@ pub struct IngestRequest {
     pub progress: Arc<RunProgress>,
     /// Answers the checks of the table spec, where they are asked before publishing.
     pub engine: Option<Arc<dyn Engine>>,
+    /// Reads the source and writes the rows in this process's place.
+    pub importer: Option<Arc<dyn Importer>>,
     /// Only plan, and report what a run would do; nothing is written.
     pub dry_run: bool,
     /// Stops the run at the next batch; nothing becomes visible.
@@ -160,6 +166,8 @@ struct Planned {
     /// The schema the table has after the run.
     schema: TableSchema,
     changes: Vec<SchemaChange>,
+    /// Who else carries the read out has this to ask.
+    handed: Option<Handed>,
 }
 
 async fn attempt_once(
@@ -190,6 +198,7 @@ async fn attempt_once(
         planned.schema = table.schema();
         planned.plan.schema = table.schema();
         planned.plan.splits.clear();
+        planned.handed = None;
     }
     check_columns(&request.table, &planned.schema, source.capabilities().complete_schema)?;
     let words = scope_words(request, &planned.scope);
@@ -216,15 +225,19 @@ async fn plan(
     };
     let current = table.schema();
     let read = read_request(request, Some(checkpoint), Some(current.clone()));
-    let plan = source.plan(read).await?;
+    let (plan, handed) = handed::plan(source, request, read).await?;
     let complete = source.capabilities().complete_schema;
     let spec = &request.table;
     let (policy, dropped) = (spec.on_schema_change, spec.on_dropped_column);
     match evolution::decide(&current, &plan.schema, complete, policy, dropped)? {
-        Evolution::Unchanged => Ok(Planned { scope, plan, schema: current, changes: Vec::new() }),
-        Evolution::InPlace { schema, changes } => Ok(Planned { scope, plan, schema, changes }),
+        Evolution::Unchanged => {
+            Ok(Planned { scope, plan, schema: current, changes: Vec::new(), handed })
+        }
+        Evolution::InPlace { schema, changes } => {
+            Ok(Planned { scope, plan, schema, changes, handed })
+        }
         Evolution::Refresh { changes } => {
-            drop(plan);
+            drop((plan, handed));
             request.progress.restart();
             let mut planned =
                 plan_full(source, request, None, Scope::Full("the source's schema changed"))
@@ -241,7 +254,7 @@ async fn plan_full(
     table: Option<&LakeTable>,
     scope: Scope,
 ) -> Result<Planned> {
-    let plan = source.plan(read_request(request, None, None)).await?;
+    let (plan, handed) = handed::plan(source, request, read_request(request, None, None)).await?;
     let schema = plan.schema.clone();
     let changes = match table {
         // Nothing says that its columns are others.
@@ -256,7 +269,7 @@ async fn plan_full(
         }
         _ => Vec::new(),
     };
-    Ok(Planned { scope, plan, schema, changes })
+    Ok(Planned { scope, plan, schema, changes, handed })
 }
 
 fn read_request(
@@ -317,7 +330,7 @@ async fn copy_and_commit(
     table: Option<&LakeTable>,
     planned: Planned,
 ) -> Result<IngestReport> {
-    let Planned { scope, plan, schema, changes } = planned;
+    let Planned { scope, plan, schema, changes, handed } = planned;
     let cursor = read_request(request, None, None).cursor.map(|range| range.column);
     let base = match &scope {
         Scope::Since(checkpoint) => Some(checkpoint.clone()),
@@ -326,7 +339,8 @@ async fn copy_and_commit(
     let lower = base.as_ref().and_then(|checkpoint| checkpoint.cursor.clone());
     let full = base.is_none();
     let merging = Merging::of(request, &schema, plan.key_is_unique, full)?;
-    let coarse = plan.splits.iter().any(|split| split.cursor_is_coarse());
+    let coarse = plan.splits.iter().any(|split| split.cursor_is_coarse())
+        || handed.as_ref().is_some_and(Handed::cursor_is_coarse);
     let overlap = table
         .zip(cursor.as_deref().zip(lower.as_ref()))
         .map(|(table, (cursor, lower))| Overlap { table, schema: &schema, cursor, lower });
@@ -348,7 +362,8 @@ async fn copy_and_commit(
         full,
         stage: &stage,
     };
-    let mut copied = match transfer.run(request).instrument(info_span!("read")).await {
+    let reading = Box::pin(handed::read(transfer, handed, request));
+    let mut copied = match reading.instrument(info_span!("read")).await {
         Ok(copied) => copied,
         Err(failure) => return Err(failure.clean_up(stage).await),
     };

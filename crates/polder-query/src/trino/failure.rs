@@ -1,7 +1,9 @@
 //! Trino's errors in Polder's words. No cell value passes: messages that may quote one are left out.
 
-use polder_core::{Error, ErrorCode};
+use polder_core::{Error, ErrorCode, REFUSED};
 use serde::Deserialize;
+
+use super::import::refusal;
 
 /// Why Trino ended a statement.
 #[derive(Clone, Debug, Deserialize)]
@@ -32,6 +34,12 @@ impl Failure {
     pub(super) fn into_error(self) -> Error {
         let name = self.error_name.unwrap_or_else(|| "no name".to_owned());
         let message = self.message.unwrap_or_default();
+        if let Some(number) = refusal(&message) {
+            // Whoever made the statement knows what it refuses.
+            let message = "a statement refused what it was asked for";
+            return Error::new(ErrorCode::SourceUnrepresentable, message)
+                .detail(format!("{REFUSED}{number}"));
+        }
         if matches!(name.as_str(), "ICEBERG_COMMIT_ERROR" | "TRANSACTION_CONFLICT") {
             let message = "another writer changed the table before Trino's commit";
             return Error::new(ErrorCode::LakeConflict, message).detail(name);

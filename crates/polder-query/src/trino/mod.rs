@@ -1,10 +1,12 @@
-//! A Trino that works beside Polder: queries of the operator, and `optimize` of lake tables.
+//! A Trino that works beside Polder: queries of the operator, and `optimize` of lake tables; it reads
+//! sources for runs and writes their rows, too.
 //!
 //! It keeps no org from another: what a statement may name is for Trino's own access control, so only the
 //! operator's sessions are taken.
 
 mod client;
 mod failure;
+mod import;
 mod pages;
 mod statement;
 #[cfg(test)]
@@ -19,8 +21,8 @@ use async_trait::async_trait;
 use futures::{Stream, StreamExt};
 use polder_core::spec::EngineKind;
 use polder_core::{
-    Authorized, Description, Engine, Error, ErrorCode, Optimizer, OrgId, Principal, QueryStream,
-    Result, RunProgress, Session, SnapshotMark, Stage,
+    Authorized, Description, Engine, Error, ErrorCode, Import, Imported, Importer, Optimizer,
+    OrgId, Principal, QueryStream, Result, RunProgress, Session, SnapshotMark, Stage,
 };
 use tokio::task::JoinSet;
 
@@ -35,6 +37,8 @@ use statement::{only_query, quoted};
 
 /// How long a process that ends waits until Trino was told what to stop.
 const SETTLING_MAX: Duration = Duration::from_secs(2);
+/// Partitions that one of Trino's writers may have open files in.
+const PARTITIONS_MAX: u32 = 2_000;
 /// Where Trino's Iceberg connector writes the query that made a snapshot.
 const QUERY_ID: &str = "trino_query_id";
 
@@ -177,12 +181,7 @@ impl Optimizer for TrinoEngine {
         progress: &RunProgress,
     ) -> Result<SnapshotMark> {
         let namespace = org.get().namespace();
-        if let Some(name) = [namespace.as_str(), table].into_iter().find(|name| !is_lower(name)) {
-            let message = format!("Trino writes names in lower case, and cannot find {name:?}");
-            return Err(
-                Error::new(ErrorCode::SpecInvalid, message).hint("give the table engine: embedded")
-            );
-        }
+        check_names(&[namespace.as_str(), table])?;
         let lake = self.client.lake();
         let names = [lake, namespace.as_str(), table].map(quoted).join(".");
         let sql =
@@ -199,8 +198,55 @@ impl Optimizer for TrinoEngine {
     }
 }
 
-fn is_lower(name: &str) -> bool {
-    !name.chars().any(char::is_uppercase)
+#[async_trait]
+impl Importer for TrinoEngine {
+    async fn import(&self, import: Import<'_>, progress: &RunProgress) -> Result<Imported> {
+        let namespace = import.org.get().namespace();
+        check_names(&[namespace.as_str(), import.source, import.table])?;
+        let lake = self.client.lake();
+        let sql = import::insert(lake, &namespace, &import)?;
+        let property = |name: &str, value: String| (format!("{lake}.{name}"), value);
+        let properties = vec![
+            property("target_max_file_size", format!("{}MB", import.file_mb)),
+            property("max_partitions_per_writer", PARTITIONS_MAX.to_string()),
+            // They would be of a table that is gone.
+            property("collect_extended_statistics_on_write", "false".to_owned()),
+        ];
+        let mut pages = self.start(Statement { sql, properties });
+        let (mut id, mut rows) = (String::new(), None);
+        progress.enter(Stage::Reading);
+        loop {
+            let page = match pages.next().await {
+                Ok(Some(page)) => page,
+                Ok(None) => break,
+                Err(error) => {
+                    let number = error.detail_text().and_then(import::refusal);
+                    return Err(number.map_or(error, |number| import::refused(number, &import)));
+                }
+            };
+            import::tell(progress, page.stats);
+            rows = import::rows(&page).or(rows);
+            id = page.id;
+        }
+        progress.go_on();
+        let rows = rows.ok_or_else(|| {
+            let message = "Trino does not say how many rows it has written";
+            Error::new(ErrorCode::QueryFailed, message).detail(format!("Trino's query {id}"))
+        })?;
+        Ok(Imported { rows, mark: SnapshotMark { key: QUERY_ID, value: id } })
+    }
+}
+
+/// # Errors
+/// `spec.invalid` for names that Trino cannot find.
+fn check_names(names: &[&str]) -> Result<()> {
+    match names.iter().find(|name| name.chars().any(char::is_uppercase)) {
+        None => Ok(()),
+        Some(name) => {
+            let message = format!("Trino writes names in lower case, and cannot find {name:?}");
+            Err(Error::new(ErrorCode::SpecInvalid, message).hint("give the table engine: embedded"))
+        }
+    }
 }
 
 /// Trino's counts grow; ours are added to.

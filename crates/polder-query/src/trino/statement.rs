@@ -1,5 +1,6 @@
 //! What may be sent to Trino as a query: text whose first word begins one. Trino runs one statement a
-//! request, and none that begins so changes anything.
+//! request, and none that begins so changes anything. And how names and texts are quoted in statements of
+//! our own.
 
 use polder_core::{Error, ErrorCode, Result};
 
@@ -49,6 +50,11 @@ fn first_word(sql: &str) -> (&str, &str) {
     }
     let end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
     rest.split_at(end)
+}
+
+/// A text, whatever is in it: Trino knows no escapes in one.
+pub(super) fn text(content: &str) -> String {
+    format!("'{}'", content.replace('\'', "''"))
 }
 
 /// An identifier, whatever is in it.

@@ -270,3 +270,61 @@ async fn optimize_names_the_table_and_the_snapshot() {
     let refused = stub.engine().optimize(&org("A"), "deal", 64, &progress).await;
     assert_eq!(refused.expect_err("an upper-case name").code(), ErrorCode::SpecInvalid);
 }
+
+/// An import of one column, `id`, for an org.
+async fn import(stub: &Stub, org: &Authorized<OrgId>, table: &str) -> Result<Imported> {
+    let field = polder_core::Field::new("id", polder_core::LakeType::Long);
+    let columns = [polder_core::Carried { field, json: false }];
+    let import = Import {
+        org,
+        source: "revdb",
+        statement: "SELECT 1 AS c1",
+        columns: &columns,
+        table,
+        file_mb: 128,
+    };
+    stub.engine().import(import, &RunProgress::default()).await
+}
+
+#[tokio::test]
+async fn an_import_says_how_many_rows_and_by_which_query() {
+    let stub = Stub::start(|line, _, own| match line {
+        POST => page(Some(format!("{own}/queued/1")), &json!({ "stats": { "queued": true } })),
+        "GET /queued/1" => page(Some(format!("{own}/rows/1")), &longs(&[7])),
+        _ => page(None, &json!({})),
+    });
+    let imported = import(&stub, &org("401"), "polder_intake_deal").await.expect("imported");
+    let mark = SnapshotMark { key: "trino_query_id", value: "query_1".to_owned() };
+    assert_eq!(imported, Imported { rows: 7, mark });
+    let Asked { headers, body, .. } = stub.first();
+    let into =
+        "INSERT INTO \"lake\".\"org_401\".\"polder_intake_deal\" (\"id\") SELECT \"c1\" FROM ";
+    assert_eq!(body, format!("{into}TABLE(\"revdb\".system.query(query => 'SELECT 1 AS c1'))"));
+    assert!(headers.contains("lake.target_max_file_size=128mb"), "{headers}");
+    let refused = import(&stub, &org("401"), "Deal").await.expect_err("an upper-case name");
+    assert_eq!(refused.code(), ErrorCode::SpecInvalid);
+}
+
+#[tokio::test]
+async fn an_import_that_the_source_refuses_names_the_column() {
+    let refusing = |message: &'static str| {
+        Stub::start(move |_, _, _| {
+            let error =
+                json!({ "message": message, "errorName": "JDBC_ERROR", "errorType": "EXTERNAL" });
+            page(None, &json!({ "error": error }))
+        })
+    };
+    let stub = refusing("ERROR: invalid input syntax for type date: \"polder-refused-1\"");
+    let error = import(&stub, &org("401"), "t").await.expect_err("a value");
+    assert_eq!(error.code(), ErrorCode::SourceUnrepresentable);
+    assert!(error.message().contains("\"id\""), "{error}");
+    let stub = refusing("ERROR: invalid input syntax for type boolean: \"polder-refused-0\"");
+    let error = import(&stub, &org("401"), "t").await.expect_err("another database");
+    assert_eq!(error.code(), ErrorCode::SourceFailed);
+    let stub = refusing("ERROR: invalid input syntax for type date: \"Ann Smith\"");
+    let error = import(&stub, &org("401"), "t").await.expect_err("anything else");
+    assert_eq!(error.code(), ErrorCode::QueryFailed);
+    assert!(!format!("{error:?}").contains("Ann"), "{error:?}");
+    let silent = Stub::start(|_, _, _| page(None, &json!({})));
+    assert!(import(&silent, &org("401"), "t").await.is_err(), "no number of rows");
+}

@@ -16,6 +16,7 @@
 //! | `doubts` | what sets the cursor's values, and who may see it |
 //! | `plan`, `select`, `read`, `spares` | snapshot, splits, batches, sessions when one breaks |
 //! | `answer`, `relational` | parts of queries that the server answers by itself |
+//! | `handover` | the statement of a read that Trino carries out |
 //! | `digest`, `words` | digests that the server computes, for validation |
 //! | `frame`, `decode`, `bytes`, `numeric`, `written` | COPY's binary form |
 
@@ -32,6 +33,7 @@ mod doubts;
 mod failure;
 mod filter;
 mod frame;
+mod handover;
 mod horizon;
 mod names;
 mod numeric;
@@ -55,8 +57,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use polder_core::{
-    Answer, AnswerRequest, Capabilities, DigestRequest, Digests, Doubt, Error, ErrorCode, ReadPlan,
-    ReadRequest, Result, Source, SourceTable,
+    Answer, AnswerRequest, Capabilities, DigestRequest, Digests, Doubt, Error, ErrorCode, Handover,
+    ReadPlan, ReadRequest, Result, Source, SourceTable,
 };
 use secrecy::SecretString;
 
@@ -139,6 +141,12 @@ impl Source for PostgresSource {
     async fn plan(&self, request: ReadRequest) -> Result<ReadPlan> {
         let plan = Box::pin(plan::plan(&self.server, &request)).await;
         plan.map_err(|error| self.of_table(error, &request.from))
+    }
+
+    /// Holds one session, its lock and its snapshot until the table is released.
+    async fn hand_over(&self, request: ReadRequest) -> Result<Handover> {
+        let handover = Box::pin(handover::hand_over(&self.server, &request)).await;
+        handover.map_err(|error| self.of_table(error, &request.from))
     }
 
     async fn doubts(&self, request: &ReadRequest) -> Result<Vec<Doubt>> {

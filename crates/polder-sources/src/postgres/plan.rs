@@ -12,7 +12,7 @@ use polder_core::spec::{Filter, OnUnrepresentable};
 use polder_core::{Error, ErrorCode, ReadPlan, ReadRequest, Result, RunProgress, TableSchema};
 
 use super::catalog::{self, Identity, Kind, Relation, Tree};
-use super::columns;
+use super::columns::{self, ColumnRead};
 use super::connect::{Server, Session};
 use super::cursor::Cursor;
 use super::doubts;
@@ -37,10 +37,52 @@ const DOING: &str = "planning the read";
 /// Fixes a snapshot and says what reading it will bring.
 pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadPlan> {
     let name = TableName::parse(&request.from, &request.org)?;
-    let filter = filter_sql(request, &name)?;
+    let prepared = Box::pin(prepare(server, request, &name)).await?;
+    let Prepared { session, relation, columns, conditions, tree, outlook, mut plan, .. } = prepared;
+    let select = Select::new(&relation, &columns, conditions, &tree);
+    let wanted = splits_wanted(&session, request, &select, &tree, &outlook);
+    let (identity, major) = (relation.identity(), session.major);
+    let helpers = Helpers { server, name: &name, identity: &identity, request };
+    let sessions = helpers.join(session, wanted, &mut plan.warnings).await?;
+    let job = Job {
+        key: columns::numbers(&columns, &request.key),
+        columns: columns.clone(),
+        schema: plan.schema.to_arrow(),
+        table: identity.clone(),
+        others: Vec::new(),
+        infinite_intervals: major >= INFINITE_INTERVALS_VERSION,
+        cursor_is_coarse: prepared.cursor_is_coarse,
+        batch_bytes: request.batch_bytes,
+        progress: Arc::clone(&request.progress),
+    };
+    plan.splits = select.splits(sessions, &tree.blocks, job, request);
+    Ok(plan)
+}
+
+/// A read that is planned, but for its splits: one session with the snapshot.
+pub(super) struct Prepared {
+    pub(super) session: Session,
+    pub(super) relation: Relation,
+    pub(super) columns: Vec<ColumnRead>,
+    /// What rows have to fulfil.
+    pub(super) conditions: Vec<String>,
+    pub(super) tree: Tree,
+    outlook: Outlook,
+    pub(super) cursor_is_coarse: bool,
+    /// Without splits.
+    pub(super) plan: ReadPlan,
+}
+
+/// Takes the lock and the snapshot, and finds out what they hold.
+pub(super) async fn prepare(
+    server: &Server,
+    request: &ReadRequest,
+    name: &TableName,
+) -> Result<Prepared> {
+    let filter = filter_sql(request, name)?;
     let session = server.session(name.database.as_deref(), request).await?;
     let oldest = horizon::oldest_writer(&session).await?;
-    let (relation, seen) = enter(&session, &name, request).await?;
+    let (relation, seen) = enter(&session, name, request).await?;
     let columns = columns::choose(&relation, request)?;
     let cursor = match &request.cursor {
         Some(range) => Some(Cursor::of(&relation, &range.column)?),
@@ -53,9 +95,11 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
     }
     let mut conditions = conditions(request, filter, cursor.as_ref())?;
     conditions.extend(predicate::condition(&session, &relation, &columns, request).await?);
-    let select = Select::new(&relation, &columns, conditions, &tree);
-    // The first statement that locks what LOCK did not.
-    let outlook = Outlook::of(&session, &select, &tree).await?;
+    let outlook = {
+        let select = Select::new(&relation, &columns, conditions.clone(), &tree);
+        // The first statement that locks what LOCK did not.
+        Outlook::of(&session, &select, &tree).await?
+    };
     catalog::not_rewritten(&session).await?;
     let mut open = Vec::new();
     let lower = request.cursor.as_ref().and_then(|range| range.lower.as_ref());
@@ -74,25 +118,9 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
         let known = request.snapshot_read.as_deref();
         cursor_ceiling = Some(state.ceiling(lower, known)?);
     }
-    let wanted = splits_wanted(&session, request, &select, &tree, &outlook);
-    let (identity, major) = (relation.identity(), session.major);
-    let helpers = Helpers { server, name: &name, identity: &identity, request };
-    let sessions = helpers.join(session, wanted, &mut warnings).await?;
-    let schema = TableSchema::new(columns.iter().map(|column| column.field.clone()).collect());
-    let job = Job {
-        key: columns::numbers(&columns, &request.key),
-        columns: columns.clone(),
-        schema: schema.to_arrow(),
-        table: identity.clone(),
-        others: Vec::new(),
-        infinite_intervals: major >= INFINITE_INTERVALS_VERSION,
-        cursor_is_coarse: cursor.is_some_and(|cursor| cursor.is_coarse()),
-        batch_bytes: request.batch_bytes,
-        progress: Arc::clone(&request.progress),
-    };
-    Ok(ReadPlan {
-        splits: select.splits(sessions, &tree.blocks, job, request),
-        schema,
+    let plan = ReadPlan {
+        splits: Vec::new(),
+        schema: TableSchema::new(columns.iter().map(|column| column.field.clone()).collect()),
         snapshot: state.map(|state| state.name()),
         rows_estimated: outlook.rows,
         // A snapshot says more than the rows do: many may be of the last transaction.
@@ -102,7 +130,9 @@ pub(super) async fn plan(server: &Server, request: &ReadRequest) -> Result<ReadP
         objects: BTreeMap::new(),
         doubts: [doubts, open].concat(),
         warnings,
-    })
+    };
+    let cursor_is_coarse = cursor.is_some_and(|cursor| cursor.is_coarse());
+    Ok(Prepared { session, relation, columns, conditions, tree, outlook, cursor_is_coarse, plan })
 }
 
 /// The state that is read, which a validation will ask for: see `digest`.

@@ -41,9 +41,11 @@ impl Run {
         let pipelines = self.selection.pipelines(&app.pipelines)?;
         let names = pipelines.iter().flat_map(|p| p.tables.iter().map(|t| t.source.as_str()));
         let (lake, limits) = (app.lake().await?, &app.config.process.limits);
+        let trino = app.trino()?;
         let worker = Worker {
             sources: Arc::new(app.sources(names)?),
             engine: Arc::new(crate::cli::engine(&app, &lake)?),
+            elsewhere: app.elsewhere(trino.as_ref()),
             lake,
             store: app.store().await?,
             room: Arc::new(Room::new(limits.clone(), limits.runs)),
@@ -55,6 +57,9 @@ impl Run {
         let mut ended = Vec::new();
         let finished = self.work(&worker, jobs, &display, &mut ended).await;
         display.finish();
+        if let Some(trino) = &trino {
+            trino.settle().await;
+        }
         if !finished {
             return Ok(exit::INTERRUPTED);
         }

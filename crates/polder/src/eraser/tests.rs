@@ -95,6 +95,7 @@ impl Scratch {
             Limits { runs: 1, splits: 1, memory_mb: 16, query_memory_mb: 16, ..Limits::default() };
         Worker {
             engine: Arc::new(DataFusionEngine::new(&lake, settings).unwrap()),
+            elsewhere: None,
             lake,
             store: self.store().await,
             sources: Arc::new(BTreeMap::from([("memory".to_owned(), source)])),

@@ -32,7 +32,7 @@ pub(crate) struct Jobs {
     lake: Lake,
     /// Answers the checks of table specs.
     engine: Arc<dyn Engine>,
-    /// Optimizes the tables that say so.
+    /// Optimizes the tables that say so, and carries out their runs where it is to.
     trino: Option<Arc<TrinoEngine>>,
     validator: Validator,
 }
@@ -137,6 +137,7 @@ impl Jobs {
             store: self.store.clone(),
             sources: Arc::new(BTreeMap::from([(table.source.clone(), source)])),
             engine: Arc::clone(&self.engine),
+            elsewhere: self.app.elsewhere(self.trino.as_ref()),
             room: Arc::clone(&self.app.room),
             cancel: cancel.clone(),
         };

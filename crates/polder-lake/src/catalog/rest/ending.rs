@@ -88,9 +88,7 @@ impl RestCatalog {
     pub(super) async fn drop_below(&self, namespace: &NamespaceIdent) -> Result<()> {
         let below = self.listed_below(namespace).await?;
         for table in &below.tables {
-            let mut url = self.server.paths.table(table)?;
-            url.query_pairs_mut().append_pair("purgeRequested", "false");
-            self.dropped("drop a table", url).await?;
+            self.drop_table(table).await?;
         }
         for view in &below.views {
             self.dropped("drop a view", self.server.paths.view(view)?).await?;
@@ -99,6 +97,13 @@ impl RestCatalog {
             self.dropped("drop a namespace", self.server.paths.namespace(namespace)?).await?;
         }
         Ok(())
+    }
+
+    /// Drops a table, if it is there, and leaves every file.
+    pub(super) async fn drop_table(&self, table: &TableIdent) -> Result<()> {
+        let mut url = self.server.paths.table(table)?;
+        url.query_pairs_mut().append_pair("purgeRequested", "false");
+        self.dropped("drop a table", url).await
     }
 
     async fn dropped(&self, what: &str, url: reqwest::Url) -> Result<()> {

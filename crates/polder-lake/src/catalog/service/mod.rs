@@ -34,6 +34,7 @@ pub(crate) use self::location::Fence;
 use super::SqlCatalog;
 use super::names::namespace_text;
 use super::sql::{Entry, EntryKind};
+use crate::intake;
 use crate::lake::org_folder;
 use crate::settings::{CatalogSettings, LakeSettings, S3Settings};
 use crate::storage::{Store, TokenService};
@@ -88,7 +89,7 @@ impl IcebergCatalog {
         if may_see(principal, &ident) { Ok(ident) } else { Err(Refusal::no_namespace(&ident)) }
     }
 
-    /// The names of the namespace's tables or views, in order.
+    /// The names of the namespace's tables or views, in order; without tables that an engine is filling.
     async fn list(
         &self,
         principal: &Principal,
@@ -97,7 +98,10 @@ impl IcebergCatalog {
     ) -> Answer<Vec<String>> {
         let namespace = Self::namespace(principal, namespace)?;
         self.require_namespace(&namespace).await?;
-        Ok(self.catalog.entries(&namespace_text(&namespace), kind).await?)
+        let mut names = self.catalog.entries(&namespace_text(&namespace), kind).await?;
+        // Whoever fills such a table was told its name.
+        names.retain(|name| !name.starts_with(intake::PREFIX));
+        Ok(names)
     }
 
     /// The identifier of a table or view that may be there. What the principal may not see is not.

@@ -7,6 +7,7 @@ mod connections;
 mod cursors;
 mod errors;
 mod guarantees;
+mod handover;
 mod policies;
 mod shapes;
 mod snapshots;

@@ -141,6 +141,7 @@ impl<D> Proof<D> {
             limits: Self::limits(),
             progress: Arc::new(RunProgress::default()),
             engine: None,
+            importer: None,
             dry_run: false,
             cancel: CancellationToken::new(),
         };
