@@ -261,6 +261,8 @@ pub struct AnswerRequest {
     pub part: SubPlan,
     /// The columns the answer has to have, by position: their names are for messages.
     pub schema: TableSchema,
+    /// What was learnt before of the part's table, where only its rows tell the columns and it has one table.
+    pub learnt: Option<Arc<Learnt>>,
     /// Whose read it is, how large its batches and how many its connections are. Tables and columns are
     /// the part's.
     pub read: ReadRequest,
@@ -271,7 +273,7 @@ pub struct Answer {
     /// Its batches have the columns of [`AnswerRequest::schema`], in its layout.
     pub split: Box<dyn Split>,
     pub rows_estimated: Option<u64>,
-    /// What the source was asked, for people.
+    /// What the source was asked, for people: `sql=…`.
     pub statement: String,
 }
 

@@ -91,7 +91,7 @@ pub(super) struct SourceTable {
     /// The splits of all rows, where learning the columns meant reading them.
     read: Mutex<Option<Vec<Box<dyn Split>>>>,
     /// The columns are those that were learnt before.
-    learnt: Option<Arc<Learnt>>,
+    pub(super) learnt: Option<Arc<Learnt>>,
     known: Arc<Known>,
 }
 
@@ -396,7 +396,7 @@ impl fmt::Debug for SourceScan {
 impl DisplayAs for SourceScan {
     fn fmt_as(&self, _format: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(statement) = &self.statement {
-            return write!(f, "SourceAnswer: {}, sql={statement}", self.place);
+            return write!(f, "SourceAnswer: {}, {statement}", self.place);
         }
         let schema = self.schema();
         let columns: Vec<&str> =

@@ -35,8 +35,7 @@ impl Inference {
 
     /// What a column of scalars of one kind holds; `None` for any other column.
     pub(crate) fn scalars(&self, column: &str) -> Option<Scalars> {
-        let number = self.root.names.find(column.as_bytes(), 0)?;
-        let seen = self.root.members.get(number)?.seen;
+        let seen = self.seen(column);
         if seen.is_empty() {
             None
         } else if seen.only(Seen::BOOLEAN) {
@@ -53,6 +52,26 @@ impl Inference {
         } else {
             None
         }
+    }
+
+    /// Whether a column has held no values but of this kind, integers of either size; `None`: but nulls.
+    pub(crate) fn holds_only(&self, column: &str, kind: Option<Scalars>) -> bool {
+        let kind = match kind {
+            None => Seen::default(),
+            Some(Scalars::Boolean) => Seen::BOOLEAN,
+            Some(Scalars::Integers { .. }) => Seen::INTEGERS,
+            Some(Scalars::String) => Seen::STRING,
+            Some(Scalars::ObjectId) => Seen::OBJECT_ID,
+            Some(Scalars::Date) => Seen::DATE,
+        };
+        self.seen(column).only(kind)
+    }
+
+    /// The types at a column; none if there is no such column.
+    fn seen(&self, column: &str) -> Seen {
+        let number = self.root.names.find(column.as_bytes(), 0);
+        let member = number.and_then(|number| self.root.members.get(number));
+        member.map_or(Seen::default(), |member| member.seen)
     }
 
     /// Columns and nested fields that are remembered.
@@ -167,6 +186,21 @@ mod tests {
         }
         for column in ["x", "a", "n", "y", "nowhere"] {
             assert_eq!(known.scalars(column), None, "{column}");
+        }
+        let int = Some(Scalars::Integers { int: true, long: false });
+        let held = [
+            ("i", int, true),
+            ("l", int, true),
+            ("s", int, false),
+            ("b", Some(Scalars::Boolean), true),
+            ("b", None, false),
+            ("x", int, false),
+            ("y", Some(Scalars::Date), false),
+            ("n", None, true),
+            ("nowhere", None, true),
+        ];
+        for (column, kind, expected) in held {
+            assert_eq!(known.holds_only(column, kind), expected, "{column}");
         }
     }
 }

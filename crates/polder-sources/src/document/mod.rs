@@ -23,8 +23,9 @@ pub(crate) use infer::{Inference, InferenceOptions, UNNAMED};
 pub(crate) use names::Names;
 pub(crate) use raw::documents_of;
 pub(crate) use spill::{Spill, SpillWriter};
-pub(crate) use split::splits;
+pub(crate) use split::{one_split, splits};
 pub(crate) use text::Dialect;
+pub(crate) use types::DATE_MILLIS;
 
 #[cfg(test)]
 mod tests;

@@ -30,23 +30,38 @@ pub(crate) fn splits(
     dialect: Dialect,
     request: &ReadRequest,
 ) -> Vec<Box<dyn Split>> {
-    let (spill, schema) = (Arc::new(spill), Arc::new(schema.clone()));
-    let options = DecoderOptions { dialect, on_unrepresentable: request.on_unrepresentable };
-    spill
-        .ranges(request.splits_max.get())
+    let ranges = spill.ranges(request.splits_max.get());
+    let all = DocumentSplit::new(spill, schema, dialect, request);
+    ranges
         .into_iter()
-        .map(|runs| {
-            Box::new(DocumentSplit {
-                spill: spill.clone(),
-                runs,
-                schema: schema.clone(),
-                options,
-                key: request.key.clone(),
-                batch_bytes: request.batch_bytes,
-                progress: request.progress.clone(),
-            }) as Box<dyn Split>
-        })
+        .map(|runs| Box::new(DocumentSplit { runs, ..all.clone() }) as Box<dyn Split>)
         .collect()
+}
+
+/// All documents as one split, even if there are none.
+pub(crate) fn one_split(
+    spill: Spill,
+    schema: &TableSchema,
+    dialect: Dialect,
+    request: &ReadRequest,
+) -> Box<dyn Split> {
+    Box::new(DocumentSplit::new(spill, schema, dialect, request))
+}
+
+impl DocumentSplit {
+    /// All documents.
+    fn new(spill: Spill, schema: &TableSchema, dialect: Dialect, request: &ReadRequest) -> Self {
+        let options = DecoderOptions { dialect, on_unrepresentable: request.on_unrepresentable };
+        Self {
+            runs: spill.ranges(1).pop().unwrap_or_default(),
+            spill: Arc::new(spill),
+            schema: Arc::new(schema.clone()),
+            options,
+            key: request.key.clone(),
+            batch_bytes: request.batch_bytes,
+            progress: request.progress.clone(),
+        }
+    }
 }
 
 impl Split for DocumentSplit {

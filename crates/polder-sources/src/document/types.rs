@@ -16,7 +16,7 @@ use super::infer::{InferenceOptions, Node, Seen};
 use super::raw::utf8;
 
 /// The dates a timestamp column holds, in milliseconds: the years 1 to 9999.
-pub(super) const DATE_MILLIS: std::ops::RangeInclusive<i64> =
+pub(crate) const DATE_MILLIS: std::ops::RangeInclusive<i64> =
     -62_135_596_800_000..=253_402_300_799_999;
 /// Digits a decimal column can have.
 const DIGITS_MAX: u32 = 38;

@@ -1,4 +1,4 @@
-//! Reads all matching documents once, as the raw batches the server sends.
+//! Reads all documents that the server answers with once, as the raw batches it sends.
 //!
 //! While the next batch is on its way, a blocking thread infers from the last one and spills it.
 
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bson::{Document, RawDocumentBuf};
 use futures::{Stream, StreamExt};
 use mongodb::error::{Error as DriverError, Result as DriverResult};
-use mongodb::options::FindOptions;
+use mongodb::options::{AggregateOptions, FindOptions};
 use mongodb::raw_batch_cursor::RawBatch;
 use mongodb::{Client, Collection};
 use polder_core::{Result, RunProgress, Stage};
@@ -24,11 +24,17 @@ const WAITING_MAX: usize = 1;
 pub(super) struct Read {
     pub(super) client: Client,
     pub(super) documents: Collection<RawDocumentBuf>,
-    pub(super) filter: Document,
-    /// Projection, limit and collation.
-    pub(super) find: FindOptions,
+    pub(super) question: Question,
     pub(super) options: InferenceOptions,
     pub(super) progress: Arc<RunProgress>,
+}
+
+/// What the server is asked.
+pub(super) enum Question {
+    /// The documents that pass the filter; options are projection, limit and collation.
+    Find { filter: Document, options: Box<FindOptions> },
+    /// What a pipeline makes of them.
+    Aggregate { pipeline: Vec<Document>, options: Box<AggregateOptions> },
 }
 
 /// The documents at rest and what was learnt from them.
@@ -96,16 +102,34 @@ impl Read {
     }
 
     async fn send(&self, sender: &Sender<RawBatch>) -> Result<Option<String>, Stopped> {
-        let find = self.documents.find(self.filter.clone()).with_options(self.find.clone());
-        forward(find.batch().await?, sender).await?;
+        let batches = match &self.question {
+            Question::Find { filter, options } => {
+                let find = self.documents.find(filter.clone());
+                find.with_options((**options).clone()).batch().await?
+            }
+            Question::Aggregate { pipeline, options } => {
+                let aggregate = self.documents.aggregate(pipeline.clone());
+                Box::pin(aggregate.with_options((**options).clone()).batch()).await?
+            }
+        };
+        forward(batches, sender).await?;
         Ok(None)
     }
 
     async fn send_snapshot(&self, sender: &Sender<RawBatch>) -> Result<Option<String>, Stopped> {
         let mut session = self.client.start_session().snapshot(true).await?;
-        let find = self.documents.find(self.filter.clone()).with_options(self.find.clone());
-        let find = find.session(&mut session);
-        let mut cursor = find.batch().await?;
+        let mut cursor = match &self.question {
+            Question::Find { filter, options } => {
+                let find = self.documents.find(filter.clone());
+                let find = find.with_options((**options).clone());
+                find.session(&mut session).batch().await?
+            }
+            Question::Aggregate { pipeline, options } => {
+                let aggregate = self.documents.aggregate(pipeline.clone());
+                let aggregate = aggregate.with_options((**options).clone());
+                Box::pin(aggregate.session(&mut session).batch()).await?
+            }
+        };
         // A server that ignores the request for a snapshot does not name one.
         let time = session.snapshot_time().ok_or(Stopped::NoSnapshot)?;
         forward(cursor.stream(&mut session), sender).await?;

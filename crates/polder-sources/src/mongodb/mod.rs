@@ -3,12 +3,15 @@
 //! A plan reads the matching documents once, in one snapshot where the server has such, infers the
 //! schema over every one of them and sets their bytes aside on disk; its splits decode them from
 //! there. Nothing is written to the server, and no change stream is opened here. Who has learnt the schema
-//! that way may ask the server for some of the documents, as long as these fit it (`pushed`).
+//! that way may ask the server for some of the documents, as long as these fit it (`pushed`), or for what it
+//! makes of them (`answer`).
 
+mod answer;
 mod drain;
 mod failure;
 mod pushed;
 mod query;
+mod rows;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -24,13 +27,14 @@ use mongodb::results::CollectionType;
 use mongodb::{Client, Database};
 use polder_core::spec::Mode;
 use polder_core::{
-    Capabilities, CursorRange, CursorValue, Doubt, Error, ErrorCode, Field, LakeType, Learnt,
-    PartPlan, PartRequest, ReadPlan, ReadRequest, Result, RunProgress, Source, SourceTable, Stage,
-    TableSchema, TextOf,
+    Answer, AnswerRequest, Capabilities, CursorRange, CursorValue, Doubt, Error, ErrorCode, Field,
+    LakeType, Learnt, PartPlan, PartRequest, ReadPlan, ReadRequest, Result, RunProgress, Source,
+    SourceTable, Stage, TableSchema, TextOf,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
 
+use self::drain::{Drained, Question};
 use self::failure::{is_refusal, source_error};
 use crate::backoff::Backoff;
 use crate::connections::{Connections, Line};
@@ -221,24 +225,9 @@ impl Source for MongodbSource {
             return Ok(None);
         };
         let asked = Asked::of(&request, known, limit)?;
-        request.progress.enter(Stage::Inferring);
-        let _open = self.line.wait(&request).await?;
-        self.hello(&request.progress).await?;
-        let collection = query::collection(&request.from, &request.org)?;
-        self.require(&collection).await?;
-        let read = drain::Read {
-            client: self.client().await?.clone(),
-            documents: self.database().await?.collection(&collection),
-            filter: asked.filter.clone(),
-            find: asked.find.clone(),
-            options: InferenceOptions::of(&request),
-            progress: request.progress.clone(),
-        };
-        let drained = match read.run().await {
-            Ok(drained) => drained,
-            // A view with a collation of its own takes no other one; a server may lack an operator.
-            Err(error) if error.code() == ErrorCode::SourceFailed => return Ok(None),
-            Err(error) => return Err(error),
+        let options = InferenceOptions::of(&request);
+        let Some(drained) = self.ask(&request, asked.question(), options).await? else {
+            return Ok(None);
         };
         let wanted = request.columns.as_deref();
         let fits = known.covers(&drained.inference, wanted);
@@ -262,6 +251,10 @@ impl Source for MongodbSource {
             warnings: drained.warning.into_iter().collect(),
         };
         Ok(Some(PartPlan { plan, statement: asked.statement() }))
+    }
+
+    async fn answer(&self, request: AnswerRequest) -> Result<Option<Answer>> {
+        Box::pin(answer::answer(self, &request)).await
     }
 
     /// Of what type a cursor is, only its documents tell.
@@ -312,6 +305,10 @@ impl Asked {
         Ok(Self { filter, find, is_all })
     }
 
+    fn question(&self) -> Question {
+        Question::Find { filter: self.filter.clone(), options: Box::new(self.find.clone()) }
+    }
+
     /// In the words of the server's `find`.
     fn statement(&self) -> String {
         let mut said = doc! { "filter": self.filter.clone() };
@@ -336,6 +333,33 @@ fn columns_of(schema: &TableSchema, columns: Option<&[String]>) -> Option<TableS
 }
 
 impl MongodbSource {
+    /// Asks the server; `None` if it refuses the question.
+    async fn ask(
+        &self,
+        request: &ReadRequest,
+        question: Question,
+        options: InferenceOptions,
+    ) -> Result<Option<Drained>> {
+        request.progress.enter(Stage::Inferring);
+        let _open = self.line.wait(request).await?;
+        self.hello(&request.progress).await?;
+        let collection = query::collection(&request.from, &request.org)?;
+        self.require(&collection).await?;
+        let read = drain::Read {
+            client: self.client().await?.clone(),
+            documents: self.database().await?.collection(&collection),
+            question,
+            options,
+            progress: request.progress.clone(),
+        };
+        match read.run().await {
+            Ok(drained) => Ok(Some(drained)),
+            // A view with a collation of its own takes no other one; a server may lack an operator.
+            Err(error) if error.code() == ErrorCode::SourceFailed => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Plans a read of all documents that the request means, and what they have told.
     async fn plan_all(&self, request: &ReadRequest) -> Result<(ReadPlan, Inference)> {
         let collection = query::collection(&request.from, &request.org)?;
@@ -358,8 +382,7 @@ impl MongodbSource {
         let read = drain::Read {
             client: self.client().await?.clone(),
             documents,
-            filter,
-            find,
+            question: Question::Find { filter, options: Box::new(find) },
             options: InferenceOptions::of(request),
             progress: request.progress.clone(),
         };

@@ -23,22 +23,36 @@ pub(super) struct Pushed {
     pub(super) filter: Document,
     /// Whether texts are compared: by their bytes, whatever the collection's collation.
     pub(super) has_texts: bool,
+    /// The columns whose values are compared, and what these have to be.
+    pub(super) compared: BTreeMap<String, Scalars>,
 }
 
 /// What can be said of the predicate; `None` if that is nothing.
 pub(super) fn push(predicate: &Predicate, known: &Inference) -> Option<Pushed> {
-    let mut saying = Saying { known, compared: BTreeMap::new() };
+    pushed(predicate, known, false)
+}
+
+/// The whole predicate: of the documents that have values of the kinds known in the columns compared, those
+/// for which it is true, and no others. `None` if it cannot be said.
+pub(super) fn push_whole(predicate: &Predicate, known: &Inference) -> Option<Pushed> {
+    pushed(predicate, known, true)
+}
+
+fn pushed(predicate: &Predicate, known: &Inference, is_whole: bool) -> Option<Pushed> {
+    let mut saying = Saying { known, is_whole, compared: BTreeMap::new() };
     let said = saying.say(predicate, true, 0)?;
     let has_texts = saying.compared.values().any(|scalars| *scalars == Scalars::String);
     let others =
         saying.compared.iter().map(|(column, scalars)| of_other_types(column, types(*scalars)));
     let others: Vec<_> = others.collect();
     let filter = if others.is_empty() { said } else { any([vec![said], others].concat()) };
-    Some(Pushed { filter, has_texts })
+    Some(Pushed { filter, has_texts, compared: saying.compared })
 }
 
 struct Saying<'a> {
     known: &'a Inference,
+    /// Whether nothing may be left unsaid.
+    is_whole: bool,
     /// The columns whose values are compared.
     compared: BTreeMap<String, Scalars>,
 }
@@ -55,8 +69,8 @@ impl Saying<'_> {
                 self.compare(column, op, value)
             }
             Predicate::In { column, values } => self.member(column, values, holds),
-            Predicate::IsNull(column) => is_null(column, holds),
-            Predicate::IsNotNull(column) => is_null(column, !holds),
+            Predicate::IsNull(column) => self.is_null(column, holds),
+            Predicate::IsNotNull(column) => self.is_null(column, !holds),
             Predicate::StartsWith { column, prefix } => self.starts_with(column, prefix, holds),
         }
     }
@@ -68,7 +82,11 @@ impl Saying<'_> {
         let every = matches!(predicate, Predicate::And(..)) == holds;
         let mut parts = Vec::new();
         flatten(predicate, holds, every, &mut parts);
+        let is_whole = self.is_whole;
         let said = parts.into_iter().map(|(part, holds)| self.say(part, holds, depth + 1));
+        if every && is_whole {
+            return said.collect::<Option<Vec<_>>>().map(|said| doc! { "$and": said });
+        }
         if every {
             let mut said: Vec<Document> = said.flatten().collect();
             return if said.len() > 1 { Some(doc! { "$and": said }) } else { said.pop() };
@@ -84,6 +102,17 @@ impl Saying<'_> {
         let scalars = self.known.scalars(column)?;
         self.compared.insert(column.to_owned(), scalars);
         Some(scalars)
+    }
+
+    /// Whether there is a value does not depend on its type.
+    fn is_null(&self, column: &str, holds: bool) -> Option<Document> {
+        let said = match (holds, self.is_whole) {
+            // An array that has a null passes, too.
+            (true, false) => doc! { column: Bson::Null },
+            (true, true) => doc! { "$nor": [present(column)] },
+            (false, _) => present(column),
+        };
+        is_plain(column).then_some(said)
     }
 
     fn compare(&mut self, column: &str, op: CmpOp, value: &Literal) -> Option<Document> {
@@ -158,20 +187,8 @@ fn any(documents: Vec<Document>) -> Document {
 }
 
 /// Whether a filter can name the column: not where its name would be a path or an operator.
-fn is_plain(column: &str) -> bool {
+pub(super) fn is_plain(column: &str) -> bool {
     !column.is_empty() && !column.contains(['.', '$', '\0']) && column != UNNAMED
-}
-
-/// Whether there is a value does not depend on its type.
-fn is_null(column: &str, holds: bool) -> Option<Document> {
-    let said = || {
-        if holds {
-            doc! { column: Bson::Null }
-        } else {
-            present(column)
-        }
-    };
-    is_plain(column).then(said)
 }
 
 fn present(column: &str) -> Document {
@@ -183,7 +200,7 @@ fn nothing(column: &str) -> Document {
 }
 
 /// The names of the types that such a column holds.
-fn types(scalars: Scalars) -> &'static [&'static str] {
+pub(super) fn types(scalars: Scalars) -> &'static [&'static str] {
     match scalars {
         Scalars::Boolean => &["bool"],
         Scalars::Integers { int: true, long: true } => &["int", "long"],
@@ -438,6 +455,24 @@ mod tests {
         let negated = Some(or_other(negated, "n", &["int"]));
         assert_eq!(filter(&not(or(said.clone(), unsaid.clone()))), negated);
         assert_eq!(filter(&not(said.and(unsaid))), None);
+    }
+
+    #[test]
+    fn a_predicate_is_said_whole_or_not_at_all() {
+        let whole = |predicate: &Predicate| push_whole(predicate, &known());
+        let (said, unsaid) =
+            (cmp("n", CmpOp::Eq, Literal::Int(1)), cmp("f", CmpOp::Eq, Literal::Int(1)));
+        assert_eq!(whole(&said.clone().and(unsaid.clone())), None);
+        assert_eq!(whole(&or(said.clone(), unsaid)), None);
+        let null = Predicate::IsNull("f".to_owned());
+        let absent = doc! { "$nor": [present("f")] };
+        assert_eq!(whole(&null).expect("said").filter, absent);
+        assert_eq!(whole(&not(null.clone())).expect("said").filter, present("f"));
+        let both = whole(&said.and(null)).expect("said");
+        let all = doc! { "$and": [{ "n": { "$eq": 1_i32 } }, absent] };
+        assert_eq!(both.filter, or_other(all, "n", &["int"]));
+        let ints = Scalars::Integers { int: true, long: false };
+        assert_eq!(both.compared, BTreeMap::from([("n".to_owned(), ints)]));
     }
 
     #[test]

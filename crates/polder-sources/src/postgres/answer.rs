@@ -59,9 +59,9 @@ pub(super) async fn answer(server: &Server, request: &AnswerRequest) -> Result<O
     let rows_estimated = rows(&session, &statement.sql).await?;
     // A role that may not lock has its tables locked by now.
     catalog::not_rewritten(&session).await?;
-    let sql = statement.sql.clone();
+    let asked = format!("sql={}", statement.sql);
     let split = split(session, request, statement, &relations);
-    Ok(split.map(|split| Answer { split, rows_estimated, statement: sql }))
+    Ok(split.map(|split| Answer { split, rows_estimated, statement: asked }))
 }
 
 /// A request for each of the part's tables; `None` if one has no column, or is of another database.

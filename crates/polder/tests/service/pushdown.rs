@@ -157,7 +157,7 @@ impl Engines {
 }
 
 /// A table as it is read.
-async fn read(source: &dyn Source, from: &str) -> MemoryTable {
+pub(super) async fn read(source: &dyn Source, from: &str) -> MemoryTable {
     let request = ReadRequest {
         org: OrgId::management(),
         from: from.to_owned(),

@@ -116,6 +116,7 @@ async fn ask(part: &Part) -> polder_core::Result<Option<Arc<dyn ExecutionPlan>>>
     let request = AnswerRequest {
         part: part.plan.clone(),
         schema: TableSchema::new(fields.collect()),
+        learnt: part.learnt.clone(),
         read: request("", NonZeroUsize::MIN),
     };
     let answer = part.source.answer(request).await.map_err(|error| error.within(&part.name))?;

@@ -14,7 +14,7 @@ use datafusion::logical_expr::{
     SortExpr, TableScan,
 };
 use polder_core::subplan::{JoinKind, Order, Term};
-use polder_core::{CmpOp, Field, LakeType, Source, SubPlan};
+use polder_core::{CmpOp, Field, LakeType, Learnt, Source, SubPlan};
 
 use super::super::filter;
 use super::super::source::SourceTable;
@@ -27,6 +27,8 @@ pub(super) struct Part {
     pub(super) types: Vec<LakeType>,
     /// The columns as the plan above knows them.
     pub(super) schema: SchemaRef,
+    /// What was learnt before of its table, if it has one.
+    pub(super) learnt: Option<Arc<Learnt>>,
     pub(super) source: Arc<dyn Source>,
     /// The source's.
     pub(super) name: String,
@@ -68,6 +70,7 @@ pub(super) fn part(node: &LogicalPlan) -> Option<Part> {
         types: said.plan.columns()?,
         schema: Arc::clone(of.schema().inner()),
         plan: said.plan,
+        learnt: said.learnt,
         source: said.source,
         name: said.name,
     })
@@ -88,6 +91,7 @@ fn is_ordered(node: &LogicalPlan) -> bool {
 /// A plan in the core's words, and whose tables it has.
 struct Said {
     plan: SubPlan,
+    learnt: Option<Arc<Learnt>>,
     source: Arc<dyn Source>,
     name: String,
 }
@@ -145,6 +149,7 @@ fn table(scan: &TableScan) -> Option<Said> {
             columns: columns.collect::<Option<Vec<Field>>>()?,
             predicate: filter::predicate(&scan.filters, &table.columns),
         },
+        learnt: table.learnt.clone(),
         source: Arc::clone(&table.source),
         name: table.name.clone(),
     })
@@ -176,7 +181,8 @@ fn join(node: &Join) -> Option<Said> {
     let (left, right) = (said(&node.left)?, said(&node.right)?);
     (left.name == right.name).then(|| {
         let right = Box::new(right.plan);
-        left.within(|left| SubPlan::Join { left, right, kind, condition })
+        let joined = left.within(|left| SubPlan::Join { left, right, kind, condition });
+        Said { learnt: None, ..joined }
     })
 }
 

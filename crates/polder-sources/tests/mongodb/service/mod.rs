@@ -1,5 +1,6 @@
 //! Needs a server that speaks MongoDB's protocol and lets anybody write: `POLDER_TEST_MONGO_URL`.
 
+mod answers;
 mod conformance;
 mod cursors;
 mod errors;

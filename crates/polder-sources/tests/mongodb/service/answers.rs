@@ -1,0 +1,127 @@
+//! What the server makes of a collection's documents, by a schema that was learnt from all of them.
+
+use std::sync::Arc;
+
+use arrow::util::display::array_value_to_string;
+use bson::{Bson, DateTime, doc};
+use futures::TryStreamExt;
+use polder_core::subplan::{Aggregate, AggregateFunction, Order, Term};
+use polder_core::{
+    AnswerRequest, Field, LakeType, Learnt, Predicate, Source, SubPlan, TableSchema,
+};
+
+use super::support::Database;
+use crate::reading::request;
+
+async fn learn(database: &Database) -> Arc<Learnt> {
+    let (_, learnt) = database.source().learn(request("t")).await.expect("all");
+    Arc::new(learnt.expect("learnt"))
+}
+
+/// All documents with some of their members, by position.
+fn table(learnt: &Learnt, columns: &[&str]) -> Box<SubPlan> {
+    let field = |name: &&str| learnt.schema.field(name).expect(name).clone();
+    let columns = columns.iter().map(field).collect();
+    Box::new(SubPlan::Table { from: "t".to_owned(), columns, predicate: Predicate::True })
+}
+
+/// How often each value of the column is there.
+fn counted(learnt: &Learnt, column: &str) -> SubPlan {
+    let (function, argument) = (AggregateFunction::Count, None);
+    let rows = Aggregate { function, argument, distinct: false, filter: None };
+    let keys = vec![Term::Column(0)];
+    SubPlan::Aggregate { input: table(learnt, &[column]), keys, aggregates: vec![rows] }
+}
+
+/// The two least values of the column.
+fn least(learnt: &Learnt, column: &str) -> SubPlan {
+    let order = vec![Order { term: Term::Column(0), descending: false, nulls_first: false }];
+    SubPlan::First { input: table(learnt, &[column]), order, rows: 2 }
+}
+
+/// The rows as `value|value`, sorted.
+async fn answer(database: &Database, learnt: &Arc<Learnt>, part: SubPlan) -> Option<Vec<String>> {
+    let types = part.columns().expect("exact");
+    let fields = types.into_iter().map(|of| Field::new("of the answer", of)).collect();
+    let request = AnswerRequest {
+        part,
+        schema: TableSchema::new(fields),
+        learnt: Some(Arc::clone(learnt)),
+        read: request(""),
+    };
+    let answer = database.source().answer(request).await.expect("asked")?;
+    assert!(answer.statement.starts_with("aggregate=["), "{}", answer.statement);
+    let batches: Vec<_> = answer.split.read().try_collect().await.expect("rows");
+    let mut rows = Vec::new();
+    for batch in batches {
+        let columns = batch.records.columns();
+        let shown = |row: usize| {
+            let cells =
+                columns.iter().map(|column| array_value_to_string(column, row).expect("shown"));
+            cells.collect::<Vec<_>>().join("|")
+        };
+        rows.extend((0..batch.records.num_rows()).map(shown));
+    }
+    assert_eq!(answer.rows_estimated, Some(rows.len() as u64));
+    rows.sort();
+    Some(rows)
+}
+
+#[tokio::test]
+async fn texts_are_told_apart_by_their_bytes_in_a_collection_that_folds_case() {
+    let database = Database::new().await;
+    let folding = doc! { "create": "t", "collation": { "locale": "en", "strength": 1 } };
+    database.run(folding).await;
+    let texts = ["b", "a", "A", "á", "B", "b"];
+    database.insert("t", texts.map(|text| doc! { "s": text }).to_vec()).await;
+    let learnt = learn(&database).await;
+    let rows = answer(&database, &learnt, counted(&learnt, "s")).await.expect("fits");
+    assert_eq!(rows, ["A|1", "B|1", "a|1", "b|2", "á|1"]);
+    let rows = answer(&database, &learnt, least(&learnt, "s")).await.expect("fits");
+    assert_eq!(rows, ["A", "B"]);
+}
+
+#[tokio::test]
+async fn a_value_that_does_not_fit_leaves_no_answer() {
+    let database = Database::new().await;
+    let documents = (0..20_i32).map(|n| doc! { "n": n, "at": DateTime::from_millis(n.into()) });
+    database.insert("t", documents.collect()).await;
+    let learnt = learn(&database).await;
+    let odd = [
+        Bson::from("x"),
+        Bson::from(7.0),
+        Bson::from(7_i64),
+        Bson::from(vec![7_i32]),
+        Bson::from(Vec::<Bson>::new()),
+        Bson::from(doc! { "x": 7_i32 }),
+        Bson::from(true),
+        Bson::Decimal128("7".parse().expect("decimal")),
+        Bson::MaxKey,
+    ];
+    for value in odd {
+        let document = doc! { "n": &value, "at": &value };
+        let id = database.collection("t").insert_one(document).await.expect("document");
+        for column in ["n", "at"] {
+            for part in [counted(&learnt, column), least(&learnt, column)] {
+                let found = answer(&database, &learnt, part).await;
+                assert_eq!(found, None, "{value} in {column}");
+            }
+        }
+        let id = doc! { "_id": id.inserted_id };
+        database.collection("t").delete_one(id).await.expect("deleted");
+    }
+    let rows = answer(&database, &learnt, least(&learnt, "n")).await.expect("fits");
+    assert_eq!(rows, ["0", "1"]);
+}
+
+#[tokio::test]
+async fn without_knowledge_of_the_documents_nothing_is_answered() {
+    let database = Database::new().await;
+    database.insert("t", vec![doc! { "n": 1_i32 }]).await;
+    let learnt = learn(&database).await;
+    let schema =
+        TableSchema::new(vec![Field::new("n", LakeType::Int), Field::new("rows", LakeType::Long)]);
+    let part = counted(&learnt, "n");
+    let request = AnswerRequest { part, schema, learnt: None, read: request("") };
+    assert!(database.source().answer(request).await.expect("asked").is_none());
+}
