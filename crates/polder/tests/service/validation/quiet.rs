@@ -13,6 +13,9 @@ fn rounds() -> usize {
     std::env::var("POLDER_VALIDATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(24)
 }
 
+/// Ids of each writer: it gives them again and again, so that the table stays small however long it is written.
+const IDS: u32 = 400;
+
 /// Writes to the table from several sessions until it is told to stop; every change moves the cursor, as
 /// a cursor asks for.
 fn writers(proof: &Proof, deletes: bool, stop: &Arc<AtomicBool>) -> Vec<thread::JoinHandle<u32>> {
@@ -23,14 +26,15 @@ fn writers(proof: &Proof, deletes: bool, stop: &Arc<AtomicBool>) -> Vec<thread::
             let mut turns = 0;
             while !stop.load(Ordering::Relaxed) {
                 turns += 1;
-                let id = 10_000 + turns * 10 + number;
+                let id = 10_000 + turns % IDS * 10 + number;
                 let old = (turns * 7 + number) % 600 + 1;
                 session.run(&format!(
-                    "BEGIN; INSERT INTO deal (id, org_id, name, updated_at) VALUES ({id}, '1', 'new', now());"
+                    "BEGIN; INSERT INTO deal (id, org_id, name, updated_at) VALUES ({id}, '1', 'new', now())
+                     ON CONFLICT (id) DO UPDATE SET name = 'new', updated_at = now();"
                 ));
                 session.run(&format!(
-                    "SAVEPOINT a; UPDATE deal SET name = name || 'x', amount = amount + 1, updated_at = \
-                     clock_timestamp() WHERE id IN ({old}, {id} - 30); RELEASE a;"
+                    "SAVEPOINT a; UPDATE deal SET name = left(name, 20) || {turns}, amount = amount + 1, \
+                     updated_at = clock_timestamp() WHERE id IN ({old}, {id} - 30); RELEASE a;"
                 ));
                 if deletes {
                     session.run(&format!("DELETE FROM deal WHERE id = {id} - 50;"));
