@@ -18,19 +18,6 @@ local function path(number)
   return string.format("%s/v1/namespaces/bench/tables/t%06d", wrk.path, number)
 end
 
-local requests = {}
-
--- The table as it is.
-function requests.load()
-  return wrk.format("GET", path(math.random(0, tables - 1)))
-end
-
--- The table, unless it is still as the client has it.
-function requests.same()
-  local tag = tags[math.random(#tags)]
-  return wrk.format("GET", path(tag.table), { ["If-None-Match"] = tag.tag })
-end
-
 -- The next table of this thread, and how many commits of this run it has had.
 local function turn()
   local own = math.floor(tables / count)
@@ -39,6 +26,27 @@ local function turn()
   local done = commits[number] or 0
   commits[number] = done + 1
   return number, done
+end
+
+local requests = {}
+
+-- The table as it is.
+function requests.load()
+  return wrk.format("GET", path(math.random(0, tables - 1)))
+end
+
+-- Each table once, and then no more.
+function requests.first()
+  if next_table * count >= tables then
+    wrk.thread:stop()
+  end
+  return wrk.format("GET", path((turn())))
+end
+
+-- The table, unless it is still as the client has it.
+function requests.same()
+  local tag = tags[math.random(#tags)]
+  return wrk.format("GET", path(tag.table), { ["If-None-Match"] = tag.tag })
 end
 
 local json = { ["Content-Type"] = "application/json" }
