@@ -23,7 +23,7 @@ from lakes import FROM_FILES, Services  # noqa: E402
 TOGETHER = {
     "engines": [
         "test_equality_deletes", "test_glue", "test_notebooks", "test_slt", "test_spark", "test_spark_and_trino",
-        "test_trino", "test_trino_catalogs", "test_trino_engine", "test_trino_rules",
+        "test_trino", "test_trino_catalogs", "test_trino_engine", "test_trino_ingest", "test_trino_rules",
     ],
     "fidelity": ["test_fidelity", "test_fidelity_mongodb", "test_fidelity_page"],
 }

@@ -14,7 +14,7 @@ from fidelity.lake import make_lake, runs
 from lakes import MORE_READERS, READERS, Lake
 from test_rest_catalog import serving
 from test_trino import catalog
-from test_trino_engine import until
+from waits import until
 
 SOURCE = """
 [sources.{name}]
@@ -212,7 +212,7 @@ def test_a_change_of_the_table_is_not_waited_for_for_ever(services, trino, tmp_p
         run = subprocess.Popen([services.polder, "run", "--json"], cwd=lake.work, env=env, **output)
         altering = Thread(target=change, args=(url, "ALTER TABLE deal ADD COLUMN late int DEFAULT 7"))
         try:
-            until(mark.exists, 60)
+            until(mark.exists)
             altering.start()
             waiting = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
             with psycopg.connect(url) as connection:

@@ -67,11 +67,24 @@ impl Inference {
         self.seen(column).only(kind)
     }
 
+    /// Whether a column cannot be read, unless as text: in it, or in what it is made of, there was a date that
+    /// no timestamp is.
+    pub(crate) fn is_refused(&self, column: &str) -> bool {
+        fn outside(node: &Node) -> bool {
+            node.seen.has(Seen::DATE_OUTSIDE)
+                || node.members.iter().any(outside)
+                || node.element.as_deref().is_some_and(outside)
+        }
+        self.member(column).is_some_and(outside)
+    }
+
     /// The types at a column; none if there is no such column.
     fn seen(&self, column: &str) -> Seen {
-        let number = self.root.names.find(column.as_bytes(), 0);
-        let member = number.and_then(|number| self.root.members.get(number));
-        member.map_or(Seen::default(), |member| member.seen)
+        self.member(column).map_or(Seen::default(), |member| member.seen)
+    }
+
+    fn member(&self, column: &str) -> Option<&Node> {
+        self.root.members.get(self.root.names.find(column.as_bytes(), 0)?)
     }
 
     /// Columns and nested fields that are remembered.

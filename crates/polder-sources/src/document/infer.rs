@@ -18,7 +18,7 @@ use super::types;
 /// Nesting beyond this becomes text: engines and Parquet readers get slow or give up.
 const DEPTH_MAX: usize = 32;
 /// Members of one document type beyond this become text: such documents are maps, not records.
-const MEMBERS_MAX: usize = 1_000;
+pub(crate) const MEMBERS_MAX: usize = 1_000;
 /// Paths of one table.
 const PATHS_MAX: usize = 10_000;
 /// What a top-level member without a name is called.

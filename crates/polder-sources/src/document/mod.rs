@@ -19,7 +19,7 @@ mod types;
 
 pub(crate) use cells::{TextColumns, accepts, refusal};
 pub(crate) use fit::Scalars;
-pub(crate) use infer::{Inference, InferenceOptions, UNNAMED};
+pub(crate) use infer::{Inference, InferenceOptions, MEMBERS_MAX, UNNAMED};
 pub(crate) use names::Names;
 pub(crate) use raw::documents_of;
 pub(crate) use spill::{Spill, SpillWriter};

@@ -5,23 +5,27 @@
 //! something else there now would be hidden by what it is made into, so the pipeline shows it: it comes
 //! before all others of the order, and its group is marked. Then there is no answer, and whoever reads the
 //! documents instead learns of what type they are.
+//!
+//! Texts are compared by their bytes, as is everything in a collection without a collation. Of one that has a
+//! collation no texts are compared: there are servers that take `simple` for another order than MongoDB does.
 
 use std::collections::BTreeMap;
 
 use bson::{Bson, DateTime, Document, doc};
-use mongodb::options::{AggregateOptions, Collation};
+use mongodb::options::AggregateOptions;
 use polder_core::subplan::{Aggregate, AggregateFunction, Order, Term};
 use polder_core::{
     Answer, AnswerRequest, Error, ErrorCode, Field, LakeType, Learnt, ReadRequest, Result, SubPlan,
     TableSchema,
 };
 
-use super::drain::{Drained, Question};
+use super::drain::{ANSWER_MAX, Drained, Question};
 use super::rows::Rows;
 use super::{MongodbSource, pushed, query};
 use crate::blocking;
 use crate::document::{
-    self, DATE_MILLIS, Dialect, Inference, InferenceOptions, Scalars, Spill, SpillWriter,
+    self, DATE_MILLIS, Dialect, Inference, InferenceOptions, MEMBERS_MAX, Scalars, Spill,
+    SpillWriter,
 };
 
 /// The names MongoDB has for the types of what is null in SQL.
@@ -34,6 +38,10 @@ pub(super) async fn answer(
     source: &MongodbSource,
     request: &AnswerRequest,
 ) -> Result<Option<Answer>> {
+    // What a query reads of a source is all of it; rows of one org alone are not asked for here.
+    if request.read.filter.is_some() || request.read.cursor.is_some() {
+        return Ok(None);
+    }
     let Some(learnt) = &request.learnt else { return Ok(None) };
     let Some(known) = learnt.found.downcast_ref::<Inference>() else { return Ok(None) };
     let Some(asked) = Asked::of(&request.part, &request.schema, learnt, known) else {
@@ -45,6 +53,9 @@ pub(super) async fn answer(
     };
     let read = ReadRequest { from: asked.from.clone(), columns, ..request.read.clone() };
     let options = InferenceOptions::of(&read);
+    if asked.has_texts && !source.compares_bytes(&read).await? {
+        return Ok(None);
+    }
     let Some(drained) = source.ask(&read, asked.question(), options).await? else {
         return Ok(None);
     };
@@ -102,24 +113,18 @@ impl Asked {
         }
     }
 
-    fn collation(&self) -> Option<Collation> {
-        // By their bytes, whatever the collection's own.
-        self.has_texts.then(|| Collation::builder().locale("simple").build())
-    }
-
     fn question(&self) -> Question {
         let mut options = AggregateOptions::default();
         options.allow_disk_use = Some(true);
-        options.collation = self.collation();
+        options.max_time = Some(ANSWER_MAX);
         Question::Aggregate { pipeline: self.pipeline.clone(), options: Box::new(options) }
     }
 
     /// In the words of the server's `aggregate`.
     fn statement(&self) -> String {
-        let pipeline = self.pipeline.iter().cloned().map(Bson::Document).collect();
-        let pipeline = Bson::Array(pipeline).into_relaxed_extjson();
-        let collation = if self.has_texts { r#", collation={"locale":"simple"}"# } else { "" };
-        format!("aggregate={pipeline}{collation}")
+        // Keys in their order, which counts in `$sort`.
+        let pipeline = serde_json::to_string(&self.pipeline);
+        format!("aggregate={}", pipeline.unwrap_or_else(|error| error.to_string()))
     }
 }
 
@@ -153,7 +158,9 @@ fn first(rows: &Rows<'_>, order: &[Order], rows_max: i64, learnt: &Learnt) -> Op
     let each_once = |(index, field): (usize, &Field)| {
         rows.columns.iter().take(index).all(|before| before.name != field.name)
     };
-    if !rows.columns.iter().enumerate().all(each_once) {
+    if !rows.columns.iter().enumerate().all(each_once)
+        || rows.columns.iter().any(|of| rows.is_refused(of))
+    {
         return None;
     }
     let mut pipeline: Vec<Document> = rows.matching.iter().cloned().collect();
@@ -234,7 +241,7 @@ impl<'a> Grouping<'a> {
             (AggregateFunction::Count, Some(argument)) => {
                 // Of what type a value is does not matter.
                 let field = self.rows.column(argument)?;
-                if !pushed::is_plain(&field.name) {
+                if !pushed::is_plain(&field.name) || self.rows.is_refused(&field) {
                     return None;
                 }
                 let one = doc! { "$cond": [is_absent(&field.name), 0, 1] };
@@ -272,6 +279,10 @@ impl<'a> Grouping<'a> {
         of_none: Bson,
     ) -> Option<()> {
         let index = self.fields.len();
+        // Its documents have one member more: what does not fit.
+        if index + 1 >= MEMBERS_MAX {
+            return None;
+        }
         let data_type = self.wanted.fields.get(index)?.data_type.clone();
         let name = answered(index);
         self.shown.insert(name.clone(), of);
@@ -449,7 +460,7 @@ mod tests {
         assert_eq!(*limit, doc! { "$limit": 3_i64 });
         assert_eq!(*last, doc! { "$replaceRoot": { "newRoot": "$d" } });
         assert!(asked.has_texts);
-        assert!(asked.statement().ends_with(r#"], collation={"locale":"simple"}"#));
+        assert!(asked.statement().contains(r#"{"$sort":{"x":1,"n0":1,"k0":-1}}"#));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! While the next batch is on its way, a blocking thread infers from the last one and spills it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bson::{Document, RawDocumentBuf};
 use futures::{Stream, StreamExt};
@@ -19,6 +20,9 @@ use crate::document::{Inference, InferenceOptions, Spill, SpillWriter, documents
 
 /// Batches (up to 16 MB each) that wait to be looked at.
 const WAITING_MAX: usize = 1;
+/// How long a pipeline may take: its rows are made while a query is planned, which has a limit, too. What takes
+/// longer is read instead.
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(8);
 
 /// One read of a collection.
 pub(super) struct Read {
@@ -62,6 +66,18 @@ impl From<DriverError> for Stopped {
 }
 
 impl Read {
+    /// As [`Self::run`]; `None` if a pipeline takes too long.
+    pub(super) async fn run_in_time(&self) -> Result<Option<Drained>> {
+        let run = self.run();
+        match self.question {
+            Question::Find { .. } => run.await.map(Some),
+            // Not every server looks at `maxTimeMS`.
+            Question::Aggregate { .. } => tokio::time::timeout(ANSWER_MAX, run)
+                .await
+                .map_or(Ok(None), |drained| drained.map(Some)),
+        }
+    }
+
     /// Reads in a snapshot, or without one where the server has none.
     pub(super) async fn run(&self) -> Result<Drained> {
         if let Some(drained) = self.attempt(true).await? {

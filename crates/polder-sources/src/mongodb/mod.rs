@@ -352,12 +352,25 @@ impl MongodbSource {
             options,
             progress: request.progress.clone(),
         };
-        match read.run().await {
-            Ok(drained) => Ok(Some(drained)),
-            // A view with a collation of its own takes no other one; a server may lack an operator.
+        match read.run_in_time().await {
+            Ok(drained) => Ok(drained),
+            // A view with a collation of its own takes no other one; a server may lack an operator, or time.
             Err(error) if error.code() == ErrorCode::SourceFailed => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the collection has no collation; false where that cannot be found out.
+    async fn compares_bytes(&self, request: &ReadRequest) -> Result<bool> {
+        let _open = self.line.wait(request).await?;
+        let collection = query::collection(&request.from, &request.org)?;
+        let database = self.database().await?;
+        let found = database.list_collections().filter(doc! { "name": collection }).await;
+        let found: Vec<_> = match found {
+            Ok(found) => found.try_collect().await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        };
+        Ok(found.first().is_some_and(|found| found.options.collation.is_none()))
     }
 
     /// Plans a read of all documents that the request means, and what they have told.

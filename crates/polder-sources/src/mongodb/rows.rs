@@ -42,6 +42,11 @@ impl<'a> Rows<'a> {
         column(term, &self.columns)
     }
 
+    /// Whether the rows cannot be read with this column.
+    pub(super) fn is_refused(&self, field: &Field) -> bool {
+        self.known.is_refused(&field.name)
+    }
+
     /// A column that the server compares as SQL does, and what it holds.
     pub(super) fn scalar(&self, term: &Term) -> Option<(Field, Scalars)> {
         let field = self.column(term)?;

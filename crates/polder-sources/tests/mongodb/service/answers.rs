@@ -13,6 +13,9 @@ use polder_core::{
 use super::support::Database;
 use crate::reading::request;
 
+/// The first milliseconds after the year 9999 and before the year 1.
+const FAR_MILLIS: [i64; 2] = [253_402_300_800_000, -62_135_596_800_001];
+
 async fn learn(database: &Database) -> Arc<Learnt> {
     let (_, learnt) = database.source().learn(request("t")).await.expect("all");
     Arc::new(learnt.expect("learnt"))
@@ -31,6 +34,16 @@ fn counted(learnt: &Learnt, column: &str) -> SubPlan {
     let rows = Aggregate { function, argument, distinct: false, filter: None };
     let keys = vec![Term::Column(0)];
     SubPlan::Aggregate { input: table(learnt, &[column]), keys, aggregates: vec![rows] }
+}
+
+/// One row of what is made of the column.
+fn one(learnt: &Learnt, column: &str, functions: &[AggregateFunction]) -> SubPlan {
+    let of = |function: &AggregateFunction| {
+        let argument = Some(Term::Column(0));
+        Aggregate { function: *function, argument, distinct: false, filter: None }
+    };
+    let aggregates = functions.iter().map(of).collect();
+    SubPlan::Aggregate { input: table(learnt, &[column]), keys: Vec::new(), aggregates }
 }
 
 /// The two least values of the column.
@@ -68,17 +81,74 @@ async fn answer(database: &Database, learnt: &Arc<Learnt>, part: SubPlan) -> Opt
 }
 
 #[tokio::test]
-async fn texts_are_told_apart_by_their_bytes_in_a_collection_that_folds_case() {
+async fn texts_are_compared_by_their_bytes_or_not_by_the_server() {
     let database = Database::new().await;
-    let folding = doc! { "create": "t", "collation": { "locale": "en", "strength": 1 } };
-    database.run(folding).await;
     let texts = ["b", "a", "A", "á", "B", "b"];
-    database.insert("t", texts.map(|text| doc! { "s": text }).to_vec()).await;
+    let documents = texts.map(|text| doc! { "s": text, "n": 1_i32 }).to_vec();
+    database.insert("t", documents.clone()).await;
     let learnt = learn(&database).await;
     let rows = answer(&database, &learnt, counted(&learnt, "s")).await.expect("fits");
     assert_eq!(rows, ["A|1", "B|1", "a|1", "b|2", "á|1"]);
     let rows = answer(&database, &learnt, least(&learnt, "s")).await.expect("fits");
     assert_eq!(rows, ["A", "B"]);
+    let database = Database::new().await;
+    let folding = doc! { "create": "t", "collation": { "locale": "en", "strength": 1 } };
+    database.run(folding).await;
+    database.insert("t", documents).await;
+    let learnt = learn(&database).await;
+    assert_eq!(answer(&database, &learnt, counted(&learnt, "s")).await, None);
+    assert_eq!(answer(&database, &learnt, least(&learnt, "s")).await, None);
+    let rows = answer(&database, &learnt, counted(&learnt, "n")).await.expect("fits");
+    assert_eq!(rows, ["1|6"]);
+}
+
+#[tokio::test]
+async fn whole_numbers_of_both_sizes_are_one_key() {
+    let database = Database::new().await;
+    let values = [Bson::from(1_i32), Bson::from(1_i64), Bson::from(2_i64)];
+    database.insert("t", values.map(|n| doc! { "n": n }).to_vec()).await;
+    let learnt = learn(&database).await;
+    let rows = answer(&database, &learnt, counted(&learnt, "n")).await.expect("fits");
+    assert_eq!(rows, ["1|2", "2|1"]);
+}
+
+#[tokio::test]
+async fn values_that_are_not_null_are_counted_whatever_they_are() {
+    let database = Database::new().await;
+    let values = [
+        Bson::from(vec![1_i32]),
+        Bson::from(Vec::<Bson>::new()),
+        Bson::from(doc! {}),
+        Bson::from(1.5),
+        Bson::Null,
+        Bson::from("x"),
+    ];
+    database.insert("t", values.map(|v| doc! { "n": 1_i32, "v": v }).to_vec()).await;
+    let learnt = learn(&database).await;
+    let part = one(&learnt, "v", &[AggregateFunction::Count]);
+    assert_eq!(answer(&database, &learnt, part).await.expect("counted"), ["5"]);
+}
+
+/// As reading it does: a date that no timestamp is ends the query.
+#[tokio::test]
+async fn a_column_that_cannot_be_read_is_not_counted_by_the_server() {
+    let database = Database::new().await;
+    let far = DateTime::from_millis(FAR_MILLIS[0]);
+    let documents = (0..5_i32).map(|n| doc! { "n": n, "at": DateTime::from_millis(0), "o": {} });
+    let odd =
+        [doc! { "n": 9_i32, "at": far }, doc! { "n": 9_i32, "o": { "list": [{ "at": far }] } }];
+    database.insert("t", documents.chain(odd).collect()).await;
+    let learnt = learn(&database).await;
+    for column in ["at", "o"] {
+        let part = one(&learnt, column, &[AggregateFunction::Count]);
+        assert_eq!(answer(&database, &learnt, part).await, None, "{column}");
+        let order = vec![Order { term: Term::Column(0), descending: false, nulls_first: false }];
+        let input = table(&learnt, &["n", column]);
+        let part = SubPlan::First { input, order, rows: 2 };
+        assert_eq!(answer(&database, &learnt, part).await, None, "{column}");
+    }
+    let part = one(&learnt, "n", &[AggregateFunction::Count]);
+    assert_eq!(answer(&database, &learnt, part).await.expect("counted"), ["7"]);
 }
 
 #[tokio::test]
@@ -97,12 +167,17 @@ async fn a_value_that_does_not_fit_leaves_no_answer() {
         Bson::from(true),
         Bson::Decimal128("7".parse().expect("decimal")),
         Bson::MaxKey,
+        Bson::from(DateTime::from_millis(FAR_MILLIS[0])),
+        Bson::from(DateTime::from_millis(FAR_MILLIS[1])),
     ];
+    let extremes = [AggregateFunction::Min, AggregateFunction::Max];
     for value in odd {
         let document = doc! { "n": &value, "at": &value };
         let id = database.collection("t").insert_one(document).await.expect("document");
         for column in ["n", "at"] {
-            for part in [counted(&learnt, column), least(&learnt, column)] {
+            let parts =
+                [counted(&learnt, column), least(&learnt, column), one(&learnt, column, &extremes)];
+            for part in parts {
                 let found = answer(&database, &learnt, part).await;
                 assert_eq!(found, None, "{value} in {column}");
             }

@@ -44,6 +44,7 @@ const ANSWERED: &[&str] = &[
     "SELECT s, ok, count(*), count(ratio), sum(big), min(at), max(_id) FROM {t} WHERE {c} \
      GROUP BY s, ok HAVING count(*) > 1",
     "SELECT DISTINCT n FROM {t} WHERE {c}",
+    "SELECT count(DISTINCT n) FROM {t} WHERE {c}",
     "SELECT s, count(*) AS many FROM {t} WHERE {c} GROUP BY s ORDER BY many DESC, s LIMIT 3",
     "SELECT * FROM {t} WHERE {c} ORDER BY at DESC LIMIT 5",
     "SELECT s FROM {t} WHERE {c} ORDER BY s NULLS FIRST LIMIT 60",
