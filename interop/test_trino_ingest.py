@@ -231,6 +231,29 @@ def test_a_change_of_the_table_is_not_waited_for_for_ever(services, trino, tmp_p
         assert names(lake) == ["refresh_trino"]
 
 
+def test_an_org_that_leaves_is_written_for_no_more(services, trino, tmp_path):
+    """A run is killed, and Trino goes on with what it was told."""
+    def tables(source):
+        return [spec("refresh", "trino", source) | {"filter": "org_id = {org} AND length(pg_sleep(0.5)::text) = 0"}]
+
+    with made(services, trino, tmp_path, tables) as (lake, _):
+        config = lake.work / "polder.toml"
+        config.write_text(config.read_text() + '[governance]\ndrain = "1s"\n')
+        env = os.environ | lake.env
+        run = subprocess.Popen([services.polder, "run"], cwd=lake.work, env=env, stderr=subprocess.DEVNULL)
+        own = "FROM system.runtime.queries WHERE query LIKE 'INSERT INTO %polder_intake_refresh_trino%pg_sleep%'"
+        running = f"SELECT count(*) {own} AND state = 'RUNNING'"
+        try:
+            until(lambda: trino.sql(running) == [[1]])
+        finally:
+            run.kill()
+            run.wait()
+        assert trino.sql(running) == [[1]], "it would end some minutes later"
+        done = lake.run("churn", "--org", "401", "--yes", "--by", "pytest", "--reason", "a test")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert trino.sql(f"SELECT state, error_code {own}") == [["FAILED", "ADMINISTRATIVELY_KILLED"]]
+
+
 def failed(lake: Lake, table: str) -> str:
     done = lake.run("run", "--json", "--table", table)
     assert done.returncode != 0, done.stdout

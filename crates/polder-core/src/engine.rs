@@ -139,4 +139,11 @@ pub trait Importer: fmt::Debug + Send + Sync {
     /// `spec.invalid` for a table that they cannot find; `source.unrepresentable` and `source.failed` where
     /// the statement refuses (see [`REFUSED`]); `query.*` as of queries.
     async fn import(&self, import: Import<'_>, progress: &RunProgress) -> Result<Imported>;
+
+    /// Ends every statement that names tables of the org, whoever asked for it and whether or not they still
+    /// live, and waits until none is under way: for an org that is fenced, before its files go.
+    ///
+    /// # Errors
+    /// `lake.unavailable` when they cannot be asked, or statements do not end; called again, it goes on.
+    async fn stop(&self, org: &Authorized<OrgId>) -> Result<()>;
 }

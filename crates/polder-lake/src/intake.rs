@@ -3,7 +3,7 @@
 //!
 //! Such a table lies in the folder of the run's own, so that its files are where that table's are, and what
 //! a killed run leaves of it is found by orphan removal there. What was written is read back row by row;
-//! a file is taken as it is only if its footer says of every column what the rows say.
+//! a file is taken as it is only if its footer says of every column of single values what the rows say.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,7 +12,7 @@ use futures::TryStreamExt;
 use iceberg::spec::{PartitionSpec, Schema};
 use iceberg::{TableIdent, TableRequirement, TableUpdate};
 use polder_core::spec::{PartitionField, Transform};
-use polder_core::{Error, ErrorCode, Imported, Predicate, Result};
+use polder_core::{Error, ErrorCode, Imported, LakeType, Predicate, Result};
 use uuid::Uuid;
 
 use crate::catalog::CommitFailure;
@@ -85,8 +85,13 @@ impl Stage {
         let schema = Schema::clone(&self.target.schema);
         // Other engines make paths of partition values: where these are values of rows, their files are cut
         // here.
-        let shown = |field: &PartitionField| {
-            matches!(field.transform, Transform::Identity | Transform::Truncate(_))
+        let is_date = |column: &str| {
+            self.request.schema.field(column).is_some_and(|of| of.data_type == LakeType::Date)
+        };
+        let shown = |field: &PartitionField| match field.transform {
+            Transform::Identity | Transform::Truncate(_) => true,
+            Transform::Day => is_date(&field.column),
+            _ => false,
         };
         let wanted = &self.request.partition;
         let partition: &[PartitionField] = if wanted.iter().any(shown) { &[] } else { wanted };
@@ -146,12 +151,16 @@ impl Stage {
         Ok(files)
     }
 
-    /// Takes the table out of the catalog; its files stay. Where that fails, the next run does it.
-    pub async fn close_intake(&self, intake: Intake) {
-        let Intake { ident, .. } = intake;
-        if let Err(error) = self.lake.catalog().forget(&ident).await {
-            tracing::warn!(table = %ident, "an engine's table stays until the next run: {error}");
-        }
+    /// Takes the table out of the catalog, if it is this run's still; its files stay.
+    ///
+    /// # Errors
+    /// `lake.*` of the catalog. The table then names its files until the next run: none of them may be
+    /// published, as whoever dropped the table would remove them.
+    pub async fn close_intake(&self, intake: Intake) -> Result<()> {
+        let Intake { ident, uuid } = intake;
+        let catalog = self.lake.catalog();
+        let own = catalog.load(&ident).await?.is_some_and(|state| state.metadata.uuid() == uuid);
+        if own { catalog.forget(&ident).await } else { Ok(()) }
     }
 
     /// Reads all rows of a file that another engine has written for this stage.
@@ -163,7 +172,7 @@ impl Stage {
     }
 
     /// Takes such a file over, showing its rows to `see`. `None` where its footer does not say of every
-    /// column what its rows say, or it has rows of several partitions: they have to be written anew.
+    /// column of single values what its rows say, or it has rows of several partitions: they have to be written anew.
     ///
     /// # Errors
     /// `lake.audit_failed` if it holds other rows than its manifest says; `lake.*` when it cannot be read;

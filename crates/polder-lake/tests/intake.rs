@@ -1,12 +1,16 @@
 //! Tables that another engine fills: made as the run's files have to be, hidden, made anew; and which of
 //! the files are taken as they are. `interop/` has the engine.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array};
 use iceberg::{NamespaceIdent, TableIdent};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use polder_core::{ErrorCode, Imported, LakeType, SnapshotMark};
-use polder_lake::{Catalog, SqlCatalog, StageKind, Store};
+use polder_lake::{Catalog, ScanFile, SqlCatalog, StageKind, StageRequest, Store};
 
 use crate::support::*;
 
@@ -54,7 +58,7 @@ async fn it_has_the_ids_of_the_tables_own_columns_and_is_seen_by_nobody() {
     let error = scratch.lake.stage(&org, INTAKE, request(StageKind::Replace, &whole)).await;
     assert_eq!(error.expect_err("its name is taken").code(), ErrorCode::SpecInvalid);
     assert!(stage.intake_files(&intake, &nothing()).await.expect("no rows").is_empty());
-    stage.close_intake(intake).await;
+    stage.close_intake(intake).await.expect("closed");
     assert!(catalog.load(&ident()).await.expect("load").is_none());
 }
 
@@ -68,10 +72,29 @@ async fn one_that_was_left_gives_way_and_its_run_notices() {
     let intake = second.open_intake().await.expect("in its place");
     let error = first.intake_files(&left, &nothing()).await.expect_err("another's");
     assert_eq!(error.code(), ErrorCode::LakeConflict);
+    first.close_intake(left).await.expect("not its own any more");
     second.intake_files(&intake, &nothing()).await.expect("its own");
     let rows = Imported { rows: 3, ..nothing() };
     let error = second.intake_files(&intake, &rows).await.expect_err("no snapshot has them");
     assert_eq!(error.code(), ErrorCode::LakeAuditFailed);
+}
+
+/// The file with the same rows, and a footer that says nothing of them.
+fn without_statistics(file: &ScanFile) -> ScanFile {
+    let path = file.path.strip_prefix("file://").expect("a local file");
+    let rows = ParquetRecordBatchReaderBuilder::try_new(File::open(path).expect("the file"));
+    let rows = rows.expect("a footer").build().expect("a reader");
+    let rows: Vec<_> = rows.collect::<Result<_, _>>().expect("rows");
+    let silent = WriterProperties::builder().set_statistics_enabled(EnabledStatistics::None);
+    let anew = File::create(path).expect("in its place");
+    let mut writer =
+        ArrowWriter::try_new(anew, rows[0].schema(), Some(silent.build())).expect("a writer");
+    for batch in &rows {
+        writer.write(batch).expect("written");
+    }
+    writer.close().expect("closed");
+    let size_bytes = std::fs::metadata(path).expect("its size").len();
+    ScanFile { size_bytes, ..file.clone() }
 }
 
 #[tokio::test]
@@ -83,7 +106,7 @@ async fn a_file_is_taken_if_its_footer_says_what_its_rows_do() {
         batch(&numbers, vec![ids, Arc::new(Float64Array::from(values.to_vec()))])
     };
     let replace = request(StageKind::Replace, &numbers);
-    let stage = scratch.lake.stage(&org("401"), "t", replace).await.expect("stage");
+    let stage = scratch.lake.stage(&org("401"), "t", replace.clone()).await.expect("stage");
     let whole = written(&stage, &[of([1.0, -0.5, 7.0])]).await;
     let mut seen = 0;
     let taken = stage
@@ -95,12 +118,20 @@ async fn a_file_is_taken_if_its_footer_says_what_its_rows_do() {
         .expect("read");
     let taken = taken.expect("taken");
     assert_eq!((seen, taken.rows(), taken.location()), (3, 3, whole[0].location()));
-    let other = polder_lake::ScanFile { rows: Some(4), ..whole[0].as_scanned() };
+    let other = ScanFile { rows: Some(4), ..whole[0].as_scanned() };
     let error = stage.take_handed(&other, |_| Ok(())).await.expect_err("a row is missing");
     assert_eq!(error.code(), ErrorCode::LakeAuditFailed);
     let odd = written(&stage, &[of([1.0, f64::NAN, 7.0])]).await;
     let odd = stage.take_handed(&odd[0].as_scanned(), |_| Ok(())).await.expect("read");
     assert!(odd.is_none(), "other writers keep no extremes beside a NaN");
+    let silent = written(&stage, &[of([1.0, 2.0, 3.0])]).await;
+    let silent = without_statistics(&silent[0].as_scanned());
+    let silent = stage.take_handed(&silent, |_| Ok(())).await.expect("read");
+    assert!(silent.is_none(), "readers could not skip it, or would");
+    let parted = StageRequest { partition: vec!["id".parse().expect("identity")], ..replace };
+    let parted = scratch.lake.stage(&org("401"), "t", parted).await.expect("stage");
+    let mixed = parted.take_handed(&whole[0].as_scanned(), |_| Ok(())).await.expect("read");
+    assert!(mixed.is_none(), "its rows are of three partitions");
     stage.commit(vec![taken], &checkpoint(1), summary(&whole)).await.expect("published");
     let table = table(&scratch.lake, "t").await;
     assert_eq!(ids(&table).await, [1, 2, 3]);

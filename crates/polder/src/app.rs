@@ -193,7 +193,9 @@ impl App {
             }
             None => Ok(default),
         };
+        let importer = self.trino()?.map(|trino| -> Arc<dyn Importer> { trino });
         Ok(Eraser {
+            importer,
             grace: span("grace", &governance.grace, Duration::ZERO)?,
             drain: span("drain", &governance.drain, DRAIN)?,
             lake: self.lake().await?,

@@ -16,8 +16,8 @@ use polder_control::{Churn, ChurnState, Notice, Store, churn};
 use polder_core::certificate::{Asked, Certificate, Deleted, KIND};
 use polder_core::erasure::SWEEPS_MAX;
 use polder_core::{
-    AirflowDags, Authorized, Erasure, ErasureStep, Error, ErrorCode, OrgId, Principal, Remains,
-    Result,
+    AirflowDags, Authorized, Erasure, ErasureStep, Error, ErrorCode, Importer, OrgId, Principal,
+    Remains, Result,
 };
 use polder_lake::Lake;
 use polder_pipeline::{erase_step, record_erasure};
@@ -45,6 +45,8 @@ pub(crate) struct Eraser {
     pub(crate) backups: Vec<String>,
     /// Where the org may have DAGs.
     pub(crate) airflow: Option<Airflow>,
+    /// Who may be writing files of the org's beside its runs, and after their end.
+    pub(crate) importer: Option<Arc<dyn Importer>>,
 }
 
 /// The key that signs certificates.
@@ -126,6 +128,9 @@ impl Eraser {
         self.fence(&org, &found).await?;
         if found.erasure.is_none() {
             self.drain(&org).await?;
+            if let Some(importer) = &self.importer {
+                importer.stop(&org).await?;
+            }
         }
         let mut erasure = found.erasure.clone().unwrap_or_default();
         while erasure.step != ErasureStep::Done {

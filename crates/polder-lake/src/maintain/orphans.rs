@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use super::reach::reached;
 use crate::catalog::{TableState, keeps_files, namespace_levels};
+use crate::intake;
 use crate::lake::{Lake, org_folder};
 use crate::storage::Listed;
 
@@ -158,11 +159,18 @@ impl Lake {
             let namespace = NamespaceIdent::from_vec(levels)
                 .map_err(|cause| crate::error::iceberg("understand a namespace's name", cause))?;
             for name in self.catalog().tables(&text).await? {
+                let passing = name.starts_with(intake::PREFIX);
                 let ident = TableIdent::new(namespace.clone(), name);
-                tables.push(self.state(&ident).await?.ok_or_else(|| {
-                    Error::new(ErrorCode::LakeConflict, "a table went or was renamed meanwhile")
-                        .detail(ident.to_string())
-                })?);
+                match self.state(&ident).await? {
+                    Some(state) => tables.push(state),
+                    None if passing => {}
+                    None => {
+                        let message = "a table went or was renamed meanwhile";
+                        return Err(
+                            Error::new(ErrorCode::LakeConflict, message).detail(ident.to_string())
+                        );
+                    }
+                }
             }
         }
         Ok(tables)
@@ -262,8 +270,11 @@ struct Quarantined {
     since_ms: i64,
 }
 
+/// Those of runs come and go: files of a new one are young, and an old one's files are not touched while it is
+/// there.
 fn names(tables: &[TableState]) -> BTreeSet<String> {
-    tables.iter().map(|state| state.ident.to_string()).collect()
+    let lasting = |state: &&TableState| !state.ident.name().starts_with(intake::PREFIX);
+    tables.iter().filter(lasting).map(|state| state.ident.to_string()).collect()
 }
 
 pub(super) fn is_metadata(path: &Path) -> bool {

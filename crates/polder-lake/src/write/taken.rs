@@ -64,7 +64,7 @@ impl Taken {
         Ok(())
     }
 
-    /// The file, which has this footer. `None` where the footer does not tell of every column what the
+    /// The file, which has this footer. `None` where the footer does not tell of every column of single values what
     /// rows do, so that readers would skip the file by it, or rows are of several partitions.
     ///
     /// # Errors

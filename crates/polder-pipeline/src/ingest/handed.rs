@@ -120,8 +120,8 @@ async fn fill(
         }
         Err(error) => Err(error),
     };
-    stage.close_intake(intake).await;
-    files
+    let closed = stage.close_intake(intake).await;
+    files.and_then(|files| closed.map(|()| files))
 }
 
 /// Every row that was written was read back.

@@ -9,6 +9,7 @@ mod failure;
 mod import;
 mod pages;
 mod statement;
+mod stopping;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -37,6 +38,9 @@ use statement::{only_query, quoted};
 
 /// How long a process that ends waits until Trino was told what to stop.
 const SETTLING_MAX: Duration = Duration::from_secs(2);
+/// How often it is looked whether statements have ended that were to be stopped, and the pause between looks.
+const LOOKS_MAX: u32 = 120;
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
 /// Partitions that one of Trino's writers may have open files in.
 const PARTITIONS_MAX: u32 = 2_000;
 /// Where Trino's Iceberg connector writes the query that made a snapshot.
@@ -83,6 +87,17 @@ impl TrinoEngine {
         let all = async { while tasks.join_next().await.is_some() {} };
         // Trino stops what nobody asks for by itself, some minutes later.
         let _ = tokio::time::timeout(SETTLING_MAX, all).await;
+    }
+
+    /// The texts of the first column.
+    async fn texts(&self, sql: String) -> Result<Vec<String>> {
+        let mut pages = self.start(Statement { sql, properties: Vec::new() });
+        let mut texts = Vec::new();
+        while let Some(page) = pages.next().await? {
+            let rows = page.data.into_iter().flatten();
+            texts.extend(rows.filter_map(|row| Some(row.first()?.as_str()?.to_owned())));
+        }
+        Ok(texts)
     }
 
     fn start(&self, statement: Statement) -> Pages {
@@ -234,6 +249,27 @@ impl Importer for TrinoEngine {
             Error::new(ErrorCode::QueryFailed, message).detail(format!("Trino's query {id}"))
         })?;
         Ok(Imported { rows, mark: SnapshotMark { key: QUERY_ID, value: id } })
+    }
+
+    async fn stop(&self, org: &Authorized<OrgId>) -> Result<()> {
+        let under_way = stopping::under_way(self.client.lake(), &org.get().namespace());
+        for _ in 0..LOOKS_MAX {
+            let ids = self.texts(under_way.clone()).await?;
+            if ids.is_empty() {
+                return Ok(());
+            }
+            for id in ids {
+                if let Err(error) = self.texts(stopping::kill(&id)).await {
+                    // It may have ended by itself: the next look says.
+                    tracing::warn!(query = id, "Trino does not stop a statement: {error}");
+                }
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+        let message = "Trino goes on with statements of an org that leaves";
+        Err(Error::new(ErrorCode::LakeUnavailable, message).detail(org.get().to_string()).hint(
+            "end them there; where this Trino is gone for good, take [trino] out of polder.toml",
+        ))
     }
 }
 

@@ -2,10 +2,12 @@
 //! `system.query` of its PostgreSQL connector, which sends it as it is.
 //!
 //! One statement sees one snapshot. It is no older than the plan's, as it is of the same server, which the
-//! statement itself makes sure of. Settings of that session are not ours: no expression depends on one.
-//! What the lake's types do not have ends the statement, by [`polder_core::REFUSED`].
+//! statement itself makes sure of. Settings of that session are not ours: where an expression, a filter or a
+//! policy may depend on one, the statement looks at it first. What stands in a view depends on any of them,
+//! so views are refused. What the lake's types do not have ends the statement, by [`polder_core::REFUSED`].
 //!
-//! The table's lock stays with the plan's session, so that no column changes until the rows are written.
+//! The table's lock stays with the plan's session, so that no column changes until the rows are written. A
+//! partition can be attached all the same, and a row moved there: then what was written is not kept.
 
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use polder_core::{
     Carried, Error, ErrorCode, Handover, LakeType, REFUSED, ReadRequest, Result, Standing,
 };
 
-use super::catalog::{ColumnType, Identity, Relation};
+use super::catalog::{self, ColumnType, Identity, Kind, Relation};
 use super::columns::{ColumnRead, oid};
 use super::connect::{Server, Session};
 use super::names::{TableName, identifier, literal};
@@ -23,6 +25,8 @@ use super::select::Select;
 use super::transactions;
 
 const DOING: &str = "handing a read over";
+/// The server's version from which the shortest text of a float is exact, with any `extra_float_digits` above 0.
+const SHORTEST_FLOATS: u32 = 12;
 /// Names of UTC, which Trino's server may have for its time zone.
 const UTC: &str = "('UTC', 'Etc/UTC', 'Etc/UCT', 'UCT', 'Zulu', 'Etc/Zulu', 'Universal', 'Etc/Universal', \
      'GMT', 'Etc/GMT', 'Greenwich', 'Etc/Greenwich')";
@@ -30,10 +34,10 @@ const UTC: &str = "('UTC', 'Etc/UTC', 'Etc/UCT', 'UCT', 'Zulu', 'Etc/Zulu', 'Uni
 /// How often it is looked who waits for the table, and how often somebody may be seen.
 const WATCH: Duration = Duration::from_secs(2);
 const WATCHES_MAX: u32 = 3;
-/// A row where readers wait for somebody who waits for this session's lock.
-const QUEUED: &str = "SELECT 1 FROM pg_catalog.pg_locks AS changes JOIN pg_catalog.pg_locks AS reads \
-     ON reads.relation = changes.relation AND reads.database = changes.database \
-     WHERE NOT changes.granted AND NOT reads.granted AND reads.mode = 'AccessShareLock' \
+/// A row where others wait for somebody who waits for this session's lock.
+const QUEUED: &str = "SELECT 1 FROM pg_catalog.pg_locks AS changes JOIN pg_catalog.pg_locks AS others \
+     ON others.relation = changes.relation AND others.database = changes.database \
+     WHERE NOT changes.granted AND NOT others.granted AND others.pid <> changes.pid \
      AND pg_catalog.pg_backend_pid() = ANY (pg_catalog.pg_blocking_pids(changes.pid)) LIMIT 1";
 
 /// Object ids of more built-in types (PostgreSQL's `pg_type.dat`).
@@ -53,9 +57,16 @@ pub(super) async fn hand_over(server: &Server, request: &ReadRequest) -> Result<
     let prepared = Box::pin(plan::prepare(server, request, &name)).await?;
     let Prepared { session, relation, columns, conditions, tree, cursor_is_coarse, plan, .. } =
         prepared;
-    let filtered = request.filter.is_some();
+    if !matches!(relation.kind, Kind::Table | Kind::Partitioned | Kind::Materialized)
+        || tree.foreign > 0
+    {
+        let message = "engine: trino reads tables: what a view or a foreign table shows depends on the session";
+        return Err(Error::new(ErrorCode::SpecInvalid, message)
+            .detail(relation.display())
+            .hint("read it with engine: embedded"));
+    }
     // The filter is the first of them.
-    if filtered && conditions.first().is_some_and(|filter| filter.contains('?')) {
+    if request.filter.is_some() && conditions.first().is_some_and(|filter| filter.contains('?')) {
         let message = "engine: trino cannot send a filter with a question mark";
         return Err(Error::new(ErrorCode::SpecInvalid, message)
             .detail(relation.display())
@@ -70,14 +81,19 @@ pub(super) async fn hand_over(server: &Server, request: &ReadRequest) -> Result<
         values.push(format!("{value} AS {}", identifier(&format!("c{number}"))));
         carried.push(Carried { field: column.field.clone(), json });
     }
-    let place = place(&relation, filtered);
-    let here = session.text(&format!("SELECT {place}"), DOING).await?.unwrap_or_default();
+    let place = Place::of(&session, &relation, request.filter.is_some(), &columns).await?;
     let select = Select::new(&relation, &columns, conditions, &tree);
-    let mut all = select.conditions().to_vec();
-    all.push(same_place(&place, &here, filtered));
+    let conditions = match select.conditions() {
+        [] => String::new(),
+        all => format!(" WHERE {}", all.join(" AND ")),
+    };
+    // As an offset it is evaluated even where no row can pass the conditions.
+    let offset = place.is_here();
     let statement =
-        format!("SELECT {} FROM {} WHERE {}", values.join(", "), select.from(), all.join(" AND "));
-    let standing = Box::new(Held { identity: relation.identity(), session });
+        format!("SELECT {} FROM {}{conditions} OFFSET {offset}", values.join(", "), select.from());
+    let tables = sorted(tree.oids);
+    let standing =
+        Box::new(Held { identity: relation.identity(), oid: relation.oid, tables, session });
     Ok(Handover { plan, cursor_is_coarse, statement, columns: carried, standing })
 }
 
@@ -85,12 +101,20 @@ pub(super) async fn hand_over(server: &Server, request: &ReadRequest) -> Result<
 struct Held {
     session: Session,
     identity: Identity,
+    oid: u32,
+    /// The table, or its partitions, as they were planned.
+    tables: Vec<u32>,
+}
+
+fn sorted(mut oids: Vec<u32>) -> Vec<u32> {
+    oids.sort_unstable();
+    oids
 }
 
 #[async_trait]
 impl Standing for Held {
-    /// Who comes to read stands in line behind an ALTER TABLE that waits for our lock, and would wait for
-    /// ever while we wait for the reader.
+    /// Who comes to read or write stands in line behind an ALTER TABLE that waits for our lock: a reader that we
+    /// wait for would do so for ever, and the source's own users for as long as the read takes.
     async fn disturbed(&self) -> Error {
         let mut seen = 0;
         loop {
@@ -101,7 +125,7 @@ impl Standing for Held {
                 Err(error) => return error,
             }
             if seen > WATCHES_MAX {
-                let message = "another session waits to change the table, and readers wait for it";
+                let message = "another session waits to change the table, and others wait for it";
                 return Error::new(ErrorCode::SourceUnavailable, message)
                     .detail(self.identity.display.clone())
                     .hint("run again once the table is changed");
@@ -110,10 +134,17 @@ impl Standing for Held {
     }
 
     async fn release(self: Box<Self>) -> Result<()> {
-        let Self { session, identity } = *self;
+        let Self { session, identity, oid, tables } = *self;
         // A connection that was lost in between has lost the lock.
         identity.check(&session).await?;
+        // As they are now, not as the snapshot shows them.
+        session.run("COMMIT", DOING).await?;
+        let now = sorted(catalog::tree(&session, oid).await?.oids);
         session.close().await;
+        if now != tables {
+            let message = format!("partitions of {} came or went meanwhile", identity.display);
+            return Err(Error::new(ErrorCode::SourceUnavailable, message).hint("try again"));
+        }
         Ok(())
     }
 }
@@ -131,30 +162,78 @@ fn unlike(relation: &Relation, column: &ColumnRead) -> Error {
         .hint("leave it out of `columns`, or read the table with engine: embedded")
 }
 
-/// An expression that tells servers, databases and what a session sees of the table apart. With a filter,
-/// also where its names lead.
-fn place(relation: &Relation, filtered: bool) -> String {
-    let names = if filtered { ", ' ', pg_catalog.current_setting('search_path')" } else { "" };
+/// What a session's answers depend on.
+struct Place {
+    /// An expression that tells servers and databases apart, and sessions that see other rows of the table.
+    name: String,
+    /// Its value here.
+    here: String,
+    /// Conditions on settings.
+    settings: String,
+}
+
+impl Place {
+    async fn of(
+        session: &Session,
+        relation: &Relation,
+        is_filtered: bool,
+        columns: &[ColumnRead],
+    ) -> Result<Self> {
+        // By name: its number is another one elsewhere.
+        let secured = format!(
+            "pg_catalog.row_security_active({}::pg_catalog.text)",
+            literal(&relation.sql())
+        );
+        let is_secured = session.text(&format!("SELECT {secured}"), DOING).await?;
+        // The words of a filter or a policy mean what they do by role, names' places and zone.
+        let is_bound = is_filtered || is_secured.as_deref() == Some("t");
+        let has_floats = columns
+            .iter()
+            .any(|of| matches!(of.field.data_type, LakeType::Float | LakeType::Double));
+        // Before version 12 one digit more may be too few.
+        let digits = if session.major < SHORTEST_FLOATS { 3 } else { 1 };
+        let name = place(&secured, is_bound);
+        let here = session.text(&format!("SELECT {name}"), DOING).await?.unwrap_or_default();
+        Ok(Self { name, here, settings: settings(is_bound, has_floats.then_some(digits)) })
+    }
+
+    /// 0 here; ends the statement at any other place.
+    fn is_here(&self) -> String {
+        format!(
+            "CASE WHEN {} = {}{} THEN 0 ELSE {} END",
+            self.name,
+            literal(&self.here),
+            self.settings,
+            refusal(0, "pg_catalog.current_database()", "int8"),
+        )
+    }
+}
+
+fn place(secured: &str, is_bound: bool) -> String {
+    let names = if is_bound {
+        ", ' ', CURRENT_USER::pg_catalog.text, ' ', pg_catalog.current_schemas(true)::pg_catalog.text"
+    } else {
+        ""
+    };
     format!(
         "pg_catalog.concat(pg_catalog.current_database(), ' ', pg_catalog.encode(\
-         pg_catalog.timestamptz_send(pg_catalog.pg_postmaster_start_time()), 'hex'), ' ', \
-         CASE WHEN pg_catalog.row_security_active({}::pg_catalog.text) \
-         THEN CURRENT_USER::pg_catalog.text END{names})",
-        // By name: its number is another one elsewhere.
-        literal(&relation.sql())
+         pg_catalog.timestamptz_send(pg_catalog.pg_postmaster_start_time()), 'hex'), ' ', {secured}{names})"
     )
 }
 
-/// The condition that ends the statement at another place than `here`.
-fn same_place(place: &str, here: &str, filtered: bool) -> String {
-    // The plan's session has the time zone by which the filter's words for times are meant.
-    let zone = format!(" AND pg_catalog.current_setting('TimeZone') IN {UTC}");
-    let zone = if filtered { zone } else { String::new() };
-    format!(
-        "CASE WHEN {place} = {}{zone} THEN true ELSE {} END",
-        literal(here),
-        refusal(0, "pg_catalog.current_database()", "bool"),
-    )
+/// `digits`: the least `extra_float_digits` by which floats are sent as they are, for a driver that has them
+/// sent as texts.
+fn settings(is_bound: bool, digits: Option<u32>) -> String {
+    let setting = |name: &str| format!(" AND pg_catalog.current_setting('{name}')");
+    let mut all = String::new();
+    if is_bound {
+        // The plan's session has the time zone by which a filter's words for times are meant.
+        all += &format!("{} IN {UTC}", setting("TimeZone"));
+    }
+    if let Some(digits) = digits {
+        all += &format!("{}::pg_catalog.int4 >= {digits}", setting("extra_float_digits"));
+    }
+    all
 }
 
 /// What no value of the type can be made of. It depends on `value`, so that it is not computed beforehand.
@@ -364,9 +443,19 @@ mod tests {
 
     #[test]
     fn another_place_ends_the_statement() {
-        let condition = same_place("place", "revdb 00 it's", true);
-        assert!(condition.starts_with("CASE WHEN place = 'revdb 00 it''s' AND "), "{condition}");
-        assert!(condition.contains("TimeZone") && condition.contains("polder-refused-0"));
-        assert!(!same_place("place", "", false).contains("TimeZone"));
+        let here = "revdb 00 it's".to_owned();
+        let place = Place { name: place("secured", true), here, settings: settings(true, Some(3)) };
+        let offset = place.is_here();
+        for text in [
+            "CURRENT_USER",
+            "current_schemas(true)",
+            " = 'revdb 00 it''s' AND ",
+            "'TimeZone') IN ('UTC'",
+            "'extra_float_digits')::pg_catalog.int4 >= 3",
+            "polder-refused-0",
+        ] {
+            assert!(offset.contains(text), "no {text} in {offset}");
+        }
+        assert_eq!(settings(false, None), "");
     }
 }

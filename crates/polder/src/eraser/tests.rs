@@ -80,6 +80,7 @@ impl Scratch {
             drain: Duration::from_mins(1),
             backups: vec!["nightly copies, kept 30 days".into()],
             airflow: None,
+            importer: None,
         }
     }
 

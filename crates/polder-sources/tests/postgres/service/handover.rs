@@ -99,14 +99,83 @@ async fn columns_that_cannot_be_the_same_are_named() {
 }
 
 #[tokio::test]
+async fn what_a_session_decides_by_itself_is_not_handed_over() {
+    let database = Database::new().await;
+    database
+        .run(
+            "CREATE EXTENSION IF NOT EXISTS file_fdw;
+             CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
+             CREATE TABLE t (id int, at timestamptz);
+             CREATE VIEW days AS SELECT id, at::date AS day FROM t;
+             CREATE MATERIALIZED VIEW stored AS SELECT id, at::date AS day FROM t;
+             CREATE FOREIGN TABLE far (id int) SERVER files OPTIONS (filename '/dev/null');
+             CREATE TABLE parted (id int) PARTITION BY RANGE (id);
+             CREATE FOREIGN TABLE part PARTITION OF parted DEFAULT
+                 SERVER files OPTIONS (filename '/dev/null')",
+        )
+        .await;
+    let source = database.source();
+    for from in ["days", "far", "parted"] {
+        let error = source.hand_over(request(from)).await.err().expect(from);
+        assert_eq!(error.code(), ErrorCode::SpecInvalid, "{from}");
+        assert!(error.message().contains("reads tables"), "{error:?}");
+    }
+    source.hand_over(request("stored")).await.expect("it is stored");
+}
+
+/// A driver has floats sent as texts, of which the session decides how long they are.
+#[tokio::test]
+async fn floats_that_would_be_rounded_end_the_statement() {
+    let database = Database::new().await;
+    database
+        .run("CREATE TABLE t (id int, x float8); INSERT INTO t VALUES (1, 0.1::float8 + 0.2)")
+        .await;
+    let asked = database.source().hand_over(request("t")).await.expect("planned");
+    let (client, _connection) = database.session().await;
+    client.batch_execute("SET extra_float_digits = 0").await.expect("rounded");
+    assert!(refusal(&client, &asked.statement).await.contains("polder-refused-0"));
+    client.batch_execute("SET extra_float_digits = 3").await.expect("as they are");
+    client.simple_query(&asked.statement).await.expect("as they are");
+    let narrow = request("t").columns(&["id"]);
+    let asked = database.source().hand_over(narrow).await.expect("planned");
+    client.batch_execute("SET extra_float_digits = 0").await.expect("rounded");
+    client.simple_query(&asked.statement).await.expect("no float is read");
+}
+
+/// A row that moves to a partition that came later would be in none that are read.
+#[tokio::test]
+async fn a_partition_that_comes_meanwhile_undoes_the_read() {
+    let database = Database::new().await;
+    database
+        .run(
+            "CREATE TABLE t (id int) PARTITION BY RANGE (id);
+             CREATE TABLE low PARTITION OF t FOR VALUES FROM (0) TO (10); INSERT INTO t VALUES (1);
+             CREATE TABLE high (id int)",
+        )
+        .await;
+    let asked = database.source().hand_over(request("t")).await.expect("planned");
+    database
+        .run("ALTER TABLE t ATTACH PARTITION high FOR VALUES FROM (10) TO (20); UPDATE t SET id = 11")
+        .await;
+    let error = asked.standing.release().await.expect_err("a row is elsewhere");
+    assert!(error.retryable() && error.message().contains("partitions"), "{error:?}");
+    let asked = database.source().hand_over(request("t")).await.expect("planned");
+    asked.standing.release().await.expect("nothing came");
+}
+
+#[tokio::test]
 async fn the_statement_is_for_this_database_alone() {
     let (database, other) = (Database::new().await, Database::new().await);
     for of in [&database, &other] {
         of.run("CREATE TABLE t (id int, org text)").await;
+        of.run("CREATE TABLE parted (id int, org text) PARTITION BY LIST (org)").await;
     }
+    database.run("CREATE TABLE part PARTITION OF parted FOR VALUES IN ('401')").await;
     let source = database.source();
     let plain = source.hand_over(request("t")).await.expect("planned");
     let filtered = source.hand_over(request("t").filter("org = {org}")).await.expect("planned");
+    // Where no partition can have a row the server looks at no condition.
+    let parted = source.hand_over(request("parted").filter("org = {org}")).await.expect("planned");
     let (own, _own) = database.session().await;
     let (elsewhere, _elsewhere) = other.session().await;
     own.batch_execute("SET TimeZone = 'Asia/Kolkata'").await.expect("zone");
@@ -116,9 +185,18 @@ async fn the_statement_is_for_this_database_alone() {
     own.batch_execute("SET TimeZone = 'UTC'; SET search_path = x").await.expect("path");
     assert!(refusal(&own, &filtered.statement).await.contains("polder-refused-0"));
     own.batch_execute("RESET search_path").await.expect("path");
+    let role = "DO $$ BEGIN CREATE ROLE polder_other_reader; \
+         EXCEPTION WHEN duplicate_object THEN NULL; END $$";
+    own.batch_execute(role).await.expect("a role");
+    own.batch_execute("GRANT SELECT ON t TO polder_other_reader; SET ROLE polder_other_reader")
+        .await
+        .expect("another role");
+    assert!(refusal(&own, &filtered.statement).await.contains("polder-refused-0"));
+    own.simple_query(&plain.statement).await.expect("nothing depends on the role");
+    own.batch_execute("RESET ROLE").await.expect("role");
     own.simple_query(&filtered.statement).await.expect("as it was planned");
     elsewhere.batch_execute("SET TimeZone = 'UTC'").await.expect("zone");
-    for asked in [&plain, &filtered] {
+    for asked in [&plain, &filtered, &parted] {
         assert!(refusal(&elsewhere, &asked.statement).await.contains("polder-refused-0"));
     }
 }
