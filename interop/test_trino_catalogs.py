@@ -33,6 +33,10 @@ type = "files"
 url = "./exports"
 [serve.clients.trino]
 secret = "env:TRINO_SECRET"
+[trino]
+url = "http://127.0.0.1:1"
+user = "polder"
+ingest = true
 """
 PIPELINE = """
 orgs:

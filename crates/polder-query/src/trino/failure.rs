@@ -63,6 +63,12 @@ impl Failure {
                 | "ABANDONED_QUERY",
                 _,
             ) => error(ErrorCode::QueryFailed, "the query was ended in Trino"),
+            ("ICEBERG_TOO_MANY_OPEN_PARTITIONS", _) => {
+                error(ErrorCode::QueryLimit, "the rows have more partitions than Trino writes at once").hint(
+                    "raise iceberg.max-partitions-per-writer in its catalog, partition more coarsely, or \
+                     load with engine: embedded",
+                )
+            }
             (_, Some("INSUFFICIENT_RESOURCES")) => {
                 error(ErrorCode::QueryLimit, "the query needs more than Trino lets it have")
                     .hint("narrow the query, or raise Trino's limits")
@@ -110,6 +116,7 @@ mod tests {
         let cases = [
             ("ICEBERG_COMMIT_ERROR", "EXTERNAL", ErrorCode::LakeConflict),
             ("EXCEEDED_GLOBAL_MEMORY_LIMIT", "INSUFFICIENT_RESOURCES", ErrorCode::QueryLimit),
+            ("ICEBERG_TOO_MANY_OPEN_PARTITIONS", "USER_ERROR", ErrorCode::QueryLimit),
             ("DIVISION_BY_ZERO", "USER_ERROR", ErrorCode::QueryFailed),
             ("SYNTAX_ERROR", "USER_ERROR", ErrorCode::QueryInvalid),
             ("GENERIC_INTERNAL_ERROR", "INTERNAL_ERROR", ErrorCode::QueryFailed),

@@ -41,8 +41,6 @@ const SETTLING_MAX: Duration = Duration::from_secs(2);
 /// How often it is looked whether statements have ended that were to be stopped, and the pause between looks.
 const LOOKS_MAX: u32 = 120;
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
-/// Partitions that one of Trino's writers may have open files in.
-const PARTITIONS_MAX: u32 = 2_000;
 /// Where Trino's Iceberg connector writes the query that made a snapshot.
 const QUERY_ID: &str = "trino_query_id";
 
@@ -223,7 +221,6 @@ impl Importer for TrinoEngine {
         let property = |name: &str, value: String| (format!("{lake}.{name}"), value);
         let properties = vec![
             property("target_max_file_size", format!("{}MB", import.file_mb)),
-            property("max_partitions_per_writer", PARTITIONS_MAX.to_string()),
             // They would be of a table that is gone.
             property("collect_extended_statistics_on_write", "false".to_owned()),
         ];

@@ -71,6 +71,8 @@ impl Trino {
     }
 }
 
+/// Partitions that a load by Trino may have at once, where it has those.
+const PARTITIONS_MAX: &str = "2000";
 /// Said with the rules, every time.
 const NO_AUTHENTICATION: &str =
     "the rules mean nothing where Trino asks nobody who they are: switch its authentication on";
@@ -198,6 +200,9 @@ impl Written {
                     lines.extend(self.glue(config));
                 }
             }
+        }
+        if process.trino.as_ref().is_some_and(|trino| trino.ingest) {
+            lines.push(owned(("iceberg.max-partitions-per-writer", PARTITIONS_MAX)));
         }
         lines
     }
