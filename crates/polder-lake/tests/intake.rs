@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array};
 use iceberg::{NamespaceIdent, TableIdent};
-use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::metadata::{ParquetMetaDataReader, ParquetMetaDataWriter};
+use parquet::file::statistics::Statistics;
 use polder_core::{ErrorCode, Imported, LakeType, SnapshotMark};
 use polder_lake::{Catalog, ScanFile, SqlCatalog, StageKind, StageRequest, Store};
 
@@ -79,22 +78,24 @@ async fn one_that_was_left_gives_way_and_its_run_notices() {
     assert_eq!(error.code(), ErrorCode::LakeAuditFailed);
 }
 
-/// The file with the same rows, and a footer that says nothing of them.
-fn without_statistics(file: &ScanFile) -> ScanFile {
+/// The file with the same rows, and a footer that says something else of the first column.
+fn saying(statistics: Statistics, file: &ScanFile) -> ScanFile {
     let path = file.path.strip_prefix("file://").expect("a local file");
-    let rows = ParquetRecordBatchReaderBuilder::try_new(File::open(path).expect("the file"));
-    let rows = rows.expect("a footer").build().expect("a reader");
-    let rows: Vec<_> = rows.collect::<Result<_, _>>().expect("rows");
-    let silent = WriterProperties::builder().set_statistics_enabled(EnabledStatistics::None);
-    let anew = File::create(path).expect("in its place");
-    let mut writer =
-        ArrowWriter::try_new(anew, rows[0].schema(), Some(silent.build())).expect("a writer");
-    for batch in &rows {
-        writer.write(batch).expect("written");
-    }
-    writer.close().expect("closed");
-    let size_bytes = std::fs::metadata(path).expect("its size").len();
-    ScanFile { size_bytes, ..file.clone() }
+    let found = File::open(path).expect("the file");
+    let metadata = ParquetMetaDataReader::new().parse_and_finish(&found).expect("a footer");
+    let group = metadata.row_group(0).clone();
+    let mut columns = group.columns().to_vec();
+    let first = columns[0].clone().into_builder().set_statistics(statistics);
+    columns[0] = first.build().expect("a column");
+    let group = group.into_builder().set_column_metadata(columns).build().expect("a row group");
+    let metadata = metadata.into_builder().set_row_groups(vec![group]).build();
+    let mut bytes = std::fs::read(path).expect("its bytes");
+    let (rest, tail) = bytes.split_at(bytes.len() - 8);
+    let footer = u32::from_le_bytes(tail[..4].try_into().expect("four bytes"));
+    bytes.truncate(rest.len() - footer as usize);
+    ParquetMetaDataWriter::new(&mut bytes, &metadata).finish().expect("another footer");
+    std::fs::write(path, &bytes).expect("in its place");
+    ScanFile { size_bytes: bytes.len() as u64, ..file.clone() }
 }
 
 #[tokio::test]
@@ -124,10 +125,13 @@ async fn a_file_is_taken_if_its_footer_says_what_its_rows_do() {
     let odd = written(&stage, &[of([1.0, f64::NAN, 7.0])]).await;
     let odd = stage.take_handed(&odd[0].as_scanned(), |_| Ok(())).await.expect("read");
     assert!(odd.is_none(), "other writers keep no extremes beside a NaN");
-    let silent = written(&stage, &[of([1.0, 2.0, 3.0])]).await;
-    let silent = without_statistics(&silent[0].as_scanned());
-    let silent = stage.take_handed(&silent, |_| Ok(())).await.expect("read");
-    assert!(silent.is_none(), "readers could not skip it, or would");
+    let statistics = |most, nulls| Statistics::int64(Some(1), Some(most), None, Some(nulls), false);
+    for (most, nulls, is_right) in [(3, 0, true), (2, 0, false), (3, 1, false)] {
+        let files = written(&stage, &[of([1.0, 2.0, 3.0])]).await;
+        let file = saying(statistics(most, nulls), &files[0].as_scanned());
+        let taken = stage.take_handed(&file, |_| Ok(())).await.expect("read");
+        assert_eq!(taken.is_some(), is_right, "{most} {nulls}");
+    }
     let parted = StageRequest { partition: vec!["id".parse().expect("identity")], ..replace };
     let parted = scratch.lake.stage(&org("401"), "t", parted).await.expect("stage");
     let mixed = parted.take_handed(&whole[0].as_scanned(), |_| Ok(())).await.expect("read");

@@ -215,5 +215,14 @@ mod tests {
         for (column, kind, expected) in held {
             assert_eq!(known.holds_only(column, kind), expected, "{column}");
         }
+        let nested = seen(&[doc! { "in": { "l": [{ "at": DateTime::MIN }] }, "b": {} }]);
+        for (known, column, expected) in [
+            (&known, "y", true),
+            (&known, "d", false),
+            (&nested, "in", true),
+            (&nested, "b", false),
+        ] {
+            assert_eq!(known.is_refused(column), expected, "{column}");
+        }
     }
 }

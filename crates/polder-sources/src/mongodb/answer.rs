@@ -391,10 +391,11 @@ mod tests {
     use super::*;
 
     fn known() -> Inference {
+        seen(doc! { "n": 1_i32, "s": "x", "at": DateTime::from_millis(0), "f": 0.5, "a.b": 1_i32 })
+    }
+
+    fn seen(document: Document) -> Inference {
         let mut inference = Inference::new(InferenceOptions::default());
-        let document = doc! {
-            "n": 1_i32, "s": "x", "at": DateTime::from_millis(0), "f": 0.5, "a.b": 1_i32,
-        };
         inference.see(&document.to_vec().expect("bytes")).expect("a document");
         inference
     }
@@ -417,12 +418,15 @@ mod tests {
     }
 
     fn asked(part: SubPlan) -> Option<Asked> {
-        let known = known();
+        asked_of(&known(), part)
+    }
+
+    fn asked_of(known: &Inference, part: SubPlan) -> Option<Asked> {
         let (schema, _) = known.finish().expect("a schema");
         let columns = part.columns().expect("exact").into_iter().enumerate();
         let columns = columns.map(|(index, of)| Field::new(answered(index), of)).collect();
         let learnt = Learnt { schema, rows: 1, paths: 5, found: Arc::new(()) };
-        Asked::of(&part, &TableSchema::new(columns), &learnt, &known)
+        Asked::of(&part, &TableSchema::new(columns), &learnt, known)
     }
 
     fn sorted(input: SubPlan, column: usize) -> SubPlan {
@@ -480,8 +484,9 @@ mod tests {
         assert_eq!(group.get_document("a2").expect("sum"), &doc! { "$sum": "$n" });
         assert_eq!(group.get_document("a3").expect("greatest"), &doc! { "$max": "$at" });
         let marks = group.get_document("x").expect("marks").to_string();
-        for column in ["\"$n\"", "\"$s\"", "\"$at\""] {
-            assert!(marks.contains(column), "{marks}");
+        let (before, after) = (r#""$lt": ["$at", DateTime("#, r#""$gt": ["$at", DateTime("#);
+        for text in ["\"$n\"", "\"$s\"", "\"$at\"", before, after] {
+            assert!(marks.contains(text), "no {text} in {marks}");
         }
         let shown = shown.get_document("$replaceRoot").expect("a stage");
         let shown = shown.get_document("newRoot").expect("a document");
@@ -490,6 +495,19 @@ mod tests {
         let types: Vec<_> = asked.schema.fields.iter().map(|field| &field.data_type).collect();
         let long = &LakeType::Long;
         assert_eq!(types, [&LakeType::String, long, long, &LakeType::Timestamptz]);
+    }
+
+    /// Reading one ends the query.
+    #[test]
+    fn columns_with_dates_that_no_timestamp_is_are_not_asked_for() {
+        let far = seen(doc! { "n": 1_i32, "s": "x", "at": DateTime::MAX, "f": 0.5, "a.b": 1_i32 });
+        let count = |column| of(AggregateFunction::Count, Some(Term::Column(column)));
+        for (known, is_asked) in [(known(), true), (far, false)] {
+            let counted = asked_of(&known, grouped(table(), &[0], vec![count(2)]));
+            let first = asked_of(&known, sorted(table(), 0));
+            assert_eq!((counted.is_some(), first.is_some()), (is_asked, is_asked));
+            assert!(asked_of(&known, grouped(table(), &[0], vec![count(1)])).is_some());
+        }
     }
 
     #[test]

@@ -13,9 +13,6 @@ use polder_core::{
 use super::support::Database;
 use crate::reading::request;
 
-/// The first milliseconds after the year 9999 and before the year 1.
-const FAR_MILLIS: [i64; 2] = [253_402_300_800_000, -62_135_596_800_001];
-
 async fn learn(database: &Database) -> Arc<Learnt> {
     let (_, learnt) = database.source().learn(request("t")).await.expect("all");
     Arc::new(learnt.expect("learnt"))
@@ -129,28 +126,6 @@ async fn values_that_are_not_null_are_counted_whatever_they_are() {
     assert_eq!(answer(&database, &learnt, part).await.expect("counted"), ["5"]);
 }
 
-/// As reading it does: a date that no timestamp is ends the query.
-#[tokio::test]
-async fn a_column_that_cannot_be_read_is_not_counted_by_the_server() {
-    let database = Database::new().await;
-    let far = DateTime::from_millis(FAR_MILLIS[0]);
-    let documents = (0..5_i32).map(|n| doc! { "n": n, "at": DateTime::from_millis(0), "o": {} });
-    let odd =
-        [doc! { "n": 9_i32, "at": far }, doc! { "n": 9_i32, "o": { "list": [{ "at": far }] } }];
-    database.insert("t", documents.chain(odd).collect()).await;
-    let learnt = learn(&database).await;
-    for column in ["at", "o"] {
-        let part = one(&learnt, column, &[AggregateFunction::Count]);
-        assert_eq!(answer(&database, &learnt, part).await, None, "{column}");
-        let order = vec![Order { term: Term::Column(0), descending: false, nulls_first: false }];
-        let input = table(&learnt, &["n", column]);
-        let part = SubPlan::First { input, order, rows: 2 };
-        assert_eq!(answer(&database, &learnt, part).await, None, "{column}");
-    }
-    let part = one(&learnt, "n", &[AggregateFunction::Count]);
-    assert_eq!(answer(&database, &learnt, part).await.expect("counted"), ["7"]);
-}
-
 #[tokio::test]
 async fn a_value_that_does_not_fit_leaves_no_answer() {
     let database = Database::new().await;
@@ -167,8 +142,6 @@ async fn a_value_that_does_not_fit_leaves_no_answer() {
         Bson::from(true),
         Bson::Decimal128("7".parse().expect("decimal")),
         Bson::MaxKey,
-        Bson::from(DateTime::from_millis(FAR_MILLIS[0])),
-        Bson::from(DateTime::from_millis(FAR_MILLIS[1])),
     ];
     let extremes = [AggregateFunction::Min, AggregateFunction::Max];
     for value in odd {
