@@ -10,13 +10,13 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import duckdb
 import polder
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from breaking import Breaking
 from lakes import FROM_FILES, KEYS, Lake
 from waits import SECONDS_MAX, promptly
 
@@ -417,36 +417,6 @@ def test_nested_documents_go_on_where_a_budget_cut_them(deep):
         list(deep.documents(tables=["opportunity", "call", "segment", "word", "letter", "dot"]))
     with pytest.raises(Exception, match="no reference leads from it"):
         list(deep.documents(tables=["opportunity", "segment"]))
-
-
-class Breaking:
-    """Passes requests on, and cuts every answer's body after some bytes, each time a little later."""
-
-    def __init__(self, address: str) -> None:
-        self.cuts = 0
-        self.cut_bytes = 1 << 40
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                headers = {"Authorization": self.headers["Authorization"]}
-                request = urllib.request.Request(address + self.path, headers=headers)
-                with urllib.request.urlopen(request, timeout=SECONDS_MAX) as answer:
-                    body = answer.read()
-                whole = "format=" not in self.path
-                outer.cuts += 0 if whole else 1
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body if whole else body[: outer.cut_bytes * outer.cuts])
-                self.close_connection = True
-
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 def test_a_stream_that_breaks_goes_on_by_itself(served, org, monkeypatch):
