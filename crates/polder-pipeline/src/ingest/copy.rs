@@ -131,14 +131,7 @@ impl Transfer<'_> {
             }
         }
         copied.files = std::mem::take(&mut *lock(&finished));
-        let reached = match failed {
-            Some(error) => Err(error),
-            None => failpoint::reach(Point::Written).await,
-        };
-        match reached {
-            Ok(()) => copied.checked(request),
-            Err(error) => Err(Failure { error, files: copied.files }),
-        }
+        copied.ended(failed, request).await
     }
 }
 
@@ -165,9 +158,25 @@ impl Copied {
         };
     }
 
+    /// What was written, whatever the first error was; audited if there was none.
+    pub(super) async fn ended(
+        self,
+        failed: Option<Error>,
+        request: &IngestRequest,
+    ) -> Result<Self, Failure> {
+        let reached = match failed {
+            Some(error) => Err(error),
+            None => failpoint::reach(Point::Written).await,
+        };
+        match reached {
+            Ok(()) => self.checked(request),
+            Err(error) => Err(Failure { error, files: self.files }),
+        }
+    }
+
     /// The audit every run has: rows the source delivered = rows stored + known before + too old +
     /// marked as deleted, and the files hold as many as were written to them.
-    pub(super) fn checked(self, request: &IngestRequest) -> Result<Self, Failure> {
+    fn checked(self, request: &IngestRequest) -> Result<Self, Failure> {
         let counts = request.progress.snapshot();
         let in_files: u64 = self.files.iter().map(StagedFile::rows).sum();
         let accounted =

@@ -167,14 +167,7 @@ async fn take(
         }
     }
     drop(parts);
-    let reached = match failed {
-        Some(error) => Err(error),
-        None => failpoint::reach(Point::Written).await,
-    };
-    match reached {
-        Ok(()) => copied.checked(request),
-        Err(error) => Err(Failure { error, files: copied.files }),
-    }
+    copied.ended(failed, request).await
 }
 
 /// Takes a file over, or writes its rows anew; what is in it.
