@@ -223,7 +223,7 @@ impl<'a> Grouping<'a> {
         self.keys.insert(name.clone(), or_null(&field.name));
         self.used.insert(field.name.clone(), kind);
         self.groups.of_none = None;
-        self.show(format!("$_id.{name}"), field, kind, Bson::Null)
+        self.show(format!("$_id.{name}"), &field, kind, Bson::Null)
     }
 
     fn aggregate(&mut self, aggregate: &Aggregate) -> Option<()> {
@@ -236,7 +236,7 @@ impl<'a> Grouping<'a> {
         let (operator, argument) = match (function, argument) {
             (AggregateFunction::Count, None) => {
                 self.values.insert(value.clone(), doc! { "$sum": 1 });
-                return self.show(format!("${value}"), count(&value), long, Bson::Int64(0));
+                return self.show(format!("${value}"), &count(&value), long, Bson::Int64(0));
             }
             (AggregateFunction::Count, Some(argument)) => {
                 // Of what type a value is does not matter.
@@ -246,7 +246,7 @@ impl<'a> Grouping<'a> {
                 }
                 let one = doc! { "$cond": [is_absent(&field.name), 0, 1] };
                 self.values.insert(value.clone(), doc! { "$sum": one });
-                return self.show(format!("${value}"), count(&value), long, Bson::Int64(0));
+                return self.show(format!("${value}"), &count(&value), long, Bson::Int64(0));
             }
             (AggregateFunction::Sum, Some(argument)) => ("$sum", argument),
             (AggregateFunction::Min, Some(argument)) => ("$min", argument),
@@ -257,7 +257,7 @@ impl<'a> Grouping<'a> {
         self.used.insert(field.name.clone(), kind);
         self.values.insert(value.clone(), doc! { operator: path(&field.name) });
         if *function != AggregateFunction::Sum {
-            return self.show(format!("${value}"), field, kind, Bson::Null);
+            return self.show(format!("${value}"), &field, kind, Bson::Null);
         }
         if !matches!(kind, Scalars::Integers { .. }) {
             return None;
@@ -267,14 +267,14 @@ impl<'a> Grouping<'a> {
         self.values.insert(some.clone(), doc! { "$max": path(&field.name) });
         let is_none = doc! { "$eq": [format!("${some}"), Bson::Null] };
         let sum = doc! { "$cond": [is_none, Bson::Null, format!("${value}")] };
-        self.show(sum, field, kind, Bson::Null)
+        self.show(sum, &field, kind, Bson::Null)
     }
 
     /// The next column: what it is made of, its type in the collection, and its value of no documents.
     fn show(
         &mut self,
         of: impl Into<Bson>,
-        field: Field,
+        field: &Field,
         kind: Scalars,
         of_none: Bson,
     ) -> Option<()> {
@@ -289,7 +289,7 @@ impl<'a> Grouping<'a> {
         if let Some(row) = &mut self.groups.of_none {
             row.insert(name.clone(), of_none);
         }
-        self.fields.push(Field { name, data_type, nullable: true, ..field });
+        self.fields.push(Field { name, data_type, nullable: true, ..*field });
         self.groups.kinds.push(kind);
         Some(())
     }
@@ -391,10 +391,10 @@ mod tests {
     use super::*;
 
     fn known() -> Inference {
-        seen(doc! { "n": 1_i32, "s": "x", "at": DateTime::from_millis(0), "f": 0.5, "a.b": 1_i32 })
+        seen(&doc! { "n": 1_i32, "s": "x", "at": DateTime::from_millis(0), "f": 0.5, "a.b": 1_i32 })
     }
 
-    fn seen(document: Document) -> Inference {
+    fn seen(document: &Document) -> Inference {
         let mut inference = Inference::new(InferenceOptions::default());
         inference.see(&document.to_vec().expect("bytes")).expect("a document");
         inference
@@ -418,15 +418,15 @@ mod tests {
     }
 
     fn asked(part: SubPlan) -> Option<Asked> {
-        asked_of(&known(), part)
+        asked_of(&known(), &part)
     }
 
-    fn asked_of(known: &Inference, part: SubPlan) -> Option<Asked> {
+    fn asked_of(known: &Inference, part: &SubPlan) -> Option<Asked> {
         let (schema, _) = known.finish().expect("a schema");
         let columns = part.columns().expect("exact").into_iter().enumerate();
         let columns = columns.map(|(index, of)| Field::new(answered(index), of)).collect();
         let learnt = Learnt { schema, rows: 1, paths: 5, found: Arc::new(()) };
-        Asked::of(&part, &TableSchema::new(columns), &learnt, known)
+        Asked::of(part, &TableSchema::new(columns), &learnt, known)
     }
 
     fn sorted(input: SubPlan, column: usize) -> SubPlan {
@@ -500,13 +500,13 @@ mod tests {
     /// Reading one ends the query.
     #[test]
     fn columns_with_dates_that_no_timestamp_is_are_not_asked_for() {
-        let far = seen(doc! { "n": 1_i32, "s": "x", "at": DateTime::MAX, "f": 0.5, "a.b": 1_i32 });
+        let far = seen(&doc! { "n": 1_i32, "s": "x", "at": DateTime::MAX, "f": 0.5, "a.b": 1_i32 });
         let count = |column| of(AggregateFunction::Count, Some(Term::Column(column)));
         for (known, is_asked) in [(known(), true), (far, false)] {
-            let counted = asked_of(&known, grouped(table(), &[0], vec![count(2)]));
-            let first = asked_of(&known, sorted(table(), 0));
+            let counted = asked_of(&known, &grouped(table(), &[0], vec![count(2)]));
+            let first = asked_of(&known, &sorted(table(), 0));
             assert_eq!((counted.is_some(), first.is_some()), (is_asked, is_asked));
-            assert!(asked_of(&known, grouped(table(), &[0], vec![count(1)])).is_some());
+            assert!(asked_of(&known, &grouped(table(), &[0], vec![count(1)])).is_some());
         }
     }
 

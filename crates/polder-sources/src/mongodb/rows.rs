@@ -85,7 +85,7 @@ fn column(term: &Term, columns: &[Field]) -> Option<Field> {
         Term::Widened(term, LakeType::Long) => {
             let field = column(term, columns)?;
             let integers = matches!(field.data_type, LakeType::Int | LakeType::Long);
-            integers.then(|| Field { data_type: LakeType::Long, ..field })
+            integers.then_some(Field { data_type: LakeType::Long, ..field })
         }
         _ => None,
     }

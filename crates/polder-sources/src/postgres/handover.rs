@@ -225,15 +225,11 @@ fn place(secured: &str, is_bound: bool) -> String {
 /// sent as texts.
 fn settings(is_bound: bool, digits: Option<u32>) -> String {
     let setting = |name: &str| format!(" AND pg_catalog.current_setting('{name}')");
-    let mut all = String::new();
-    if is_bound {
-        // The plan's session has the time zone by which a filter's words for times are meant.
-        all += &format!("{} IN {UTC}", setting("TimeZone"));
-    }
-    if let Some(digits) = digits {
-        all += &format!("{}::pg_catalog.int4 >= {digits}", setting("extra_float_digits"));
-    }
-    all
+    // The plan's session has the time zone by which a filter's words for times are meant.
+    let zone = is_bound.then(|| format!("{} IN {UTC}", setting("TimeZone")));
+    let digits = digits
+        .map(|digits| format!("{}::pg_catalog.int4 >= {digits}", setting("extra_float_digits")));
+    [zone, digits].into_iter().flatten().collect()
 }
 
 /// What no value of the type can be made of. It depends on `value`, so that it is not computed beforehand.

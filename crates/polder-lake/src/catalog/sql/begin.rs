@@ -65,8 +65,8 @@ mod tests {
     /// It shows in two ways: a connection inside a transaction, or, more seldom, one that never comes back.
     #[tokio::test(flavor = "multi_thread")]
     async fn sqlx_by_itself_loses_the_connection() {
-        let (pool, began) = (database().await, Instant::now());
-        for left in (0..8).cycle().take_while(|_| began.elapsed() < Duration::from_mins(1)) {
+        let (pool, start) = (database().await, Instant::now());
+        for left in (0..8).cycle().take_while(|_| start.elapsed() < Duration::from_mins(1)) {
             match steps(pool.begin_with("BEGIN IMMEDIATE"), left).await {
                 Some(Err(sqlx::Error::InvalidSavePointStatement | sqlx::Error::PoolTimedOut)) => {
                     return;
