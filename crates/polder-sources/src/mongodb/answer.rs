@@ -417,8 +417,8 @@ mod tests {
         SubPlan::Filter { input: Box::new(table()), condition }
     }
 
-    fn asked(part: SubPlan) -> Option<Asked> {
-        asked_of(&known(), &part)
+    fn asked(part: &SubPlan) -> Option<Asked> {
+        asked_of(&known(), part)
     }
 
     fn asked_of(known: &Inference, part: &SubPlan) -> Option<Asked> {
@@ -450,7 +450,7 @@ mod tests {
 
     #[test]
     fn the_first_come_after_those_that_do_not_fit() {
-        let asked = asked(sorted(where_n_is_one(), 1)).expect("said");
+        let asked = asked(&sorted(where_n_is_one(), 1)).expect("said");
         let [matching, made, sort, limit, last] = asked.pipeline.as_slice() else {
             panic!("{:?}", asked.pipeline)
         };
@@ -475,7 +475,7 @@ mod tests {
             of(AggregateFunction::Sum, Some(wide)),
             of(AggregateFunction::Max, Some(Term::Column(2))),
         ];
-        let asked = asked(grouped(table(), &[1], aggregates)).expect("said");
+        let asked = asked(&grouped(table(), &[1], aggregates)).expect("said");
         let [group, shown] = asked.pipeline.as_slice() else { panic!("{:?}", asked.pipeline) };
         let group = group.get_document("$group").expect("a stage");
         let key = doc! { "k0": { "$ifNull": ["$s", Bson::Null] } };
@@ -515,19 +515,19 @@ mod tests {
         let rows = || of(AggregateFunction::Count, None);
         let negative = Term::Not(Box::new(Term::IsNull(Box::new(Term::Column(3)))));
         let filtered = SubPlan::Filter { input: Box::new(table()), condition: negative };
-        assert!(asked(grouped(filtered, &[0], vec![rows()])).is_some());
+        assert!(asked(&grouped(filtered, &[0], vec![rows()])).is_some());
         let count = |column| of(AggregateFunction::Count, Some(Term::Column(column)));
-        assert!(asked(grouped(table(), &[], vec![count(3)])).is_some());
+        assert!(asked(&grouped(table(), &[], vec![count(3)])).is_some());
         let least = of(AggregateFunction::Min, Some(Term::Column(4)));
         let distinct = Aggregate { distinct: true, ..count(0) };
         let average = of(AggregateFunction::Average, Some(Term::Column(0)));
         for aggregate in [count(4), least, distinct, average] {
-            assert!(asked(grouped(table(), &[0], vec![aggregate])).is_none());
+            assert!(asked(&grouped(table(), &[0], vec![aggregate])).is_none());
         }
-        assert!(asked(grouped(table(), &[4], vec![rows()])).is_none());
-        assert!(asked(sorted(table(), 4)).is_none());
-        assert!(asked(sorted(sorted(table(), 0), 0)).is_none());
+        assert!(asked(&grouped(table(), &[4], vec![rows()])).is_none());
+        assert!(asked(&sorted(table(), 4)).is_none());
+        assert!(asked(&sorted(sorted(table(), 0), 0)).is_none());
         let none = SubPlan::First { input: Box::new(table()), order: Vec::new(), rows: 3 };
-        assert!(asked(none).is_none());
+        assert!(asked(&none).is_none());
     }
 }

@@ -19,10 +19,10 @@ async fn learn(database: &Database) -> Arc<Learnt> {
 }
 
 /// All documents with some of their members, by position.
-fn table(learnt: &Learnt, columns: &[&str]) -> Box<SubPlan> {
+fn table(learnt: &Learnt, columns: &[&str]) -> SubPlan {
     let field = |name: &&str| learnt.schema.field(name).expect(name).clone();
     let columns = columns.iter().map(field).collect();
-    Box::new(SubPlan::Table { from: "t".to_owned(), columns, predicate: Predicate::True })
+    SubPlan::Table { from: "t".to_owned(), columns, predicate: Predicate::True }
 }
 
 /// How often each value of the column is there.
@@ -30,7 +30,7 @@ fn counted(learnt: &Learnt, column: &str) -> SubPlan {
     let (function, argument) = (AggregateFunction::Count, None);
     let rows = Aggregate { function, argument, distinct: false, filter: None };
     let keys = vec![Term::Column(0)];
-    SubPlan::Aggregate { input: table(learnt, &[column]), keys, aggregates: vec![rows] }
+    SubPlan::Aggregate { input: Box::new(table(learnt, &[column])), keys, aggregates: vec![rows] }
 }
 
 /// One row of what is made of the column.
@@ -40,13 +40,13 @@ fn one(learnt: &Learnt, column: &str, functions: &[AggregateFunction]) -> SubPla
         Aggregate { function: *function, argument, distinct: false, filter: None }
     };
     let aggregates = functions.iter().map(of).collect();
-    SubPlan::Aggregate { input: table(learnt, &[column]), keys: Vec::new(), aggregates }
+    SubPlan::Aggregate { input: Box::new(table(learnt, &[column])), keys: Vec::new(), aggregates }
 }
 
 /// The two least values of the column.
 fn least(learnt: &Learnt, column: &str) -> SubPlan {
     let order = vec![Order { term: Term::Column(0), descending: false, nulls_first: false }];
-    SubPlan::First { input: table(learnt, &[column]), order, rows: 2 }
+    SubPlan::First { input: Box::new(table(learnt, &[column])), order, rows: 2 }
 }
 
 /// The rows as `value|value`, sorted.
