@@ -35,11 +35,8 @@ function requests.load()
   return wrk.format("GET", path(math.random(0, tables - 1)))
 end
 
--- Each table once, and then no more.
-function requests.first()
-  if next_table * count >= tables then
-    wrk.thread:stop()
-  end
+-- Each table in turn.
+function requests.each()
   return wrk.format("GET", path((turn())))
 end
 
