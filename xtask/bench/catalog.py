@@ -45,7 +45,7 @@ CATALOG = "polder"
 # What is asked of the served catalog: requests a second, and milliseconds at the 99th percentile.
 LOADS_MIN, LOADS_P99_MAX, COMMITS_MIN = 5_000, 10.0, 300
 # Of the requests a second with the fewest tables, what has to be left with the most.
-FLAT_MIN = 0.5
+FLAT_MIN = 0.75
 CONFIG = """
 [lake]
 warehouse = "./lake"
