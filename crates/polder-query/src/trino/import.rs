@@ -90,7 +90,7 @@ pub(super) fn refused(number: usize, import: &Import<'_>) -> Error {
     let message = "Trino's catalog of the source is not the database that Polder reads";
     Error::new(ErrorCode::SourceFailed, message).detail(format!("catalog {}", import.source)).hint(
         "it has to be the same server and database, as a role that sees the same rows, with the same \
-         search_path, and Trino's server in time zone UTC",
+         search_path, Trino's server in time zone UTC, and floats sent whole (extra_float_digits)",
     )
 }
 

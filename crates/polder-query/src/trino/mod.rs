@@ -251,7 +251,8 @@ impl Importer for TrinoEngine {
     async fn stop(&self, org: &Authorized<OrgId>) -> Result<()> {
         let under_way = stopping::under_way(self.client.lake(), &org.get().namespace());
         for _ in 0..LOOKS_MAX {
-            let ids = self.texts(under_way.clone()).await?;
+            let ids = self.texts(under_way.clone()).await;
+            let ids = ids.map_err(|error| error.within("ending what Trino does for the org"))?;
             if ids.is_empty() {
                 return Ok(());
             }
