@@ -45,7 +45,7 @@ use arrow::datatypes::{
 };
 use md5::{Digest, Md5};
 
-pub use self::content::content;
+pub use self::content::{Hashes, bytes, content};
 use self::record::oid;
 use crate::{Error, ErrorCode, Result, keys};
 

@@ -1,6 +1,10 @@
 //! A fast hash of rows, for what only Polder itself computes.
 
-use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch};
+use std::collections::HashMap;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, DictionaryArray, PrimitiveArray, RecordBatch, StringArray,
+};
 use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int32Type,
     Int64Type, Time64MicrosecondType, TimeUnit, TimestampMicrosecondType,
@@ -8,7 +12,7 @@ use arrow::datatypes::{
 use twox_hash::XxHash3_64;
 
 use super::Form;
-use crate::Result;
+use crate::{Error, ErrorCode, Result};
 
 /// Stands for null in [`content`].
 const NULL: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -21,12 +25,96 @@ const PRIME: u64 = 0x9fb2_1c65_1e98_df25;
 /// # Errors
 /// As [`Records::new`](super::Records::new).
 pub fn content(records: &RecordBatch) -> Result<u64> {
-    let mut rows = vec![0_u64; records.num_rows()];
-    for (index, array) in records.columns().iter().enumerate() {
-        let seed = (index as u64 + 1).wrapping_mul(PRIME);
-        add_column(array, seed, &mut rows)?;
+    let rows = Hashes::default().of(records.columns(), records.num_rows())?;
+    Ok(rows.into_iter().fold(0, u64::wrapping_add))
+}
+
+/// The hashes of rows that [`content`] sums up, over batches of the same columns.
+///
+/// Texts may be views or dictionaries, as a Parquet file has them: their hashes are those of the texts, and
+/// each dictionary is hashed once.
+#[derive(Debug, Default)]
+pub struct Hashes {
+    dictionaries: HashMap<usize, Dictionary>,
+}
+
+/// The values of a dictionary, and their hashes.
+#[derive(Debug)]
+struct Dictionary {
+    values: StringArray,
+    hashes: Vec<u64>,
+}
+
+impl Hashes {
+    /// A hash for each of so many rows.
+    ///
+    /// # Errors
+    /// As [`Records::new`](super::Records::new).
+    pub fn of(&mut self, columns: &[ArrayRef], rows: usize) -> Result<Vec<u64>> {
+        let mut hashes = vec![0_u64; rows];
+        for (index, array) in columns.iter().enumerate() {
+            let seed = (index as u64 + 1).wrapping_mul(PRIME);
+            match array.as_dictionary_opt::<Int32Type>() {
+                Some(array) => self.add_dictionary(index, array, seed, &mut hashes)?,
+                None => add_column(array, seed, &mut hashes)?,
+            }
+        }
+        hashes.iter_mut().for_each(|hash| *hash = mix(*hash));
+        Ok(hashes)
     }
-    Ok(rows.into_iter().map(mix).fold(0, u64::wrapping_add))
+
+    fn add_dictionary(
+        &mut self,
+        index: usize,
+        array: &DictionaryArray<Int32Type>,
+        seed: u64,
+        rows: &mut [u64],
+    ) -> Result<()> {
+        let values = array.values().as_string_opt::<i32>().ok_or_else(|| {
+            let message = format!("a dictionary of {} has no hashes", array.values().data_type());
+            Error::new(ErrorCode::Internal, message)
+        })?;
+        let known = self.dictionaries.get(&index).is_some_and(|known| known.is_of(values));
+        if !known {
+            self.dictionaries.insert(index, Dictionary::new(values, seed));
+        }
+        let Some(Dictionary { hashes, .. }) = self.dictionaries.get(&index) else { return Ok(()) };
+        let keys = array.keys();
+        let hash = |key: &i32| hashes.get(*key as usize).copied().unwrap_or(NULL ^ seed);
+        if let Some(nulls) = keys.nulls().filter(|nulls| nulls.null_count() > 0) {
+            for ((key, row), valid) in keys.values().iter().zip(rows).zip(nulls) {
+                // Below a null there may be any key.
+                add(if valid { hash(key) } else { NULL ^ seed }, row);
+            }
+        } else {
+            keys.values().iter().zip(rows).for_each(|(key, row)| add(hash(key), row));
+        }
+        Ok(())
+    }
+}
+
+impl Dictionary {
+    fn new(values: &StringArray, seed: u64) -> Self {
+        let hash = |text: Option<&str>| text.map_or(NULL ^ seed, |text| of_text(text, seed));
+        Self { values: values.clone(), hashes: values.iter().map(hash).collect() }
+    }
+
+    /// Whether these are the very values, and not only their like: as they are held here, nothing else
+    /// can lie where they are.
+    fn is_of(&self, values: &StringArray) -> bool {
+        self.values.len() == values.len()
+            && self.values.value_offsets().as_ptr() == values.value_offsets().as_ptr()
+            && self.values.value_data().as_ptr() == values.value_data().as_ptr()
+    }
+}
+
+/// A fast hash of bytes, to tell accidents.
+pub fn bytes(bytes: &[u8]) -> u64 {
+    XxHash3_64::oneshot(bytes)
+}
+
+fn of_text(text: &str, seed: u64) -> u64 {
+    XxHash3_64::oneshot_with_seed(seed, text.as_bytes())
 }
 
 fn add_column(array: &ArrayRef, seed: u64, rows: &mut [u64]) -> Result<()> {
@@ -48,13 +136,21 @@ fn add_column(array: &ArrayRef, seed: u64, rows: &mut [u64]) -> Result<()> {
             numbers!(TimestampMicrosecondType, |value| value as u64);
         }
         DataType::Decimal128(..) => {
-            numbers!(Decimal128Type, |value| (value as u64) ^ mix((value >> 64) as u64));
+            numbers!(Decimal128Type, |value| {
+                let high = (value >> 64) as u64;
+                // What `mix` makes of zero is zero.
+                (value as u64) ^ if high == 0 { 0 } else { mix(high) }
+            });
         }
         DataType::Utf8 => {
             let array = array.as_string::<i32>();
-            let hash = |text: &str| XxHash3_64::oneshot_with_seed(seed, text.as_bytes());
             for (value, row) in array.iter().zip(rows) {
-                add(value.map_or(NULL ^ seed, hash), row);
+                add(value.map_or(NULL ^ seed, |text| of_text(text, seed)), row);
+            }
+        }
+        DataType::Utf8View => {
+            for (value, row) in array.as_string_view().iter().zip(rows) {
+                add(value.map_or(NULL ^ seed, |text| of_text(text, seed)), row);
             }
         }
         DataType::Boolean => {
@@ -117,6 +213,7 @@ mod tests {
     use std::sync::Arc;
 
     use arrow::array::{BooleanArray, Int32Array};
+    use arrow::compute::cast;
 
     use super::*;
 
@@ -127,6 +224,34 @@ mod tests {
         add_column(&array, 5, &mut fast).expect("added");
         by_form(&array, 5, &mut slow).expect("added");
         assert_eq!(fast, slow);
+    }
+
+    #[test]
+    fn views_and_dictionaries_are_their_texts() {
+        let texts =
+            |texts: [Option<&str>; 5]| Arc::new(StringArray::from(texts.to_vec())) as ArrayRef;
+        let coded = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+        let mut hashes = Hashes::default();
+        let batches = [
+            texts([Some("b"), None, Some("a"), Some("b"), Some("")]),
+            texts([Some("a"), Some("b"), Some("c"), Some("a"), None]),
+            texts([None; 5]),
+        ];
+        for plain in batches {
+            let numbers: ArrayRef = Arc::new(Int32Array::from_iter_values(0..5));
+            let dictionary = cast(&plain, &coded).expect("a dictionary");
+            let views = cast(&plain, &DataType::Utf8View).expect("views");
+            let expected = Hashes::default().of(&[numbers.clone(), plain], 5).expect("hashes");
+            let found = Hashes::default().of(&[numbers.clone(), views], 5).expect("hashes");
+            assert_eq!(found, expected);
+            // The second time what is known of the dictionary is used.
+            for _ in 0..2 {
+                let found = hashes.of(&[numbers.clone(), dictionary.clone()], 5).expect("hashes");
+                assert_eq!(found, expected);
+            }
+            let part = hashes.of(&[numbers.slice(1, 3), dictionary.slice(1, 3)], 3);
+            assert_eq!(part.expect("hashes"), expected[1..4]);
+        }
     }
 
     #[test]
