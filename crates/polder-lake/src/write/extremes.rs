@@ -5,8 +5,9 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::ops::Range;
 
-use arrow::array::{Array, AsArray, GenericByteArray, RecordBatch};
+use arrow::array::{Array, ArrowNativeTypeOp, AsArray, GenericByteArray, RecordBatch};
 use arrow::compute::{
     max, max_boolean, max_fixed_size_binary, min, min_boolean, min_fixed_size_binary,
 };
@@ -153,31 +154,39 @@ fn of(array: &dyn Array) -> Option<(Value, Value)> {
 /// In one pass that seldom looks further than the first eight bytes of a value.
 fn bytes<T: ByteArrayType<Offset = i32>>(array: &GenericByteArray<T>) -> Option<(Value, Value)> {
     let (offsets, data) = (array.value_offsets(), array.value_data());
-    let value = |row: usize| &data[offsets[row] as usize..offsets[row + 1] as usize];
-    let mut rows = (0..array.len()).filter(|row| array.is_valid(*row));
-    let first = rows.next()?;
-    let (mut least, mut greatest) = (value(first), value(first));
-    let (mut least_head, mut greatest_head) = (head(least), head(greatest));
+    let place = |row: usize| offsets[row] as usize..offsets[row + 1] as usize;
+    let nulls = array.nulls().filter(|nulls| nulls.null_count() > 0);
+    let mut rows = (0..array.len()).filter(|row| nulls.is_none_or(|nulls| nulls.is_valid(*row)));
+    let first = place(rows.next()?);
+    let (mut least_head, mut greatest_head) = (head(data, &first), head(data, &first));
+    let (mut least, mut greatest) = (first.clone(), first);
     for row in rows {
-        let bytes = value(row);
-        let head = head(bytes);
-        if head < least_head || (head == least_head && bytes < least) {
-            (least, least_head) = (bytes, head);
+        let place = place(row);
+        let head = head(data, &place);
+        if head <= least_head && (head < least_head || data[place.clone()] < data[least.clone()]) {
+            (least, least_head) = (place.clone(), head);
         }
-        if head > greatest_head || (head == greatest_head && bytes > greatest) {
-            (greatest, greatest_head) = (bytes, head);
+        if head >= greatest_head
+            && (head > greatest_head || data[place.clone()] > data[greatest.clone()])
+        {
+            (greatest, greatest_head) = (place, head);
         }
     }
-    Some((Value::Bytes(beginning(least).to_vec()), Value::Bytes(beginning(greatest).to_vec())))
+    let value = |place: Range<usize>| Value::Bytes(beginning(&data[place]).to_vec());
+    Some((value(least), value(greatest)))
 }
 
 /// The first eight bytes, with zeros where there are fewer: of two values with different heads, the one
 /// with the smaller head is the smaller one.
-fn head(bytes: &[u8]) -> u64 {
-    if let Some(head) = bytes.first_chunk() {
-        return u64::from_be_bytes(*head);
-    }
-    bytes.iter().enumerate().fold(0, |head, (at, byte)| head | u64::from(*byte) << (56 - 8 * at))
+fn head(data: &[u8], place: &Range<usize>) -> u64 {
+    let length = place.len();
+    let Some(bytes) = data[place.start..].first_chunk() else {
+        let bytes = data[place.clone()].iter().enumerate();
+        return bytes.fold(0, |head, (at, byte)| head | u64::from(*byte) << (56 - 8 * at));
+    };
+    // What follows is another value's.
+    let others = if length < 8 { u64::MAX >> (8 * length) } else { 0 };
+    u64::from_be_bytes(*bytes) & !others
 }
 
 fn numbers<T: ArrowNumericType>(
@@ -185,7 +194,15 @@ fn numbers<T: ArrowNumericType>(
     value: fn(T::Native) -> Value,
 ) -> Option<(Value, Value)> {
     let array = array.as_primitive_opt::<T>()?;
-    Some((value(min(array)?), value(max(array)?)))
+    if array.null_count() > 0 {
+        return Some((value(min(array)?), value(max(array)?)));
+    }
+    let (first, rest) = array.values().split_first()?;
+    let (least, greatest) = rest.iter().fold((*first, *first), |(least, greatest), number| {
+        let least = if number.is_lt(least) { *number } else { least };
+        (least, if number.is_gt(greatest) { *number } else { greatest })
+    });
+    Some((value(least), value(greatest)))
 }
 
 fn floats<T: ArrowNumericType>(
