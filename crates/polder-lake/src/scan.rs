@@ -88,14 +88,6 @@ impl LakeTable {
     /// As [`Self::read`]; `lake.not_found` if the table has one of the files no more.
     pub async fn read_files(&self, files: &HashSet<String>) -> Result<BatchStream> {
         let scan = ScanRequest { snapshot: None, filter: Predicate::True, columns: None };
-        self.read_of(files, scan).await
-    }
-
-    /// Reads the wanted rows of some files.
-    ///
-    /// # Errors
-    /// As [`Self::read_files`].
-    pub async fn read_of(&self, files: &HashSet<String>, scan: ScanRequest) -> Result<BatchStream> {
         let mut tasks = self.tasks(&scan).await?;
         tasks.retain(|task| files.contains(&task.data_file_path));
         let found: HashSet<_> = tasks.iter().map(|task| &task.data_file_path).collect();

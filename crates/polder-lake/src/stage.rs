@@ -14,7 +14,7 @@ use iceberg::spec::{
 };
 use iceberg::{TableIdent, TableUpdate};
 use polder_core::spec::{PartitionField, SortField};
-use polder_core::{Error, ErrorCode, Predicate, Result, TableSchema};
+use polder_core::{Content, Error, ErrorCode, Predicate, Result, TableSchema};
 use uuid::Uuid;
 
 use crate::catalog::{self, TableState};
@@ -60,11 +60,16 @@ pub enum StageKind {
     Files,
 }
 
-/// What the run says of itself, to be checked and kept with the snapshot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What the run says of itself, to be checked before it is published.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunSummary {
-    /// Rows handed to writers. The commit is refused unless the files hold as many.
+    /// Rows that the files have to hold.
     pub rows: u64,
+    /// What they have to hold in all, in the columns of the stage: they are decoded again to see it. `None` where that
+    /// is not known.
+    pub content: Option<Content>,
+    /// Columns in which no two rows of the files may be alike, looked at with the content; none if empty.
+    pub unique: Vec<String>,
 }
 
 /// Rows that come and rows that go.

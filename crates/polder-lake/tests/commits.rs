@@ -210,7 +210,7 @@ async fn rows_that_do_not_add_up_are_not_published() {
     let request = request(StageKind::Replace, &id_and_text());
     let stage = scratch.lake.stage(&org("401"), "t", request).await.expect("stage");
     let files = written(&stage, &[rows(0..3)]).await;
-    let summary = polder_lake::RunSummary { rows: 4 };
+    let summary = polder_lake::RunSummary { rows: 4, ..Default::default() };
     let error = stage.commit(files, &checkpoint(0), summary).await.expect_err("refused");
     assert_eq!(error.code(), ErrorCode::Internal);
     assert!(scratch.lake.table(&org("401"), "t").await.expect("load").is_none());

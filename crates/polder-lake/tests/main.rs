@@ -19,6 +19,7 @@ mod maintain;
 mod management;
 mod merge;
 mod partitions;
+mod read_back;
 mod rest;
 mod rollback;
 mod service;

@@ -117,7 +117,7 @@ async fn a_file_has_one_delete_file_however_often_rows_of_it_go() {
     let deletes = places(&merge, 4, 4).await;
     let deletes = merge.write_deletes(&deletes).await.expect("deletes");
     let delta = RowDelta { files: Vec::new(), deletes, among: range(4, 4) };
-    merge.commit_delta(delta, &checkpoint(9), RunSummary { rows: 0 }, None).await.expect("merged");
+    merge.commit_delta(delta, &checkpoint(9), RunSummary::default(), None).await.expect("merged");
     let now = table(lake, "t").await;
     assert_eq!(ids(&now).await, [0, 1, 2, 3, 5]);
     assert_eq!(now.current_snapshot().expect("current").operation, "delete");
@@ -257,7 +257,7 @@ async fn a_rewrite_does_not_bring_back_rows_of_a_merge_that_was_staged_before_it
     let deletes = merge.write_deletes(&places(&merge, 1, 2).await).await.expect("deletes");
     let delta = RowDelta { files: Vec::new(), deletes, among: range(1, 2) };
     let meanwhile = Meanwhile { lake: lake.clone(), seen: Mutex::default() };
-    let (rows, gate) = (RunSummary { rows: 0 }, Some(&meanwhile as &dyn Gate));
+    let (rows, gate) = (RunSummary::default(), Some(&meanwhile as &dyn Gate));
     merge.commit_delta(delta, &checkpoint(9), rows, gate).await.expect("merged");
     let seen = meanwhile.seen.into_inner().expect("seen").expect("looked");
     assert_eq!(ids(&seen).await, [0, 1, 2, 3, 4, 5], "not published yet");

@@ -8,7 +8,8 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow::compute::concat_batches;
 use futures::TryStreamExt;
 use polder_core::{
-    Authorized, Checkpoint, CursorValue, Field, LakeType, OrgId, Principal, Result, TableSchema,
+    Authorized, Checkpoint, Content, CursorValue, Field, LakeType, OrgId, Principal, Result,
+    TableSchema, digest,
 };
 use polder_lake::{
     CatalogSettings, Committed, Lake, LakeSettings, LakeTable, Predicate, RunSummary, ScanRequest,
@@ -123,8 +124,17 @@ pub(crate) async fn written(stage: &Stage, batches: &[RecordBatch]) -> Vec<Stage
     writer.finish().await.expect("finish")
 }
 
+/// What the rows of batches are in all.
+pub(crate) fn content(batches: &[RecordBatch]) -> Content {
+    let of = |batch: &RecordBatch| Content {
+        rows: batch.num_rows() as u64,
+        digest: digest::content(batch).expect("digest"),
+    };
+    batches.iter().map(of).fold(Content::default(), Content::and)
+}
+
 pub(crate) fn summary(files: &[StagedFile]) -> RunSummary {
-    RunSummary { rows: files.iter().map(StagedFile::rows).sum() }
+    RunSummary { rows: files.iter().map(StagedFile::rows).sum(), ..RunSummary::default() }
 }
 
 /// One whole run.
@@ -146,7 +156,7 @@ pub(crate) async fn run_of(
 ) -> Result<Committed> {
     let stage = lake.stage(org, table, request).await?;
     let files = written(&stage, batches).await;
-    let summary = summary(&files);
+    let summary = RunSummary { content: Some(content(batches)), ..summary(&files) };
     let rows = summary.rows as i64;
     stage.commit(files, &checkpoint(rows), summary).await
 }

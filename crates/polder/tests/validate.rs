@@ -147,7 +147,7 @@ fn a_state_that_fails_its_checks_is_never_published() {
     let project = checked("block_publish", BELOW_ZERO);
     let cases = [
         ("id,name,amount\n1,Zoë,-1.50\n2,,2\n", "none below zero", "sql"),
-        ("id,name,amount\n1,Zoë,1\n2,,2\n2,b,3\n", "1 rows too many by key", "duplicates"),
+        ("id,name,amount\n1,Zoë,1\n2,,2\n2,b,3\n", "id=2", "audit"),
     ];
     for (rows, said, check) in cases {
         project.write("uploads/a.csv", rows);
@@ -167,6 +167,22 @@ fn a_state_that_fails_its_checks_is_never_published() {
     project.write("uploads/a.csv", "id,name,amount\n1,Zoë,1\n");
     project.run();
     assert_eq!(project.number("SELECT count(*) FROM org_1.deal"), 1);
+}
+
+/// Under every policy.
+#[test]
+fn rows_of_one_key_are_never_published() {
+    let project = checked("warn", BELOW_ZERO);
+    project.write("uploads/a.csv", "id,name,amount\n1,Zoë,1\n2,,2\n1,b,3\n3,c,4\n3,c,4\n");
+    let output = project.output(&["run", "--org", "1"]);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && errors.contains("id=1; id=3"), "{errors}");
+    assert!(errors.contains("rows are there twice by (id)"), "{errors}");
+    assert_eq!(project.number("SELECT count(*) FROM org_1.deal"), 3, "the state before");
+    let kept = "SELECT sample_keys FROM polder_management.validation_results \
+                WHERE staged AND verdict = 'failed' AND \"check\" = 'audit'";
+    let kept = project.query(kept);
+    assert_eq!(kept[0]["sample_keys"], serde_json::json!(["id=1", "id=3"]), "{kept:?}");
 }
 
 #[test]

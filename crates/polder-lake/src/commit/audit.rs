@@ -8,6 +8,8 @@
 //!   under their ids, and as many nulls and the same extremes in each as the rows had that were handed
 //!   to the writer.
 //! - The totals of the summary add up.
+//!
+//! The rows themselves are [`super::read_back`]'s.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,6 +23,7 @@ use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use polder_core::{Error, ErrorCode, Result};
 
 use super::conflict;
+use super::read_back::Stored;
 use super::snapshot::read_list;
 use crate::catalog::TableState;
 use crate::error;
@@ -32,7 +35,7 @@ use crate::storage::Store;
 use crate::write::{StagedDeletes, StagedFile, bounds, null_counts};
 
 /// Files read back at the same time.
-const FILES_AT_ONCE: usize = 8;
+pub(super) const FILES_AT_ONCE: usize = 8;
 
 /// What a staged snapshot has to be.
 pub(super) struct Audit<'a> {
@@ -45,10 +48,16 @@ pub(super) struct Audit<'a> {
 }
 
 impl Audit<'_> {
+    /// The files with their footers, in any order.
+    ///
     /// # Errors
     /// `lake.audit_failed` with the first difference; `lake.conflict` if the table moved on, so that
     /// the snapshot cannot be published; `lake.*` when the store cannot be read.
-    pub(super) async fn check(&self, staged: &TableState, snapshot: i64) -> Result<()> {
+    pub(super) async fn check(
+        &self,
+        staged: &TableState,
+        snapshot: i64,
+    ) -> Result<Vec<Stored<'_>>> {
         let metadata = &staged.metadata;
         // Gone if another process expired it, which it may.
         let snapshot = metadata.snapshot_by_id(snapshot).ok_or_else(conflict)?;
@@ -59,10 +68,13 @@ impl Audit<'_> {
         let rewritten = self.check_added(&added).await?;
         self.check_kept(metadata, snapshot, &kept, rewritten).await?;
         self.check_totals(metadata, snapshot)?;
-        let files = self.files.iter().map(|file| self.check_file(file).boxed());
         let deletes = self.deletes.iter().map(|deletes| self.check_deletes(deletes).boxed());
-        let checks: Vec<_> = files.chain(deletes).collect();
-        futures::stream::iter(checks).buffer_unordered(FILES_AT_ONCE).try_collect().await
+        let deletes: Vec<_> = deletes.collect();
+        let checks = futures::stream::iter(deletes).buffer_unordered(FILES_AT_ONCE);
+        checks.try_collect::<()>().await?;
+        let files = self.files.iter().map(|file| self.check_file(file).boxed());
+        let files: Vec<_> = files.collect();
+        futures::stream::iter(files).buffer_unordered(FILES_AT_ONCE).try_collect().await
     }
 
     /// The catalog gave the schema and the spec the ids that the files and manifests were written for.
@@ -230,7 +242,7 @@ impl Audit<'_> {
         Ok(footer)
     }
 
-    async fn check_file(&self, file: &StagedFile) -> Result<()> {
+    async fn check_file<'f>(&self, file: &'f StagedFile) -> Result<Stored<'f>> {
         let location = file.location();
         let at = |error: Error| error.detail(location.to_owned());
         let broken =
@@ -257,7 +269,7 @@ impl Audit<'_> {
                 return Err(at(failed(&message)));
             }
         }
-        Ok(())
+        Ok((file, footer))
     }
 }
 
@@ -276,7 +288,7 @@ fn unread(error: Error) -> Error {
     failed("the snapshot's own metadata cannot be read back").caused_by(error)
 }
 
-fn failed(what: &str) -> Error {
+pub(super) fn failed(what: &str) -> Error {
     Error::new(ErrorCode::LakeAuditFailed, format!("the audit before publishing failed: {what}"))
         .hint("nothing was published; run again, and look at the store if it happens again")
 }

@@ -7,6 +7,7 @@
 //! The actions exist because `iceberg` 0.10 has only `fast_append`, whose own retry doubles rows when
 //! an answer is lost. Each goes when upstream has it.
 
+mod apart;
 mod audit;
 mod conflicts;
 mod expire;
@@ -14,6 +15,7 @@ mod files;
 mod manifests;
 mod pins;
 mod publish;
+mod read_back;
 mod rollback;
 mod snapshot;
 mod staging;

@@ -15,7 +15,7 @@ use tracing::{Instrument, info_span};
 use super::audit::Audit;
 use super::conflicts::Assumed;
 use super::staging::{Content, STAGING, StageSnapshot, Staged, Withdraw};
-use super::{Action, Failure, Prepared, conflict, main_to, point};
+use super::{Action, Failure, Prepared, conflict, main_to, point, read_back};
 use crate::catalog::TableState;
 use crate::failpoint::{self, Point};
 use crate::stage::{Committed, RowDelta, RunSummary, Stage, StageKind};
@@ -92,7 +92,9 @@ impl Stage {
             stage: &self,
             content: Content { files, deletes, assumed: &assumed },
             checkpoint,
+            summary: &summary,
             gate,
+            decoded: false,
             own: Vec::new(),
             abandoned: Vec::new(),
             written: Vec::new(),
@@ -128,7 +130,10 @@ struct Publication<'a> {
     stage: &'a Stage,
     content: Content<'a>,
     checkpoint: &'a Checkpoint,
+    summary: &'a RunSummary,
     gate: Option<&'a dyn Gate>,
+    /// Whether the files' rows were read back: they do not change if their snapshot is staged anew.
+    decoded: bool,
     /// The snapshots of this run that the table may have, newest last.
     own: Vec<i64>,
     /// Snapshots of other calls for the same run, which did not get to the end, or not yet. One that
@@ -232,7 +237,7 @@ impl Publication<'_> {
     }
 
     /// Reads the staged snapshot back and compares it with what the run wrote.
-    async fn audited(&self, snapshot: i64) -> Result<TableState> {
+    async fn audited(&mut self, snapshot: i64) -> Result<TableState> {
         failpoint::reach(Point::Staged).await?;
         let stage = self.stage;
         let staged = stage.lake.state(&stage.ident).await?.ok_or_else(conflict)?;
@@ -241,10 +246,12 @@ impl Publication<'_> {
         let (store, target) = (stage.store(), &stage.target);
         let store = &store;
         let audit = Audit { store, target, files, deletes, keeps };
-        audit
-            .check(&staged, snapshot)
-            .await
-            .map_err(|error| error.within(&stage.ident.to_string()))?;
+        let within = |error: Error| error.within(&stage.ident.to_string());
+        let files = audit.check(&staged, snapshot).await.map_err(within)?;
+        if !self.decoded {
+            read_back::check(stage, &files, self.summary).await.map_err(within)?;
+            self.decoded = true;
+        }
         if let Some(gate) = self.gate {
             let table = LakeTable::new(&stage.org()?, staged.clone(), stage.lake.store())?;
             gate.check(&table, snapshot).await?;

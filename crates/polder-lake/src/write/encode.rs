@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::RecordBatch;
 use bytes::Bytes;
-use iceberg::spec::{DataFile, Struct};
+use iceberg::spec::Struct;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::file::properties::WriterProperties;
 use polder_core::{Error, ErrorCode, Result};
 
+use super::StagedFile;
 use super::dictionary;
 use super::extremes::Extremes;
 use super::file::FileWriter;
@@ -84,7 +85,7 @@ pub(super) enum Ready {
     /// The next bytes of a file.
     Bytes { location: String, bytes: Bytes },
     /// A file is complete.
-    Closed(Box<DataFile>),
+    Closed(Box<StagedFile>),
 }
 
 #[derive(Debug)]
@@ -264,9 +265,9 @@ impl Encoder {
         let Some(partition) = self.partitions.get_mut(key) else { return Ok(()) };
         if let Some(mut open) = partition.open.take() {
             self.files_open -= 1;
-            let metadata = open.writer.finish().map_err(encoding)?;
+            let (metadata, tail) = open.writer.finish().map_err(encoding)?;
             self.ready.extend(open.bytes_made());
-            self.ready.push(Ready::Closed(Box::new(metrics::data_file(
+            let data_file = metrics::data_file(
                 &self.layout,
                 Finished {
                     location: open.location,
@@ -278,7 +279,8 @@ impl Encoder {
                     partition: partition.values.clone(),
                     order: self.order,
                 },
-            )?)));
+            )?;
+            self.ready.push(Ready::Closed(Box::new(StagedFile { data_file, tail: Some(tail) })));
         }
         self.recount(key);
         Ok(())

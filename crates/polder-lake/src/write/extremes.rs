@@ -400,7 +400,7 @@ mod tests {
             writer.write(&[batch]).expect("written");
             writer.flush().expect("a row group");
         }
-        let metadata = writer.finish().expect("footer");
+        let (metadata, _) = writer.finish().expect("footer");
         let found = columns(&metadata);
         assert_eq!((metadata.num_row_groups(), extremes.columns.len(), found.len()), (2, 8, 8));
         for (id, column) in &found {

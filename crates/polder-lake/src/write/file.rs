@@ -12,9 +12,10 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::{
     ArrowColumnWriter, ArrowRowGroupWriterFactory, ArrowWriterOptions, compute_leaves,
 };
-use parquet::errors::Result;
+use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::writer::SerializedFileWriter;
+use polder_core::digest;
 
 /// Rows of a row group; Parquet's own default.
 const ROW_GROUP_ROWS: usize = 1 << 20;
@@ -96,10 +97,18 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Writes the footer.
-    pub(super) fn finish(&mut self) -> Result<ParquetMetaData> {
+    /// Ends the rows and writes what follows them: page indexes and footer. The footer, and a hash of those bytes.
+    pub(super) fn finish(&mut self) -> Result<(ParquetMetaData, u64)> {
         self.flush()?;
-        self.file.finish()
+        let metadata = self.file.finish()?;
+        let made = self.file.inner();
+        let tail = self.file.bytes_written() - rows_end(&metadata) as usize;
+        let tail = made.len().checked_sub(tail).map(|from| &made[from..]);
+        let tail = tail.ok_or_else(|| {
+            ParquetError::General("the bytes of a footer were taken away".to_owned())
+        })?;
+        let hash = digest::bytes(tail);
+        Ok((metadata, hash))
     }
 
     /// The bytes made since the last call.
@@ -133,6 +142,14 @@ impl FileWriter {
     pub(super) fn memory_bytes(&self) -> usize {
         self.columns.iter().map(ArrowColumnWriter::memory_size).sum()
     }
+}
+
+/// Where the row groups of a file end.
+pub(crate) fn rows_end(metadata: &ParquetMetaData) -> u64 {
+    let chunks = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
+    let ends = chunks.map(|chunk| chunk.byte_range()).map(|(start, length)| start + length);
+    // A file begins with four bytes.
+    ends.max().unwrap_or(4)
 }
 
 impl fmt::Debug for FileWriter {

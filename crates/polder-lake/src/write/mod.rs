@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 
 pub(crate) use bounds::string_after;
 pub(crate) use encode::Budget;
+pub(crate) use file::rows_end;
 pub(crate) use layout::Layout;
 pub(crate) use metrics::{bounds, null_counts};
 pub(crate) use partition::Partitioner;
@@ -44,6 +45,8 @@ const FINISHING_MAX: usize = 1;
 #[derive(Clone, Debug)]
 pub struct StagedFile {
     data_file: DataFile,
+    /// A hash of what follows its rows, as it was made; `None` of another engine's file.
+    tail: Option<u64>,
 }
 
 impl StagedFile {
@@ -72,6 +75,12 @@ impl StagedFile {
 
     pub(crate) fn data_file(&self) -> &DataFile {
         &self.data_file
+    }
+
+    /// [`digest::bytes`](polder_core::digest::bytes) of what follows the file's row groups: page indexes and footer, as they
+    /// were made. `None` of another engine's file.
+    pub(crate) fn tail(&self) -> Option<u64> {
+        self.tail
     }
 }
 
@@ -215,8 +224,8 @@ impl TableWriter {
                         output.write(bytes).await?;
                     }
                 }
-                Ready::Closed(data_file) => {
-                    let file = StagedFile { data_file: *data_file };
+                Ready::Closed(file) => {
+                    let file = *file;
                     let Some(output) = self.outputs.remove(file.location()) else {
                         let message = "a data file without content";
                         return Err(Error::new(ErrorCode::Internal, message));

@@ -94,7 +94,7 @@ impl Taken {
             order: None,
         };
         match metrics::data_file(&self.layout, finished) {
-            Ok(data_file) => Ok(Some(StagedFile { data_file })),
+            Ok(data_file) => Ok(Some(StagedFile { data_file, tail: None })),
             Err(error) if error.code() == ErrorCode::LakeAuditFailed => Ok(None),
             Err(error) => Err(error),
         }

@@ -1,18 +1,16 @@
-//! `policy: block_publish`: what a run has staged is read back row by row, and `checks:` are asked of
-//! it, before anybody sees it. And the evidence of what an audit has refused.
+//! `policy: block_publish`: `checks:` are asked of what a run has staged before anybody sees it, and after a merge
+//! all keys of the table are looked at. And the evidence of what an audit has refused.
 //!
-//! A full refresh is read back whole. An `append` run reads its own files; a merge the table's keys, as
-//! what it holds is not known to the run as a whole.
+//! The rows of the run itself are read back under every policy ([`polder_lake::RunSummary`]).
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use polder_core::spec::{Mode, ValidationPolicy};
 use polder_core::validation::{Check, CheckName, Verdict};
-use polder_core::{Content, Error, ErrorCode, Result};
-use polder_lake::{Gate, Lake, LakeTable, StagedFile};
+use polder_core::{Error, ErrorCode, Result};
+use polder_lake::{Gate, Lake, LakeTable};
 
 use super::IngestRequest;
 use crate::validate::{Asked, Compared, ValidationReport, checks, keep, lake, now_ms};
@@ -20,12 +18,6 @@ use crate::validate::{Asked, Compared, ValidationReport, checks, keep, lake, now
 /// What has to be true of the staged state.
 pub(super) struct StagedChecks<'a> {
     request: &'a IngestRequest,
-    /// The files to read; all of the state's where absent.
-    files: Option<Arc<HashSet<String>>>,
-    /// What those files hold; `None` where the run does not know.
-    content: Option<Content>,
-    /// See [`polder_core::Split::cursor_is_coarse`].
-    coarse: bool,
     /// What was found, with the snapshot.
     found: Mutex<(Option<i64>, Vec<Check>)>,
 }
@@ -33,50 +25,23 @@ pub(super) struct StagedChecks<'a> {
 impl<'a> StagedChecks<'a> {
     /// `None` where the policy does not ask for it. `full`: no rows of the table stay; `added`: what
     /// the run has written.
-    pub(super) fn of(
-        request: &'a IngestRequest,
-        files: &[StagedFile],
-        (full, added): (bool, Content),
-        coarse: bool,
-    ) -> Option<Self> {
-        let spec = &request.table;
-        if spec.validation.policy != ValidationPolicy::BlockPublish {
-            return None;
-        }
-        let own = || files.iter().map(|file| file.location().to_owned()).collect();
-        let appends = !full && spec.mode == Mode::Append;
-        Some(Self {
-            request,
-            files: appends.then(|| Arc::new(own())),
-            content: (spec.mode != Mode::Merge).then_some(added),
-            coarse,
-            found: Mutex::default(),
-        })
+    pub(super) fn of(request: &'a IngestRequest) -> Option<Self> {
+        let blocks = request.table.validation.policy == ValidationPolicy::BlockPublish;
+        blocks.then(|| Self { request, found: Mutex::default() })
     }
 
     async fn checks(&self, staged: &LakeTable, snapshot: i64) -> Result<Vec<Check>> {
         let spec = &self.request.table;
-        let (columns, _) = staged.schema_at(Some(snapshot))?;
-        let mut compared = Compared::of(&columns, spec, self.coarse);
-        if !self.coarse {
-            // The words of whole rows are not needed.
-            let cursor = compared.cursor.iter().filter(|cursor| !spec.key.contains(cursor));
-            compared.columns = spec.key.iter().chain(cursor).cloned().collect();
-        }
-        compared.snapshot = Some(snapshot);
-        compared.files.clone_from(&self.files);
-        if spec.key.is_empty() {
-            // Nothing is told apart: the content alone counts.
-            compared.columns.clear();
-            compared.cursor = None;
-        }
         let mut checks = checks::Checks::new();
-        let memory = self.request.limits.memory_bytes / 2;
-        let found = lake::digests(staged, &compared, memory).await?;
-        checks.add(checks::content(self.content, found.content));
-        if !spec.key.is_empty() {
-            let returns = compared.cursor.is_some();
-            checks.add([checks::staged_duplicates(found.repeated_rows, returns)]);
+        if spec.mode == Mode::Merge {
+            // What the table holds as a whole is not known to a merge.
+            let (columns, _) = staged.schema_at(Some(snapshot))?;
+            let mut compared = Compared::of(&columns, spec, false);
+            compared.columns.clone_from(&spec.key);
+            compared.snapshot = Some(snapshot);
+            let memory = self.request.limits.memory_bytes / 2;
+            let found = lake::digests(staged, &compared, memory).await?;
+            checks.add([checks::staged_duplicates(found.repeated_rows, false)]);
         }
         for check in &spec.checks {
             let engine = self.request.engine.as_deref().ok_or_else(|| {
@@ -139,8 +104,13 @@ pub(super) async fn keep_evidence(
         let expected = "what was staged, as it was written";
         let mut check = Check::new(CheckName::Audit, Verdict::Failed, expected, error.message());
         check.started_ms = started_ms;
-        let file = error.detail_text().map(|text| text.rsplit('/').next().unwrap_or(text));
-        checks.push(check.with_samples(file.map(str::to_owned)));
+        let detail = error.detail_text().unwrap_or_default();
+        let samples: Vec<String> = match detail.rsplit_once("://") {
+            // Of a file's address its name is enough.
+            Some((_, path)) => path.rsplit('/').take(1).map(str::to_owned).collect(),
+            None => detail.split("; ").filter(|text| !text.is_empty()).map(str::to_owned).collect(),
+        };
+        checks.push(check.with_samples(samples));
     }
     let report = ValidationReport {
         id: request.run_id,

@@ -373,7 +373,7 @@ async fn copy_and_commit(
     let read = (&copied, bounds, objects);
     let checkpoint = checkpoint::after(request, base.as_ref(), &report, read);
     report.checkpoint = Some(checkpoint.clone());
-    let mut rows = copied.rows_written;
+    let mut written = Written { rows: copied.rows_written, content: Some(copied.content) };
     let delta = match &merging {
         None => RowDelta { files: copied.files, deletes: Vec::new(), among: Predicate::True },
         Some(merging) => {
@@ -383,15 +383,15 @@ async fn copy_and_commit(
                 Merge { request, stage: &stage, schema: &schema, merging, full, read_again };
             match merge.work_out(copied.files).instrument(info_span!("merge")).await {
                 Ok(merged) => {
-                    rows -= merged.rows_dropped;
+                    written = written.without(merged.rows_dropped);
                     merged.reported(&mut report, full)
                 }
                 Err(failure) => return Err(failure.clean_up(stage).await),
             }
         }
     };
-    let added = copied.content;
-    let decided = Decided { base, checkpoint, rows, added, coarse, report };
+    let apart = told_apart_by(&request.table, &schema, !delta.deletes.is_empty(), coarse);
+    let decided = Decided { base, checkpoint, written, apart, report };
     publish(lake, (request, table), stage, delta, decided).await
 }
 
@@ -407,18 +407,52 @@ fn tell_read(request: &IngestRequest, rows_written: u64, files: usize) {
     );
 }
 
+/// What the files to commit have to hold.
+#[derive(Clone, Copy)]
+struct Written {
+    rows: u64,
+    /// `None` once files of a merge have gone of which no row stays.
+    content: Option<Content>,
+}
+
+impl Written {
+    fn without(self, rows: u64) -> Self {
+        Self { rows: self.rows - rows, content: self.content.filter(|_| rows == 0) }
+    }
+}
+
 /// What a run knows before it commits.
 struct Decided {
     /// The checkpoint it began from.
     base: Option<Checkpoint>,
     checkpoint: Checkpoint,
-    /// Rows that the files to commit have to hold.
-    rows: u64,
-    /// What the run has written; of a merge, before rows of the same key went.
-    added: Content,
-    /// See [`polder_core::Split::cursor_is_coarse`].
-    coarse: bool,
+    written: Written,
+    /// Columns in which no two rows may be alike.
+    apart: Vec<String>,
     report: IngestReport,
+}
+
+/// Columns in which no two rows of the files to commit may be alike; none where the table's key does not say so.
+/// `deletes`: some of the rows have gone; `coarse`: see [`polder_core::Split::cursor_is_coarse`].
+fn told_apart_by(
+    spec: &TableSpec,
+    schema: &TableSchema,
+    deletes: bool,
+    coarse: bool,
+) -> Vec<String> {
+    if spec.key.is_empty() || deletes {
+        return Vec::new();
+    }
+    if spec.mode != Mode::Append {
+        return spec.key.clone();
+    }
+    // A key may return with another value of the cursor; without one, as with files, in another object.
+    match spec.cursor.as_ref().filter(|cursor| schema.field(cursor).is_some()) {
+        None => Vec::new(),
+        // A row can change within one value of the cursor.
+        Some(_) if coarse => schema.fields.iter().map(|field| field.name.clone()).collect(),
+        Some(cursor) => spec.key.iter().chain([cursor]).cloned().collect(),
+    }
 }
 
 /// Commits what has changed; nothing if nothing has.
@@ -429,8 +463,7 @@ async fn publish(
     delta: RowDelta,
     decided: Decided,
 ) -> Result<IngestReport> {
-    let Decided { base, checkpoint, rows, added, coarse, mut report } = decided;
-    let full = base.is_none();
+    let Decided { base, checkpoint, written, apart, mut report } = decided;
     let unchanged = delta.files.is_empty() && delta.deletes.is_empty();
     if let Some(base) = base.filter(|base| unchanged && base.objects == checkpoint.objects) {
         let reread = request.progress.snapshot().rows_known + report.rows_too_old;
@@ -443,8 +476,8 @@ async fn publish(
     }
     request.progress.enter(RunStage::Committing);
     report::count_files(&mut report, &delta.files);
-    let gate = StagedChecks::of(request, &delta.files, (full, added), coarse);
-    let summary = RunSummary { rows };
+    let gate = StagedChecks::of(request);
+    let summary = RunSummary { rows: written.rows, content: written.content, unique: apart };
     let asked = gate.as_ref().map(|gate| gate as &dyn Gate);
     let publishing = stage.commit_delta(delta, &checkpoint, summary, asked);
     let outcome = publishing.instrument(info_span!("publish")).await;
@@ -503,4 +536,36 @@ async fn known_rows(
     }
     let key = if coarse { &[][..] } else { &request.table.key };
     Known::of_append(overlap, key).await
+}
+
+#[cfg(test)]
+mod tests {
+    use polder_core::{Field, LakeType};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn rows_are_told_apart_by_what_the_mode_says_of_a_key() {
+        let field = |name: &str| Field::new(name, LakeType::Long);
+        let schema = TableSchema::new(["id", "at", "x"].map(field).to_vec());
+        let apart = |more: Value, deletes: bool, coarse: bool| {
+            let mut spec = json!({ "name": "t", "source": "s", "from": "t" });
+            spec.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
+            let spec: TableSpec = serde_json::from_value(spec).expect("spec");
+            told_apart_by(&spec, &schema, deletes, coarse)
+        };
+        let full = json!({ "mode": "full_refresh", "key": ["id"] });
+        assert_eq!(apart(full.clone(), false, false), ["id"]);
+        assert_eq!(apart(full, false, true), ["id"]);
+        assert!(apart(json!({ "mode": "full_refresh" }), false, false).is_empty());
+        let append = json!({ "mode": "append", "key": ["id"], "cursor": "at" });
+        assert_eq!(apart(append.clone(), false, false), ["id", "at"]);
+        assert_eq!(apart(append, false, true), ["id", "at", "x"], "whole rows");
+        let files = json!({ "mode": "append", "key": ["id"] });
+        assert!(apart(files, false, false).is_empty(), "states of a key, an object each");
+        let merge = json!({ "mode": "merge", "key": ["id"], "cursor": "at" });
+        assert_eq!(apart(merge.clone(), false, false), ["id"]);
+        assert!(apart(merge, true, false).is_empty(), "some rows have gone");
+    }
 }

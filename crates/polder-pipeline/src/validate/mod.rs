@@ -505,7 +505,6 @@ impl Compared {
             bits: 0,
             pending: Arc::default(),
             snapshot: None,
-            files: None,
         }
     }
 }

@@ -61,7 +61,10 @@ impl Scratch {
         writer.write(rows).await?;
         let files = writer.finish().await?;
         let checkpoint = Checkpoint { cursor: Some(CursorValue::Int(1)), ..Checkpoint::default() };
-        stage.commit(files, &checkpoint, RunSummary { rows: count }).await.map(drop)
+        stage
+            .commit(files, &checkpoint, RunSummary { rows: count, ..RunSummary::default() })
+            .await
+            .map(drop)
     }
 
     /// Deletes a row by its place in the file that has it. `gone`: the places deleted before, by file.

@@ -101,7 +101,7 @@ impl TestLake {
             writer.write(batch).await.expect("written");
             files.extend(writer.finish().await.expect("finished"));
         }
-        let summary = RunSummary { rows: count };
+        let summary = RunSummary { rows: count, ..RunSummary::default() };
         stage.commit(files, &Checkpoint::default(), summary).await.expect("committed")
     }
 

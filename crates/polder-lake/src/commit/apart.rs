@@ -1,0 +1,123 @@
+//! Whether rows are there twice, by a hash of what tells them apart.
+//!
+//! Hashes are put into heaps by their first byte as rows come; each heap is small enough for a table of it to stay
+//! in the processor's caches.
+
+use std::collections::HashSet;
+
+use polder_core::Result;
+
+use crate::error;
+
+/// Hashes are put into as many heaps, by their first byte.
+pub(super) const HEAPS: usize = 256;
+
+/// The rows of one part.
+#[derive(Debug)]
+pub(super) struct Apart {
+    /// Of the heaps, those are kept that are in this part: each of so many, from one on.
+    part: (usize, usize),
+    heaps: Vec<Vec<u64>>,
+}
+
+impl Apart {
+    /// For so many rows, about.
+    pub(super) fn new((part, parts): (usize, usize), rows: usize) -> Self {
+        // A little more than the average, so that few heaps have to grow, which doubles them.
+        let room = rows / HEAPS + rows / HEAPS / 8;
+        let heap = |heap| Vec::with_capacity(if heap % parts == part { room } else { 0 });
+        Self { part: (part, parts), heaps: (0..HEAPS).map(heap).collect() }
+    }
+
+    pub(super) fn add(&mut self, hashes: &[u64]) {
+        let (part, parts) = self.part;
+        for hash in hashes {
+            let heap = (hash >> 56) as usize;
+            if parts == 1 || heap % parts == part {
+                self.heaps[heap].push(*hash);
+            }
+        }
+    }
+}
+
+/// The hashes that rows of all parts have more than once, worked out by so many threads.
+///
+/// # Errors
+/// `internal` if it was stopped.
+pub(super) async fn repeated(parts: Vec<Apart>, at_once: usize) -> Result<HashSet<u64>> {
+    let mut heaps: Vec<Vec<Vec<u64>>> = vec![Vec::new(); HEAPS];
+    for part in parts {
+        heaps.iter_mut().zip(part.heaps).for_each(|(heap, own)| heap.push(own));
+    }
+    let share = HEAPS.div_ceil(at_once.max(1));
+    let mut found = Vec::new();
+    while !heaps.is_empty() {
+        let own = heaps.split_off(heaps.len().saturating_sub(share));
+        let twice = move || own.into_iter().flat_map(|heap| twice(&heap)).collect();
+        found.push(tokio::task::spawn_blocking(twice));
+    }
+    let found: Vec<Vec<u64>> = futures::future::try_join_all(found).await.map_err(error::join)?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// The hashes of one heap that are there more than once.
+fn twice(heap: &[Vec<u64>]) -> Vec<u64> {
+    let count: usize = heap.iter().map(Vec::len).sum();
+    // At most half of the places are taken. Their first bytes are the same: the others say where.
+    let mut places = vec![0_u64; (count * 2).next_power_of_two()];
+    let (mask, mut zeros, mut twice) = (places.len() - 1, 0, Vec::new());
+    for hash in heap.iter().flatten() {
+        if *hash == 0 {
+            // An empty place.
+            zeros += 1;
+            continue;
+        }
+        let mut at = *hash as usize & mask;
+        while places[at] != 0 && places[at] != *hash {
+            at = (at + 1) & mask;
+        }
+        if places[at] == *hash {
+            twice.push(*hash);
+        }
+        places[at] = *hash;
+    }
+    twice.extend((zeros > 1).then_some(0));
+    twice
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hashes() -> impl Strategy<Value = u64> {
+        // Few of them, in few heaps, next to each other.
+        prop_oneof![(0..3_u64, 0..20_u64).prop_map(|(heap, rest)| heap << 56 | rest), any::<u64>()]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_there_twice_is_found(
+            parts in prop::collection::vec(prop::collection::vec(hashes(), 0..60), 0..4),
+            of in 1..5_usize,
+            at_once in 1..4_usize,
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
+            let mut found = HashSet::new();
+            for part in 0..of {
+                let apart = parts.iter().map(|hashes| {
+                    let mut apart = Apart::new((part, of), hashes.len());
+                    hashes.chunks(7).for_each(|hashes| apart.add(hashes));
+                    apart
+                });
+                let own = runtime.block_on(repeated(apart.collect(), at_once)).expect("ended");
+                prop_assert!(own.is_disjoint(&found));
+                found.extend(own);
+            }
+            let mut seen = HashSet::new();
+            let twice = parts.iter().flatten().filter(|hash| !seen.insert(**hash));
+            prop_assert_eq!(found, twice.copied().collect::<HashSet<u64>>());
+        }
+    }
+}
