@@ -53,19 +53,23 @@ pub(super) async fn repeated(parts: Vec<Apart>, at_once: usize) -> Result<HashSe
     let mut found = Vec::new();
     while !heaps.is_empty() {
         let own = heaps.split_off(heaps.len().saturating_sub(share));
-        let twice = move || own.into_iter().flat_map(|heap| twice(&heap)).collect();
-        found.push(tokio::task::spawn_blocking(twice));
+        found.push(tokio::task::spawn_blocking(move || {
+            let (mut places, mut found) = (Vec::new(), Vec::new());
+            own.into_iter().for_each(|heap| twice(&heap, &mut places, &mut found));
+            found
+        }));
     }
     let found: Vec<Vec<u64>> = futures::future::try_join_all(found).await.map_err(error::join)?;
     Ok(found.into_iter().flatten().collect())
 }
 
-/// The hashes of one heap that are there more than once.
-fn twice(heap: &[Vec<u64>]) -> Vec<u64> {
+/// Adds the hashes of one heap that are there more than once. `places`: memory to use again.
+fn twice(heap: &[Vec<u64>], places: &mut Vec<u64>, found: &mut Vec<u64>) {
     let count: usize = heap.iter().map(Vec::len).sum();
-    // At most half of the places are taken. Their first bytes are the same: the others say where.
-    let mut places = vec![0_u64; (count * 2).next_power_of_two()];
-    let (mask, mut zeros, mut twice) = (places.len() - 1, 0, Vec::new());
+    // A quarter of the places stays empty. Their first bytes are the same: the others say where.
+    places.clear();
+    places.resize((count / 3 * 4 + 4).next_power_of_two(), 0);
+    let (mask, mut zeros) = (places.len() - 1, 0);
     for hash in heap.iter().flatten() {
         if *hash == 0 {
             // An empty place.
@@ -77,12 +81,11 @@ fn twice(heap: &[Vec<u64>]) -> Vec<u64> {
             at = (at + 1) & mask;
         }
         if places[at] == *hash {
-            twice.push(*hash);
+            found.push(*hash);
         }
         places[at] = *hash;
     }
-    twice.extend((zeros > 1).then_some(0));
-    twice
+    found.extend((zeros > 1).then_some(0));
 }
 
 #[cfg(test)]
