@@ -3,14 +3,13 @@
 Started by `cargo xtask bench validate`, on the tables of `cargo xtask bench ingest`. Every run measures all
 ways one after the other; medians of the ratios within a run are what counts. The ways:
 
-  load      `polder run --full-refresh`; of its trace the span `audit`, in which the staged state is read back
-  blocked   the same under `policy: block_publish`, which decodes what was staged
+  load      `polder run --full-refresh`; of its trace the span `audit`, in which the staged state is read back, its rows
+            decoded, and their keys looked at
   source    `count(*)` and one digest query over all columns, in one process of the server each
   validate  `polder validate` with digests, in one process of the server
   again     `polder validate` of what was just verified: row versions are counted, no row is digested
 
-Not told apart: what the audit adds within the stream (extremes, nulls and the digest of each row), which
-`load` and `blocked` have alike.
+Not told apart: what the audit adds within the stream (extremes, nulls and the digest of each row).
 """
 
 import argparse
@@ -34,7 +33,7 @@ orgs:
         from: public.{table}
         mode: full_refresh
         key: [l_orderkey, l_linenumber]
-        validation: {{ policy: {policy}, max_parallel: 1 }}
+        validation: {{ max_parallel: 1 }}
 """
 TELEMETRY = """
 [telemetry]
@@ -80,16 +79,12 @@ def main() -> None:
 def one(args: argparse.Namespace, collector: "Collector", number: int) -> dict:
     """All ways once."""
     found = {}
-    for way, policy in (("load", "warn"), ("blocked", "block_publish")):
-        say(f"run {number + 1}: {way}")
-        collector.spans.clear()
-        work = prepare(args, collector, way, policy)
-        found[f"{way}_s"] = polder(args, work, ["run", "--full-refresh"])["wall_s"]
-        whole, audit = (collector.seconds(name) for name in ("run", "audit"))
-        if way == "load":
-            found["audit_s"], found["audit_to_rest"] = audit, audit / (whole - audit)
-    found["blocked_to_load"] = found["blocked_s"] / found["load_s"]
-    work = args.work / "load"
+    say(f"run {number + 1}: load")
+    collector.spans.clear()
+    work = prepare(args, collector)
+    found["load_s"] = polder(args, work, ["run", "--full-refresh"])["wall_s"]
+    whole, audit = (collector.seconds(name) for name in ("run", "audit"))
+    found["audit_s"], found["audit_to_rest"] = audit, audit / (whole - audit)
     say(f"run {number + 1}: source")
     found["source_s"] = ask(args, COUNT) + ask(args, DIGEST)
     for way in ("validate", "again"):
@@ -99,14 +94,14 @@ def one(args: argparse.Namespace, collector: "Collector", number: int) -> dict:
     return found
 
 
-def prepare(args: argparse.Namespace, collector: "Collector", way: str, policy: str) -> Path:
+def prepare(args: argparse.Namespace, collector: "Collector") -> Path:
     """An empty lake."""
-    work = args.work / way
+    work = args.work / "load"
     shutil.rmtree(work, ignore_errors=True)
     (work / "pipelines").mkdir(parents=True)
     config = CONFIG.format(streams=STREAMS) + TELEMETRY.format(port=collector.port)
     (work / "polder.toml").write_text(config)
-    (work / "pipelines/bench.yaml").write_text(PIPELINE.format(table=TABLE, policy=policy))
+    (work / "pipelines/bench.yaml").write_text(PIPELINE.format(table=TABLE))
     return work
 
 
@@ -212,7 +207,6 @@ def as_text(report: dict) -> str:
         f"full load              {found['load_s']:8.2f} s",
         f"  of it the audit      {found['audit_s']:8.2f} s, {found['audit_to_rest']:.1%} of the rest"
         f" (goal {GOALS['audit_to_rest']:.0%})",
-        f"  under block_publish  {found['blocked_s']:8.2f} s, × {found['blocked_to_load']:.2f}",
         f"count and digest       {found['source_s']:8.2f} s",
         f"validate               {found['validate_s']:8.2f} s, × {found['validate_to_source']:.2f}"
         f" (goal {GOALS['validate_to_source']})",
