@@ -127,8 +127,9 @@ pub struct Checkpoint {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
     /// What the table holds by then, in the columns it has; `None` where that is not known: the
-    /// table is older than this field, or its columns have changed in place since.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// table is older than this field, or its columns have changed in place since. Named anew whenever
+    /// [`crate::digest::content`] makes other digests: what an older Polder has kept is not known then.
+    #[serde(default, rename = "content_2", skip_serializing_if = "Option::is_none")]
     pub content: Option<Content>,
     /// The least that a run has had since everything was loaded; `None` if a run is older than this
     /// field.
@@ -169,6 +170,8 @@ mod tests {
         };
         assert_eq!(Checkpoint::from_json(&checkpoint.to_json()).expect("json"), checkpoint);
         assert_eq!(Checkpoint::from_json("{}").expect("empty"), Checkpoint::default());
+        let older = r#"{"content":{"rows":3,"digest":5}}"#;
+        assert_eq!(Checkpoint::from_json(older).expect("older"), Checkpoint::default());
         assert_eq!(Checkpoint::from_json("3").expect_err("bad").code(), ErrorCode::LakeCorrupt);
     }
 

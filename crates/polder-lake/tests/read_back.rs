@@ -87,7 +87,7 @@ async fn a_flipped_byte_is_found() {
         let stage = stage(&scratch, MEMORY_BYTES).await;
         let files = written(&stage, &own).await;
         let mut bytes = std::fs::read(path(&files[0])).expect("file");
-        bytes[at] ^= 0x10;
+        bytes[at] ^= 1 << (at % 8);
         std::fs::write(path(&files[0]), bytes).expect("damaged");
         match commit(stage, files, &own, &["id"]).await {
             Err(error) => {

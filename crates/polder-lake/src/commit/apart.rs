@@ -11,6 +11,7 @@ use crate::error;
 
 /// Hashes are put into as many heaps, by their first byte.
 pub(super) const HEAPS: usize = 256;
+const ENOUGH: usize = 1 << 10;
 
 /// The rows of one part.
 #[derive(Debug)]
@@ -40,7 +41,8 @@ impl Apart {
     }
 }
 
-/// The hashes that rows of all parts have more than once, worked out by so many threads.
+/// The hashes that rows of all parts have more than once, worked out by so many threads. Where a heap has more
+/// than [`ENOUGH`] of them, not all: of a key that tells nothing apart, some say so.
 ///
 /// # Errors
 /// `internal` if it was stopped.
@@ -55,7 +57,11 @@ pub(super) async fn repeated(parts: Vec<Apart>, at_once: usize) -> Result<HashSe
         let own = heaps.split_off(heaps.len().saturating_sub(share));
         found.push(tokio::task::spawn_blocking(move || {
             let (mut places, mut found) = (Vec::new(), Vec::new());
-            own.into_iter().for_each(|heap| twice(&heap, &mut places, &mut found));
+            for heap in own {
+                twice(&heap, &mut places, &mut found);
+                found.sort_unstable();
+                found.dedup();
+            }
             found
         }));
     }
@@ -70,6 +76,7 @@ fn twice(heap: &[Vec<u64>], places: &mut Vec<u64>, found: &mut Vec<u64>) {
     places.clear();
     places.resize((count / 3 * 4 + 4).next_power_of_two(), 0);
     let (mask, mut zeros) = (places.len() - 1, 0);
+    let enough = found.len() + ENOUGH;
     for hash in heap.iter().flatten() {
         if *hash == 0 {
             // An empty place.
@@ -82,6 +89,9 @@ fn twice(heap: &[Vec<u64>], places: &mut Vec<u64>, found: &mut Vec<u64>) {
         }
         if places[at] == *hash {
             found.push(*hash);
+            if found.len() >= enough {
+                break;
+            }
         }
         places[at] = *hash;
     }
@@ -122,5 +132,17 @@ mod tests {
             let twice = parts.iter().flatten().filter(|hash| !seen.insert(**hash));
             prop_assert_eq!(found, twice.copied().collect::<HashSet<u64>>());
         }
+    }
+
+    #[tokio::test]
+    async fn of_many_rows_that_are_there_twice_some_are_found() {
+        let mut apart = Apart::new((0, 1), 0);
+        let of_a_heap = |rest: u64| 7 << 56 | rest;
+        for _ in 0..2 {
+            apart.add(&(0..10_000).map(of_a_heap).collect::<Vec<_>>());
+        }
+        let found = repeated(vec![apart], 2).await.expect("ended");
+        assert_eq!(found.len(), ENOUGH);
+        assert!(found.iter().all(|hash| hash >> 56 == 7));
     }
 }

@@ -4,7 +4,7 @@
 //! - The table has the snapshot on top of the present `main`, with the run's schema and spec.
 //! - Its manifests add exactly the run's files and deletes, each once, as they were written, and hold
 //!   exactly those of the parent that stay: only delete files that others take the place of go.
-//! - Each file is there with its length; its footer has the rows, and a data file's has the columns
+//! - Each file is there with its length, and page indexes and footer as they were made; the footer has the rows, and a data file's has the columns
 //!   under their ids, and as many nulls and the same extremes in each as the rows had that were handed
 //!   to the writer.
 //! - The totals of the summary add up.
@@ -20,10 +20,9 @@ use iceberg::spec::{
 use parquet::arrow::parquet_to_arrow_schema;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
-use polder_core::{Error, ErrorCode, Result};
+use polder_core::{Error, ErrorCode, Result, digest};
 
 use super::conflict;
-use super::read_back::Stored;
 use super::snapshot::read_list;
 use crate::catalog::TableState;
 use crate::error;
@@ -32,10 +31,10 @@ use crate::read::footer;
 use crate::schema;
 use crate::stage::Target;
 use crate::storage::Store;
-use crate::write::{StagedDeletes, StagedFile, bounds, null_counts};
+use crate::write::{StagedDeletes, StagedFile, Tail, bounds, null_counts};
 
 /// Files read back at the same time.
-pub(super) const FILES_AT_ONCE: usize = 8;
+const FILES_AT_ONCE: usize = 8;
 
 /// What a staged snapshot has to be.
 pub(super) struct Audit<'a> {
@@ -48,16 +47,10 @@ pub(super) struct Audit<'a> {
 }
 
 impl Audit<'_> {
-    /// The files with their footers, in any order.
-    ///
     /// # Errors
     /// `lake.audit_failed` with the first difference; `lake.conflict` if the table moved on, so that
     /// the snapshot cannot be published; `lake.*` when the store cannot be read.
-    pub(super) async fn check(
-        &self,
-        staged: &TableState,
-        snapshot: i64,
-    ) -> Result<Vec<Stored<'_>>> {
+    pub(super) async fn check(&self, staged: &TableState, snapshot: i64) -> Result<()> {
         let metadata = &staged.metadata;
         // Gone if another process expired it, which it may.
         let snapshot = metadata.snapshot_by_id(snapshot).ok_or_else(conflict)?;
@@ -74,7 +67,7 @@ impl Audit<'_> {
         checks.try_collect::<()>().await?;
         let files = self.files.iter().map(|file| self.check_file(file).boxed());
         let files: Vec<_> = files.collect();
-        futures::stream::iter(files).buffer_unordered(FILES_AT_ONCE).try_collect().await
+        futures::stream::iter(files).buffer_unordered(FILES_AT_ONCE).try_collect::<()>().await
     }
 
     /// The catalog gave the schema and the spec the ids that the files and manifests were written for.
@@ -212,15 +205,14 @@ impl Audit<'_> {
     }
 
     async fn check_deletes(&self, deletes: &StagedDeletes) -> Result<()> {
-        self.check_stored(deletes.file()).await.map(|_| ())
+        self.check_length(deletes.file()).await?;
+        self.check_footer(deletes.file()).await.map(drop)
     }
 
-    /// The file as the store has it; its footer.
-    async fn check_stored(&self, file: &DataFile) -> Result<ParquetMetaData> {
+    /// The store has the file, as long as it was written.
+    async fn check_length(&self, file: &DataFile) -> Result<()> {
         let (location, written) = (file.file_path(), file.file_size_in_bytes());
         let at = |error: Error| error.detail(location.to_owned());
-        let broken =
-            |cause: ParquetError| at(failed("a data file cannot be read back")).caused_by(cause);
         let size = match self.store.head(location).await {
             Ok(found) => found.size,
             Err(error) if error.code() == ErrorCode::LakeNotFound => {
@@ -232,6 +224,15 @@ impl Audit<'_> {
             let message = format!("a data file has {size} bytes, {written} written");
             return Err(at(failed(&message)));
         }
+        Ok(())
+    }
+
+    /// The footer as the store has it, with as many rows as were written.
+    async fn check_footer(&self, file: &DataFile) -> Result<ParquetMetaData> {
+        let (location, size) = (file.file_path(), file.file_size_in_bytes());
+        let at = |error: Error| error.detail(location.to_owned());
+        let broken =
+            |cause: ParquetError| at(failed("a data file cannot be read back")).caused_by(cause);
         let footer = footer(self.store, location, size).await?.map_err(broken)?;
         let rows: i64 = footer.row_groups().iter().map(RowGroupMetaData::num_rows).sum();
         let written = file.record_count();
@@ -242,12 +243,14 @@ impl Audit<'_> {
         Ok(footer)
     }
 
-    async fn check_file<'f>(&self, file: &'f StagedFile) -> Result<Stored<'f>> {
+    async fn check_file(&self, file: &StagedFile) -> Result<()> {
         let location = file.location();
         let at = |error: Error| error.detail(location.to_owned());
         let broken =
             |cause: ParquetError| at(failed("a data file cannot be read back")).caused_by(cause);
-        let footer = self.check_stored(file.data_file()).await?;
+        self.check_length(file.data_file()).await?;
+        self.check_tail(file).await?;
+        let footer = self.check_footer(file.data_file()).await?;
         let nulls = file.data_file().null_value_counts();
         if null_counts(&footer).iter().any(|(id, found)| nulls.get(id) != Some(found)) {
             return Err(at(failed("a data file has other nulls than were written")));
@@ -269,7 +272,18 @@ impl Audit<'_> {
                 return Err(at(failed(&message)));
             }
         }
-        Ok((file, footer))
+        Ok(())
+    }
+
+    /// What follows the rows is what was made: readers skip rows by page indexes, too.
+    async fn check_tail(&self, file: &StagedFile) -> Result<()> {
+        let Some(Tail { from, hash }) = file.tail() else { return Ok(()) };
+        let stored = self.store.read_range(file.location(), from..file.size_bytes()).await?;
+        if digest::bytes(&stored) == hash {
+            return Ok(());
+        }
+        let message = "a data file ends with other bytes than were written";
+        Err(failed(message).detail(file.location().to_owned()))
     }
 }
 

@@ -247,9 +247,9 @@ impl Publication<'_> {
         let store = &store;
         let audit = Audit { store, target, files, deletes, keeps };
         let within = |error: Error| error.within(&stage.ident.to_string());
-        let files = audit.check(&staged, snapshot).await.map_err(within)?;
+        audit.check(&staged, snapshot).await.map_err(within)?;
         if !self.decoded {
-            read_back::check(stage, &files, self.summary).await.map_err(within)?;
+            read_back::check(stage, files, self.summary).await.map_err(within)?;
             self.decoded = true;
         }
         if let Some(gate) = self.gate {

@@ -1,35 +1,39 @@
 //! The rows of a run, decoded again from its staged data files: they are those that were handed to the
-//! writers, and none is there twice. What follows them in each file is held to the bytes that were made.
+//! writers, and none is there twice.
 //!
 //! Row groups are decoded side by side. Columns that a file has as dictionaries are not taken apart: a text is
 //! hashed once for each dictionary, and the others are numbers.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::File;
 use std::num::NonZero;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use bytes::{Buf, Bytes, buf::Reader};
-use futures::{FutureExt, StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
 use parquet::basic::Encoding;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
+use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use parquet::file::reader::{ChunkReader, Length};
 use polder_core::digest::{Hashes, Records};
-use polder_core::{Content, Error, ErrorCode, Result, digest};
+use polder_core::{Content, Error, ErrorCode, Result};
+use tokio::sync::Mutex;
 
 use super::apart::{Apart, HEAPS, repeated};
-use super::audit::{FILES_AT_ONCE, failed};
+use super::audit::failed;
 use crate::error;
 use crate::field_ids::field_id;
+use crate::read::footer;
 use crate::schema;
 use crate::stage::{RunSummary, Stage};
-use crate::write::{StagedFile, rows_end};
+use crate::write::StagedFile;
 
 /// Row groups decoded side by side, at most.
 const GROUPS_AT_ONCE: usize = 4;
@@ -44,16 +48,13 @@ const LOOKED_AT_MAX: usize = 100;
 /// Rows whose keys are named in an error.
 const NAMED_MAX: usize = 10;
 
-/// A file with its footer.
-pub(super) type Stored<'a> = (&'a StagedFile, ParquetMetaData);
-
 /// Reads the files' rows back and compares them with what the run says of them; nothing where it says
 /// nothing.
 ///
 /// # Errors
 /// `lake.audit_failed` for other rows, for two of one key, or a file that cannot be decoded; `lake.*` when the store
 /// cannot be read.
-pub(super) async fn check(stage: &Stage, files: &[Stored<'_>], run: &RunSummary) -> Result<()> {
+pub(super) async fn check(stage: &Stage, files: &[StagedFile], run: &RunSummary) -> Result<()> {
     let Some(expected) = run.content else { return Ok(()) };
     let layout = schema::arrow_schema(&stage.request.schema, &stage.target.schema);
     let index = |name: &String| layout.index_of(name);
@@ -63,8 +64,7 @@ pub(super) async fn check(stage: &Stage, files: &[Stored<'_>], run: &RunSummary)
     // In the table's order, as parts of rows are read.
     unique.sort_unstable();
     unique.dedup();
-    check_tails(stage, files).await?;
-    let reading = ReadBack { stage, files: grouped(files, &layout)?, layout };
+    let reading = ReadBack { stage, files, layout };
     let found = reading.rows(expected.rows, &unique).await?;
     if found.content != expected {
         return Err(failed("the data files hold other rows than were written")
@@ -73,7 +73,6 @@ pub(super) async fn check(stage: &Stage, files: &[Stored<'_>], run: &RunSummary)
     if found.repeated.is_empty() {
         return Ok(());
     }
-    // Of a key that tells nothing apart, some are enough.
     let mut repeated: Vec<u64> = found.repeated.into_iter().collect();
     repeated.sort_unstable();
     repeated.truncate(LOOKED_AT_MAX);
@@ -87,34 +86,14 @@ pub(super) async fn check(stage: &Stage, files: &[Stored<'_>], run: &RunSummary)
     let message =
         format!("the audit before publishing failed: rows are there twice by ({columns})");
     Err(Error::new(ErrorCode::LakeAuditFailed, message).detail(names.join("; ")).hint(
-        "nothing was published; give `key` the columns that tell rows apart in the source, or mend its rows",
+        "nothing was published; give `key` the columns that tell rows apart in the source, or mend its rows; if rows \
+         changed while they were read without a snapshot, run again",
     ))
-}
-
-/// What follows the rows in each file is what was made: readers skip rows by page indexes, too.
-async fn check_tails(stage: &Stage, files: &[Stored<'_>]) -> Result<()> {
-    let store = &stage.store();
-    let checks = files.iter().filter_map(|(file, footer)| Some((file, footer, file.tail()?)));
-    let checks: Vec<_> = checks
-        .map(|(file, footer, made)| {
-            let check = async move {
-                let range = rows_end(footer)..file.size_bytes();
-                let stored = store.read_range(file.location(), range).await?;
-                if digest::bytes(&stored) == made {
-                    return Ok(());
-                }
-                let message = "a data file ends with other bytes than were written";
-                Err(failed(message).detail(file.location().to_owned()))
-            };
-            check.boxed()
-        })
-        .collect();
-    futures::stream::iter(checks).buffer_unordered(FILES_AT_ONCE).try_collect().await
 }
 
 /// Part of the rows.
 enum Group {
-    Own(Arc<RowGroup>),
+    Own(RowGroup),
     /// A whole file, of another engine.
     Foreign(StagedFile),
 }
@@ -124,25 +103,6 @@ struct RowGroup {
     file: String,
     metadata: ArrowReaderMetadata,
     number: usize,
-}
-
-fn grouped(files: &[Stored<'_>], layout: &SchemaRef) -> Result<Vec<Group>> {
-    let mut groups = Vec::new();
-    for (file, footer) in files {
-        let name = file.location();
-        let metadata =
-            ArrowReaderMetadata::try_new(Arc::new(footer.clone()), ArrowReaderOptions::new());
-        let metadata = metadata.map_err(|cause| undecodable(name, cause))?;
-        if same_columns(metadata.schema(), layout) {
-            groups.extend((0..footer.num_row_groups()).map(|number| {
-                let (file, metadata) = (name.to_owned(), metadata.clone());
-                Group::Own(Arc::new(RowGroup { file, metadata, number }))
-            }));
-        } else {
-            groups.push(Group::Foreign((*file).clone()));
-        }
-    }
-    Ok(groups)
 }
 
 /// Whether they come in one order, with one type and id each.
@@ -156,15 +116,21 @@ fn same_columns(found: &SchemaRef, layout: &SchemaRef) -> bool {
 
 struct ReadBack<'a> {
     stage: &'a Stage,
-    files: Vec<Group>,
+    files: &'a [StagedFile],
     layout: SchemaRef,
+}
+
+/// What is still to be read. Footers are in memory while row groups of theirs are.
+struct Queue<'a> {
+    files: std::slice::Iter<'a, StagedFile>,
+    groups: VecDeque<Group>,
 }
 
 /// What was read.
 #[derive(Default)]
 struct Found {
     content: Content,
-    /// Hashes of keys that several rows have.
+    /// Hashes of keys that several rows have; of many some.
     repeated: HashSet<u64>,
 }
 
@@ -186,6 +152,9 @@ impl ReadBack<'_> {
         let apart = tallies.into_iter().map(|tally| tally.apart).collect();
         found.repeated = repeated(apart, self.at_once()).await?;
         for part in 1..parts {
+            if found.repeated.len() >= LOOKED_AT_MAX {
+                break;
+            }
             let apart = self.read(Some(unique), true, || OfPart::new((part, parts), own)).await?;
             let apart = apart.into_iter().map(|part| part.apart).collect();
             found.repeated.extend(repeated(apart, self.at_once()).await?);
@@ -217,18 +186,46 @@ impl ReadBack<'_> {
         stored: bool,
         make: impl Fn() -> T,
     ) -> Result<Vec<T>> {
-        let groups = Mutex::new(self.files.iter());
-        let next = || groups.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let queue = Mutex::new(Queue { files: self.files.iter(), groups: VecDeque::new() });
+        let queue = &queue;
         let readers = (0..self.at_once()).map(|_| {
             let mut see = make();
             async move {
-                while let Some(group) = next() {
+                while let Some(group) = self.next(queue).await? {
                     see = self.see(group, columns, stored, see).await?;
                 }
                 Ok::<T, Error>(see)
             }
         });
         futures::future::try_join_all(readers).await
+    }
+
+    async fn next(&self, queue: &Mutex<Queue<'_>>) -> Result<Option<Group>> {
+        let mut queue = queue.lock().await;
+        loop {
+            if let Some(group) = queue.groups.pop_front() {
+                return Ok(Some(group));
+            }
+            let Some(file) = queue.files.next() else { return Ok(None) };
+            queue.groups = self.grouped(file).await?;
+        }
+    }
+
+    async fn grouped(&self, file: &StagedFile) -> Result<VecDeque<Group>> {
+        let name = file.location();
+        let failed = |cause| undecodable(name, cause);
+        let footer = footer(&self.stage.store(), name, file.size_bytes()).await?;
+        let footer = Arc::new(footer.map_err(failed)?);
+        let metadata = ArrowReaderMetadata::try_new(footer, ArrowReaderOptions::new());
+        let metadata = metadata.map_err(failed)?;
+        if !same_columns(metadata.schema(), &self.layout) {
+            return Ok([Group::Foreign(file.clone())].into());
+        }
+        let group = |number| {
+            let (file, metadata) = (name.to_owned(), metadata.clone());
+            Group::Own(RowGroup { file, metadata, number })
+        };
+        Ok((0..metadata.metadata().num_row_groups()).map(group).collect())
     }
 
     fn at_once(&self) -> usize {
@@ -239,18 +236,29 @@ impl ReadBack<'_> {
 
     async fn see<T: See>(
         &self,
-        group: &Group,
+        group: Group,
         columns: Option<&[usize]>,
         stored: bool,
         mut see: T,
     ) -> Result<T> {
         match group {
             Group::Own(group) => {
-                let bytes = self.fetch(group).await?;
-                let (group, columns) = (Arc::clone(group), columns.map(<[usize]>::to_vec));
-                let decode =
-                    move || group.decode(bytes, columns.as_deref(), stored, &mut see).map(|()| see);
-                tokio::task::spawn_blocking(decode).await.map_err(error::join)?
+                let rows = self.open(&group).await?;
+                let (file, columns) = (group.file.clone(), columns.map(<[usize]>::to_vec));
+                let decode = move || {
+                    let columns = columns.as_deref();
+                    match rows {
+                        Rows::File(file) => group.decode(file, columns, stored, &mut see)?,
+                        Rows::Span(span) => group.decode(span, columns, stored, &mut see)?,
+                    }
+                    Ok(see)
+                };
+                let decoded = tokio::task::spawn_blocking(decode).await;
+                decoded.map_err(|cause| {
+                    // The crate trusts what pages say of themselves.
+                    let broken = || ParquetError::General("decoding it stopped".to_owned());
+                    if cause.is_panic() { undecodable(&file, broken()) } else { error::join(cause) }
+                })?
             }
             Group::Foreign(file) => {
                 let name = |column: &usize| self.layout.field(*column).name().clone();
@@ -264,16 +272,23 @@ impl ReadBack<'_> {
         }
     }
 
-    /// The bytes of a row group, as they lie in the file.
-    async fn fetch(&self, group: &RowGroup) -> Result<Span> {
+    async fn open(&self, group: &RowGroup) -> Result<Rows> {
+        if let Some(file) = self.stage.store().local_file(&group.file)? {
+            return Ok(Rows::File(file));
+        }
         let (mut start, mut end) = (u64::MAX, 0);
-        for (from, length) in group.stored().columns().iter().map(|chunk| chunk.byte_range()) {
-            (start, end) = (start.min(from), end.max(from + length));
+        for chunk in group.stored().columns() {
+            let place = place(chunk).ok_or_else(|| {
+                let cause = ParquetError::General("a column lies nowhere".to_owned());
+                undecodable(&group.file, cause)
+            })?;
+            (start, end) = (start.min(place.start), end.max(place.end));
         }
         if end <= start {
-            return Ok(Span { start: 0, bytes: Bytes::new() });
+            return Ok(Rows::Span(Span { start: 0, bytes: Bytes::new() }));
         }
-        Ok(Span { start, bytes: self.stage.store().read_range(&group.file, start..end).await? })
+        let bytes = self.stage.store().read_range(&group.file, start..end).await?;
+        Ok(Rows::Span(Span { start, bytes }))
     }
 }
 
@@ -284,7 +299,7 @@ impl RowGroup {
 
     fn decode(
         &self,
-        bytes: Span,
+        rows: impl ChunkReader + 'static,
         columns: Option<&[usize]>,
         stored: bool,
         see: &mut impl See,
@@ -301,7 +316,7 @@ impl RowGroup {
         let mask = columns.map_or(all, |columns| {
             ProjectionMask::roots(metadata.parquet_schema(), columns.iter().copied())
         });
-        let batches = ParquetRecordBatchReaderBuilder::new_with_metadata(bytes, metadata)
+        let batches = ParquetRecordBatchReaderBuilder::new_with_metadata(rows, metadata)
             .with_row_groups(vec![self.number])
             .with_batch_size(batch_rows(self.stored()))
             .with_projection(mask)
@@ -312,6 +327,13 @@ impl RowGroup {
         }
         Ok(())
     }
+}
+
+/// Where the rows of a row group are read.
+enum Rows {
+    /// Page by page.
+    File(File),
+    Span(Span),
 }
 
 /// Part of a file in memory.
@@ -386,11 +408,26 @@ fn is_coded(group: &RowGroupMetaData, leaf: usize) -> bool {
     })
 }
 
+/// Where a column's pages lie, by the footer of whoever has written them.
+fn place(chunk: &ColumnChunkMetaData) -> Option<Range<u64>> {
+    let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
+    let start = u64::try_from(start).ok()?;
+    Some(start..start.checked_add(u64::try_from(chunk.compressed_size()).ok()?)?)
+}
+
 fn batch_rows(group: &RowGroupMetaData) -> usize {
     let rows = usize::try_from(group.num_rows()).unwrap_or(0).max(1);
-    let row_bytes = usize::try_from(group.total_byte_size()).unwrap_or(0) / rows;
-    let rows = (BATCH_VALUES / group.num_columns().max(1)).min(BATCH_BYTES / row_bytes.max(1));
-    rows.clamp(1, BATCH_ROWS_MAX)
+    let of_row = |count: i64| usize::try_from(count).unwrap_or(0).div_ceil(rows).max(1);
+    let chunks = || group.columns().iter();
+    // Lists have many values a row.
+    let values: usize = chunks().map(|chunk| of_row(chunk.num_values())).sum();
+    // What a dictionary has once, rows may have each.
+    let bytes = |chunk: &ColumnChunkMetaData| {
+        let apart = chunk.unencoded_byte_array_data_bytes().unwrap_or(0);
+        of_row(chunk.uncompressed_size().max(apart))
+    };
+    let bytes: usize = chunks().map(bytes).sum();
+    (BATCH_VALUES / values.max(1)).min(BATCH_BYTES / bytes.max(1)).clamp(1, BATCH_ROWS_MAX)
 }
 
 /// Counts and digests rows in all columns, and looks at what tells them apart.
@@ -485,4 +522,34 @@ fn unread(error: Error) -> Error {
 
 fn undecodable(file: &str, cause: ParquetError) -> Error {
     failed("a data file cannot be read back").detail(file.to_owned()).caused_by(cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, BinaryArray, Int32Array, ListArray};
+    use arrow::datatypes::Int32Type;
+    use parquet::arrow::ArrowWriter;
+
+    use super::*;
+
+    fn rows_at_once(column: ArrayRef) -> usize {
+        let batch = RecordBatch::try_from_iter([("a", column)]).expect("a batch");
+        let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).expect("a writer");
+        writer.write(&batch).expect("written");
+        batch_rows(writer.close().expect("a file").row_group(0))
+    }
+
+    #[test]
+    fn batches_are_small_in_memory_whatever_is_stored() {
+        assert_eq!(rows_at_once(Arc::new(Int32Array::from_iter_values(0..5_000))), BATCH_ROWS_MAX);
+        // A few kilobytes in the file, half a gigabyte in all.
+        let blobs: Vec<Vec<u8>> = (0..5).map(|byte| vec![byte; 100_000]).collect();
+        let repeated = (0..5_000).map(|row| &blobs[row % 5]);
+        let rows = rows_at_once(Arc::new(BinaryArray::from_iter_values(repeated)));
+        assert!((5..=10).contains(&rows), "{rows} rows of 100,000 bytes");
+        let lists = (0..500).map(|_| Some((0..1_000).map(Some)));
+        let lists = ListArray::from_iter_primitive::<Int32Type, _, _>(lists);
+        let rows = rows_at_once(Arc::new(lists));
+        assert!((100..=131).contains(&rows), "{rows} rows of 1,000 values");
+    }
 }

@@ -232,17 +232,23 @@ impl Store {
     pub(crate) async fn check_there(&self, location: &str) -> Result<()> {
         if self.is_local() {
             // Asking the kernel takes less than handing the question to another thread would.
-            return match std::fs::metadata(local_path(location)) {
-                Ok(_) => Ok(()),
-                Err(cause) => {
-                    let gone = cause.kind() == std::io::ErrorKind::NotFound;
-                    let code = if gone { ErrorCode::LakeNotFound } else { ErrorCode::LakeFailed };
-                    let message = "cannot look at a file of the lake";
-                    Err(Error::new(code, message).detail(location).caused_by(cause))
-                }
-            };
+            let found = std::fs::metadata(local_path(location));
+            return found.map(drop).map_err(|cause| unseen("look at", location, cause));
         }
         self.head(location).await.map(drop)
+    }
+
+    /// A file on this machine's disk, to be read by parts; `None` if files are elsewhere.
+    ///
+    /// # Errors
+    /// `lake.not_found` if there is no such file; as [`Self::path`].
+    pub(crate) fn local_file(&self, location: &str) -> Result<Option<std::fs::File>> {
+        self.path(location)?;
+        if !self.is_local() {
+            return Ok(None);
+        }
+        let file = std::fs::File::open(local_path(location));
+        file.map(Some).map_err(|cause| unseen("open", location, cause))
     }
 
     pub(crate) async fn read(&self, location: &str) -> Result<Bytes> {
@@ -407,6 +413,13 @@ fn local_path(location: &str) -> PathBuf {
     let hadoop = || location.strip_prefix("file:").filter(|rest| rest.starts_with('/'));
     let path = location.strip_prefix(FILE_SCHEME).or_else(hadoop);
     PathBuf::from(path.unwrap_or(location))
+}
+
+fn unseen(doing: &str, location: &str, cause: std::io::Error) -> Error {
+    let gone = cause.kind() == std::io::ErrorKind::NotFound;
+    let code = if gone { ErrorCode::LakeNotFound } else { ErrorCode::LakeFailed };
+    let message = format!("cannot {doing} a file of the lake");
+    Error::new(code, message).detail(location).caused_by(cause)
 }
 
 fn foreign(location: &str) -> Error {

@@ -17,6 +17,8 @@ use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::writer::SerializedFileWriter;
 use polder_core::digest;
 
+use super::Tail;
+
 /// Rows of a row group; Parquet's own default.
 const ROW_GROUP_ROWS: usize = 1 << 20;
 /// From so many columns on, what a row group takes beside its values counts.
@@ -97,18 +99,19 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Ends the rows and writes what follows them: page indexes and footer. The footer, and a hash of those bytes.
-    pub(super) fn finish(&mut self) -> Result<(ParquetMetaData, u64)> {
+    /// Ends the rows and writes what follows them: page indexes and footer.
+    pub(super) fn finish(&mut self) -> Result<(ParquetMetaData, Tail)> {
         self.flush()?;
         let metadata = self.file.finish()?;
         let made = self.file.inner();
-        let tail = self.file.bytes_written() - rows_end(&metadata) as usize;
+        let from = rows_end(&metadata);
+        let tail = self.file.bytes_written() - from as usize;
         let tail = made.len().checked_sub(tail).map(|from| &made[from..]);
         let tail = tail.ok_or_else(|| {
             ParquetError::General("the bytes of a footer were taken away".to_owned())
         })?;
         let hash = digest::bytes(tail);
-        Ok((metadata, hash))
+        Ok((metadata, Tail { from, hash }))
     }
 
     /// The bytes made since the last call.
@@ -145,7 +148,7 @@ impl FileWriter {
 }
 
 /// Where the row groups of a file end.
-pub(crate) fn rows_end(metadata: &ParquetMetaData) -> u64 {
+fn rows_end(metadata: &ParquetMetaData) -> u64 {
     let chunks = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
     let ends = chunks.map(|chunk| chunk.byte_range()).map(|(start, length)| start + length);
     // A file begins with four bytes.

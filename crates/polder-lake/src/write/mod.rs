@@ -25,7 +25,6 @@ use tokio::task::JoinSet;
 
 pub(crate) use bounds::string_after;
 pub(crate) use encode::Budget;
-pub(crate) use file::rows_end;
 pub(crate) use layout::Layout;
 pub(crate) use metrics::{bounds, null_counts};
 pub(crate) use partition::Partitioner;
@@ -45,8 +44,17 @@ const FINISHING_MAX: usize = 1;
 #[derive(Clone, Debug)]
 pub struct StagedFile {
     data_file: DataFile,
-    /// A hash of what follows its rows, as it was made; `None` of another engine's file.
-    tail: Option<u64>,
+    /// What follows its rows; `None` of another engine's file.
+    tail: Option<Tail>,
+}
+
+/// What follows the rows in a file, page indexes and footer, as it was made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tail {
+    /// Where it begins.
+    pub(crate) from: u64,
+    /// Its [`digest::bytes`](polder_core::digest::bytes).
+    pub(crate) hash: u64,
 }
 
 impl StagedFile {
@@ -77,9 +85,8 @@ impl StagedFile {
         &self.data_file
     }
 
-    /// [`digest::bytes`](polder_core::digest::bytes) of what follows the file's row groups: page indexes and footer, as they
-    /// were made. `None` of another engine's file.
-    pub(crate) fn tail(&self) -> Option<u64> {
+    /// `None` of another engine's file.
+    pub(crate) fn tail(&self) -> Option<Tail> {
         self.tail
     }
 }
