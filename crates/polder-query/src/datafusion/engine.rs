@@ -57,6 +57,8 @@ const FOOTERS_BYTES: usize = 64 * 1024 * 1024;
 const SPILL_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 /// Bytes of a join's keys that are sent to a scan as a list, for each partition of its smaller side.
 const KEYS_BYTES_MAX: usize = 1024 * 1024;
+/// A row group is the least that a partition can have: of seven, one of two threads has four, and the other waits.
+const PARTITIONS_PER_THREAD: usize = 2;
 /// The unit in which memory is handed out to queries.
 const MEMORY_UNIT: usize = 1024 * 1024;
 
@@ -65,8 +67,8 @@ const MEMORY_UNIT: usize = 1024 * 1024;
 pub struct DataFusionSettings {
     /// Bytes all running queries together may hold. A query whose session asks for more gets this.
     pub memory_bytes: usize,
-    /// Partitions of a query, and threads of the engine.
-    pub partitions: usize,
+    /// Threads that compute; sources are read in as many splits.
+    pub threads: usize,
     /// Where sorts, joins and aggregations spill. Created when needed.
     pub spill_dir: PathBuf,
 }
@@ -125,9 +127,9 @@ impl DataFusionEngine {
             footers: Arc::new(DefaultFilesMetadataCache::new(FOOTERS_BYTES)),
         };
         let kept = Arc::new(Kept::default());
-        let sources = Sources { open, partitions: settings.partitions, kept };
+        let sources = Sources { open, partitions: settings.threads, kept };
         let functions = functions();
-        let workers = Arc::new(Workers::start(settings.partitions)?);
+        let workers = Arc::new(Workers::start(settings.threads)?);
         let memory_units = (settings.memory_bytes / MEMORY_UNIT).max(1);
         Ok(Self {
             shared: Arc::new(Shared { settings, files, sources, functions }),
@@ -343,7 +345,7 @@ impl Shared {
             .with_default_catalog_and_schema(CATALOG, schema)
             .with_create_default_catalog_and_schema(false)
             .with_information_schema(true)
-            .with_target_partitions(self.settings.partitions.max(1));
+            .with_target_partitions(self.settings.threads.max(1) * PARTITIONS_PER_THREAD);
         let options = config.options_mut();
         // 0.1 is a decimal, as in PostgreSQL: `amount > 0.1` compares exactly.
         options.sql_parser.parse_float_as_decimal = true;

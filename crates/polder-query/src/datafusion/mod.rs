@@ -17,6 +17,7 @@ mod rewrite;
 mod series;
 mod source;
 mod statement;
+mod statistics;
 mod table;
 mod uuids;
 mod version;

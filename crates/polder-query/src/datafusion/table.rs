@@ -14,8 +14,7 @@ use arrow::datatypes::{FieldRef, SchemaRef};
 use arrow::error::ArrowError;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::stats::Precision;
-use datafusion::common::{ColumnStatistics, Statistics, project_schema};
+use datafusion::common::project_schema;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::object_store::ObjectStoreUrl;
 use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
@@ -38,10 +37,11 @@ use polder_core::TableSchema;
 use super::field_ids::FieldIdAdapterFactory;
 use super::filter;
 use super::parquet::LakeFiles;
+use super::statistics;
 use polder_lake::{Lake, LakeTable, Predicate, ScanFile, ScanRequest};
 
 /// Bytes read from a file's end in one go, in the hope that its footer is among them.
-const FOOTER_BYTES: usize = 64 * 1024;
+pub(super) const FOOTER_BYTES: usize = 64 * 1024;
 
 /// What every scan of the lake needs.
 #[derive(Clone)]
@@ -88,7 +88,13 @@ impl LakeTableProvider {
         }
     }
 
-    fn file_scan(&self, files: &[ScanFile], groups: usize) -> Result<FileScanConfigBuilder> {
+    /// `read`: the columns to read, all if absent, and what their rows are filtered by.
+    async fn file_scan(
+        &self,
+        files: &[ScanFile],
+        groups: usize,
+        read: (Option<&Vec<usize>>, &Predicate),
+    ) -> Result<FileScanConfigBuilder> {
         let footers = Arc::clone(&self.files.footers);
         let reader = CachedParquetFileReaderFactory::new(self.files.lake.object_store(), footers);
         let parquet = ParquetSource::new(Arc::clone(&self.schema))
@@ -100,7 +106,7 @@ impl LakeTableProvider {
         let source: Arc<dyn FileSource> = Arc::new(LakeFiles::new(Arc::new(parquet), &note));
         Ok(FileScanConfigBuilder::new(self.files.url.clone(), source)
             .with_file_groups(spread(&self.files.lake, files, groups)?)
-            .with_statistics(statistics(files, &self.schema))
+            .with_statistics(statistics::of_scan(files, &self.schema, read, &self.files).await)
             .with_expr_adapter(Some(Arc::new(FieldIdAdapterFactory))))
     }
 }
@@ -161,7 +167,8 @@ impl TableProvider for LakeTableProvider {
             return Ok(Arc::new(exec));
         }
         let scan: FileScanConfig = self
-            .file_scan(&plan.files, state.config().target_partitions())?
+            .file_scan(&plan.files, state.config().target_partitions(), (projection, &predicate))
+            .await?
             .with_projection_indices(projection.cloned())?
             .with_limit(limit)
             .build();
@@ -180,9 +187,7 @@ fn spread(lake: &Lake, files: &[ScanFile], groups: usize) -> Result<Vec<FileGrou
     by_size.sort_by_key(|file| std::cmp::Reverse(file.size_bytes));
     let mut spread: Vec<(u64, Vec<PartitionedFile>)> = vec![(0, Vec::new()); groups.max(1)];
     for file in by_size {
-        let location = lake.object_path(&file.path).map_err(external)?;
-        let mut part = PartitionedFile::new("", file.size_bytes);
-        part.object_meta.location = location;
+        let part = part(lake, file)?;
         if let Some((bytes, group)) = spread.iter_mut().min_by_key(|(bytes, _)| *bytes) {
             *bytes += file.size_bytes;
             group.push(part);
@@ -192,16 +197,11 @@ fn spread(lake: &Lake, files: &[ScanFile], groups: usize) -> Result<Vec<FileGrou
     Ok(filled.map(|(_, group)| FileGroup::new(group)).collect())
 }
 
-/// Row and byte counts of the chosen files. Bounds are left to the lake's planning: Iceberg's are
-/// no promise that the value occurs, which `min` and `max` would take them for.
-fn statistics(files: &[ScanFile], schema: &SchemaRef) -> Statistics {
-    let rows = files.iter().map(|file| file.rows).sum::<Option<u64>>();
-    let bytes = files.iter().map(|file| file.size_bytes).sum::<u64>();
-    Statistics {
-        num_rows: rows.map_or(Precision::Absent, |rows| Precision::Exact(rows as usize)),
-        total_byte_size: Precision::Inexact(bytes as usize),
-        column_statistics: vec![ColumnStatistics::new_unknown(); schema.fields().len()],
-    }
+/// A file as DataFusion names it.
+pub(super) fn part(lake: &Lake, file: &ScanFile) -> Result<PartitionedFile> {
+    let mut part = PartitionedFile::new("", file.size_bytes);
+    part.object_meta.location = lake.object_path(&file.path).map_err(external)?;
+    Ok(part)
 }
 
 /// A scan through Iceberg's reader, which applies delete files.

@@ -64,7 +64,7 @@ impl TestLake {
         };
         let lake = Lake::open(settings).await.expect("a lake");
         let spill_dir = folder.path().join("spill");
-        let settings = DataFusionSettings { memory_bytes, partitions: 2, spill_dir };
+        let settings = DataFusionSettings { memory_bytes, threads: 2, spill_dir };
         let engine = DataFusionEngine::new(&lake, settings).expect("an engine");
         Self { lake, engine, folder }
     }

@@ -154,7 +154,7 @@ fn engine_of(
 ) -> Result<DataFusionEngine> {
     let settings = DataFusionSettings {
         memory_bytes,
-        partitions: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        threads: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         spill_dir,
     };
     DataFusionEngine::with_sources(lake, app.source_opener(), settings)

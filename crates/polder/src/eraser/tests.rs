@@ -89,7 +89,7 @@ impl Scratch {
         let lake = self.lake().await;
         let settings = DataFusionSettings {
             memory_bytes: 16 << 20,
-            partitions: 1,
+            threads: 1,
             spill_dir: self.folder.path().to_owned(),
         };
         let limits =

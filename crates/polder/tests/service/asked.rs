@@ -29,7 +29,7 @@ impl Asked {
         let sources: BTreeMap<_, _> = sources.into_iter().collect();
         let settings = DataFusionSettings {
             memory_bytes: 512 << 20,
-            partitions: 2,
+            threads: 2,
             spill_dir: folder.join("spill"),
         };
         let open = move |name: &str| Ok(sources.get(name).cloned());
