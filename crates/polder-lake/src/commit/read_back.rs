@@ -39,7 +39,7 @@ use crate::write::StagedFile;
 const GROUPS_AT_ONCE: usize = 4;
 /// Bytes of memory for each of them: a row group as it is stored, and what is decoded of it at a time.
 const GROUP_BYTES: usize = 64 << 20;
-/// Values of a batch, and bytes of them as a file has them before compression.
+/// Values of a batch, and bytes of them: as a file has them before compression, and texts and bytes as long as each is.
 const BATCH_VALUES: usize = 1 << 17;
 const BATCH_BYTES: usize = 1 << 20;
 const BATCH_ROWS_MAX: usize = 1 << 12;
