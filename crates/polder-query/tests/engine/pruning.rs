@@ -159,3 +159,36 @@ async fn bounds_tell_which_side_of_a_join_is_small() {
     assert!(kept.contains("predicate=id@0 < 10"), "{plan}");
     assert_eq!(test.text(sql).await.expect("rows"), "20");
 }
+
+/// One that gives the least value so far to the scan must give it for every aggregate of the query.
+#[tokio::test]
+async fn extremes_leave_no_file_unread() {
+    let test = TestLake::new().await;
+    let schema = TableSchema::new(vec![
+        Field::new("id", LakeType::Long),
+        Field::new("x", LakeType::Long),
+        Field::new("note", LakeType::String),
+    ]);
+    let part = |ids: [i64; 2], xs: [i64; 2], notes: [Option<&str>; 2]| -> Vec<ArrayRef> {
+        vec![
+            array(Int64Array::from(ids.to_vec())),
+            array(Int64Array::from(xs.to_vec())),
+            array(StringArray::from(notes.to_vec())),
+        ]
+    };
+    // Whichever file comes first, the next ones have no `id` beyond its; only one of them has the least `x` and `note`.
+    let mut parts = vec![part([0, 9], [70, 70], [None, None]); 8];
+    parts.extend(vec![part([0, 9], [70, 70], [Some("b"), Some("c")]); 8]);
+    parts.push(part([4, 5], [70, 1], [Some("a"), None]));
+    test.replace(Rows { org: "1", table: "t", schema: &schema, partition: &[], parts }).await;
+    for _ in 0..20 {
+        for (aggregates, expected) in [
+            ("min(id), max(id), min(x + 1)", "0|9|2"),
+            ("min(note), max(note)", "a|c"),
+            ("min(note), max(note), max(x)", "a|c|70"),
+        ] {
+            let sql = format!("SELECT {aggregates} FROM lake.org_1.t");
+            assert_eq!(test.text(&sql).await.expect("extremes"), expected, "{aggregates}");
+        }
+    }
+}
