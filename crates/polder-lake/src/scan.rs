@@ -15,7 +15,7 @@ use polder_core::spec::PartitionField;
 use polder_core::{Error, ErrorCode, Predicate, Result};
 
 use crate::catalog::TableState;
-use crate::commit::read_list;
+use crate::commit::{is_live, read_list};
 use crate::error;
 use crate::predicate::{Prunable, pruning};
 use crate::schema;
@@ -223,7 +223,7 @@ pub(crate) async fn places(
     let file_io = store.file_io();
     let mut places = HashMap::new();
     for manifest in read_list(&store, snapshot).await? {
-        if manifest.content != ManifestContentType::Data {
+        if manifest.content != ManifestContentType::Data || !is_live(&manifest) {
             continue;
         }
         let loaded = manifest.load_manifest(&file_io).await.map_err(failed)?;

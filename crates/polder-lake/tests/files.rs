@@ -8,8 +8,8 @@ use object_store::ObjectStoreExt;
 use polder_core::spec::SortField;
 use polder_core::{ErrorCode, Result};
 use polder_lake::{
-    CmpOp, FilesCommitted, Lake, LakeTable, Literal, Predicate, ScanFile, ScanRequest, Stage,
-    StageKind, StagedFile,
+    CmpOp, FilesCommitted, Lake, LakeTable, Literal, MetadataRequest, Predicate, ScanFile,
+    ScanRequest, Stage, StageKind, StagedFile,
 };
 
 use crate::support::*;
@@ -140,6 +140,31 @@ async fn age_of(lake: &Lake, path: &str) -> Option<i64> {
         }
     }
     panic!("the table has no {path}");
+}
+
+/// The commit that takes files away lists their manifests once more, and readers open them.
+#[tokio::test]
+async fn manifests_go_once_their_files_were_rewritten() {
+    let scratch = three_files().await;
+    let lake = &scratch.lake;
+    for id in 9..15 {
+        append(lake, id..id + 1).await;
+    }
+    let before = table(lake, "t").await;
+    let stage = stage(lake).await;
+    let old = paths(&planned(&before).await);
+    let new = rewritten(&before, &stage, &old).await;
+    stage.rewrite_files(old, new).await.expect("rewritten");
+    let request = MetadataRequest { files: 100, older_than_ms: 0, dry_run: false };
+    for expected in [(10, 1), (1, 1)] {
+        let done = lake.tidy_metadata(&org("401"), "t", &request).await.expect("tidied");
+        assert_eq!((done.manifests_before, done.manifests_after), expected);
+    }
+    assert_eq!(ids_now(&scratch).await, (0..15).collect::<Vec<_>>());
+    let past = before.current_snapshot().expect("current").id;
+    let now = table(lake, "t").await;
+    assert_eq!(longs(&read_at(&now, Some(past), Predicate::True).await, "id").len(), 15);
+    assert_eq!(numbers(&now, &["total-data-files", "total-records"]), ["1", "15"]);
 }
 
 /// Deletes by equality that others commit while a rewrite is under way are of older rows than theirs: they

@@ -42,8 +42,10 @@ pub(crate) async fn fragmented(store: &Store, state: &TableState) -> Result<Frag
     let manifests = list.len();
     let dead = list.iter().filter(|manifest| !is_live(manifest)).count();
     let saved: usize = groups(store, list).await?.iter().map(|group| group.len() - 1).sum();
-    // A rewrite is made for what it merges; manifests without live files go along.
-    let merged = if saved == 0 { manifests } else { manifests - dead - saved };
+    // A rewrite is made for what it merges, or for many manifests without live files: the commit that took the files away
+    // lists these still, the next one does not.
+    let worth = saved > 0 || dead >= MERGED_MIN;
+    let merged = if worth { manifests - dead - saved } else { manifests };
     Ok(Fragmented { manifests, merged })
 }
 
