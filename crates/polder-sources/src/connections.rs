@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use polder_core::{ConnectionLimits, Error, ErrorCode, OrgId, ReadRequest, Result, RunProgress};
 
+use crate::postgres::Resting;
 use crate::shares::{Share, Shares, told};
 
 /// How long whoever asks a source what it has waits for a connection.
@@ -21,12 +22,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Connections {
     of_orgs: Arc<Shares<(OrgId, String)>>,
     of_sources: Arc<Shares<String>>,
+    resting: Arc<Resting>,
 }
 
 impl Connections {
     /// None are open yet.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { of_orgs: Shares::new(), of_sources: Shares::new() })
+        Arc::new(Self {
+            of_orgs: Shares::new(),
+            of_sources: Shares::new(),
+            resting: Arc::default(),
+        })
     }
 
     /// What an org's runs have open now, by source.
@@ -89,6 +95,18 @@ impl Line {
         let of_org = self.all.of_orgs.take_free(key, 1, of_org)?;
         let of_source = self.all.of_sources.take_free(self.source.clone(), 1, self.max)?;
         Some(Connection { _of_org: Some(of_org), _of_source: of_source })
+    }
+
+    /// PostgreSQL's sessions that are open and serve nobody.
+    pub(crate) fn resting(&self) -> &Arc<Resting> {
+        &self.all.resting
+    }
+
+    /// How many connections to the source may be open beside those that serve somebody; `None` where there is no limit.
+    pub(crate) fn room(&self) -> Option<usize> {
+        let held = self.all.of_sources.held(|source| *source == self.source);
+        let held: usize = held.into_iter().map(|(_, held)| held).sum();
+        self.max.map(|max| (max as usize).saturating_sub(held))
     }
 
     /// Always the org's part first, then the source's.

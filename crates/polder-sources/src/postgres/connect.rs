@@ -2,8 +2,9 @@
 //!
 //! What is asked over a session is not decided here.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use polder_core::{Error, ErrorCode, OrgId, ReadRequest, Result, RunProgress};
 use secrecy::{ExposeSecret, SecretString};
@@ -11,24 +12,28 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{CancelToken, Client, Config, Row, SimpleQueryMessage};
+use tokio_postgres::{Client, Config, Row, SimpleQueryMessage};
 
-use super::failure;
-use super::tls::{self, Connector, CopyBytes};
+use super::link::{FAREWELL_TIMEOUT, Link, farewell};
+use super::resting::{Home, Resting};
+use super::tls::{Connector, CopyBytes};
+use super::{failure, tls};
 use crate::backoff::Backoff;
 use crate::connections::{Connection, Connections, Line};
 
 /// The application name of sessions that serve no org.
 const APPLICATION: &str = "polder";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an abandoned session may take to cancel its statement and say goodbye.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(5);
 /// When a silent connection is asked whether it still lives, how often again, and how often in vain.
 const KEEPALIVE: Duration = Duration::from_mins(1);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 6;
 /// How long bytes we sent may go unacknowledged: the same for a connection that is not silent.
 const UNACKNOWLEDGED: Duration = Duration::from_mins(2);
+/// How long a session that rested may take to say that it still lives.
+const AGAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a server may take to note that a session has ended.
+const GIVES_WAY: Duration = Duration::from_millis(100);
 /// The oldest server spoken to: the oldest one PostgreSQL still maintains.
 const VERSION_MIN: u32 = 13;
 
@@ -36,6 +41,7 @@ const VERSION_MIN: u32 = 13;
 pub(super) struct Server {
     /// The source's name, for messages.
     name: String,
+    url: Arc<SecretString>,
     config: Config,
     connector: Connector,
     line: Line,
@@ -66,6 +72,7 @@ impl Server {
     /// `spec.invalid`, without repeating any of the address, which may hold a password, whole or in
     /// part: the driver ends user and password at the first `@`.
     pub(super) fn new(name: &str, url: &SecretString) -> Result<Self> {
+        let whole = Arc::new(url.clone());
         let (url, root_file) = own_parameters(url.expose_secret());
         let invalid = |what: &str| {
             Error::new(ErrorCode::SpecInvalid, format!("the address of source {name} {what}")).hint(
@@ -87,7 +94,8 @@ impl Server {
         patience(&mut config, &url);
         let connector = Connector::new(&mut config, root_file.as_deref())?;
         let line = Line::new(name, &Connections::new(), None);
-        Ok(Self { name: name.to_owned(), config, connector, line, farewells: Arc::default() })
+        let (name, farewells) = (name.to_owned(), Arc::default());
+        Ok(Self { name, url: whole, config, connector, line, farewells })
     }
 
     /// The same with its connections among those of the process.
@@ -159,7 +167,8 @@ impl Server {
         self.connect(None, APPLICATION, open, None).await
     }
 
-    /// `patient`: told while the server has no connection left; without it that is an error at once.
+    /// A session that rests, or a new one. `patient`: told while the server has no connection left; without it that
+    /// is an error at once.
     async fn connect(
         &self,
         database: Option<&str>,
@@ -167,6 +176,54 @@ impl Server {
         open: Connection,
         patient: Option<&RunProgress>,
     ) -> Result<Session> {
+        let home = Home {
+            source: self.name.clone(),
+            url: Arc::clone(&self.url),
+            database: database.map(str::to_owned),
+        };
+        if let Some(link) = self.line.resting().take(&home) {
+            let again = tokio::time::timeout(AGAIN_TIMEOUT, link.serve(application)).await;
+            if let Ok(Ok(())) = again {
+                return Ok(self.over(link, open, home));
+            }
+            // The server, or the way to it, is another one now.
+            drop((link, self.line.resting().beyond(&self.name, 0)));
+        }
+        if let Some(room) = self.line.room() {
+            for link in self.line.resting().beyond(&self.name, room) {
+                link.close().await;
+            }
+        }
+        let link = self.link(database, application, patient).await?;
+        let session = self.over(link, open, home);
+        session.supported()?;
+        if let Some(database) = database {
+            session.is_in(database).await?;
+        }
+        Ok(session)
+    }
+
+    fn over(&self, link: Link, open: Connection, home: Home) -> Session {
+        Session {
+            major: major(&link.version),
+            version: link.version.clone(),
+            place: self.address(home.database.as_deref()),
+            live: Some(Live { link, busy: false, open }),
+            began: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            home,
+            resting: Arc::clone(self.line.resting()),
+            farewells: Arc::clone(&self.farewells),
+            runtime: Handle::current(),
+        }
+    }
+
+    async fn link(
+        &self,
+        database: Option<&str>,
+        application: &str,
+        patient: Option<&RunProgress>,
+    ) -> Result<Link> {
         let mut config = self.config.clone();
         config.application_name(application);
         if let Some(database) = database {
@@ -176,7 +233,7 @@ impl Server {
         // The driver's own timeout ends with the socket: a server may accept and say nothing.
         let timeout = config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT);
         let timeout = timeout * (config.get_hosts().len().max(1) as u32 + 1);
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut gave_way) = (Backoff::default(), false);
         let (client, connection, connector) = loop {
             let connector = self.connector.anew();
             let connected = tokio::time::timeout(timeout, config.connect(connector.clone())).await;
@@ -185,7 +242,17 @@ impl Server {
                 Ok(Err(error)) => error,
                 Err(_) => return Err(failure::silent(&self.name, &place, timeout)),
             };
-            let pause = patient.filter(|_| failure::is_full(&error)).zip(backoff.pause());
+            let full = failure::is_full(&error);
+            if full && !gave_way {
+                gave_way = true;
+                // Of other sources too, which may be of the same server. It takes a moment to note that they have ended.
+                for link in self.line.resting().all() {
+                    link.close().await;
+                    tokio::time::sleep(GIVES_WAY).await;
+                }
+                continue;
+            }
+            let pause = patient.filter(|_| full).zip(backoff.pause());
             let Some((progress, pause)) = pause else {
                 return Err(failure::connecting(&error, &self.name, &place));
             };
@@ -200,21 +267,8 @@ impl Server {
                 tracing::debug!(sqlstate = ?error.code(), "a PostgreSQL connection ended early");
             }
         });
-        let session = Session {
-            live: Some(Live { client, task, busy: false, open }),
-            major: major(&version),
-            version,
-            place,
-            handle: connector.handle(),
-            connector,
-            farewells: Arc::clone(&self.farewells),
-            runtime: Handle::current(),
-        };
-        session.supported()?;
-        if let Some(database) = database {
-            session.is_in(database).await?;
-        }
-        Ok(session)
+        let (handle, opened) = (connector.handle(), Instant::now());
+        Ok(Link { client, task, version, handle, connector, statements: Mutex::default(), opened })
     }
 }
 
@@ -294,44 +348,50 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// One connection. Dropping it cancels the statement that runs on it, if any, and closes it.
+/// One connection that serves one read. Dropping it cancels the statement that runs on it, if any, and closes it.
 pub(super) struct Session {
     /// `None` only while the session is being taken apart.
     live: Option<Live>,
+    /// Whether it has begun a transaction.
+    began: AtomicBool,
+    /// Whether a statement that it keeps has failed.
+    failed: AtomicBool,
     /// The server's version as it says it: `15.14 (Debian …)`.
     pub(super) version: String,
     pub(super) major: u32,
     place: String,
-    connector: Connector,
-    /// `None` where the driver keeps the connection to itself.
-    handle: Option<tls::Handle>,
+    home: Home,
+    resting: Arc<Resting>,
     farewells: Arc<Farewells>,
     runtime: Handle,
 }
 
 struct Live {
-    client: Client,
-    task: JoinSet<()>,
+    link: Link,
     busy: bool,
-    /// Given back when the connection has ended.
+    /// Given back when the connection has ended, or rests.
     open: Connection,
 }
 
 impl Session {
+    fn link(&self) -> Result<&Link> {
+        let live = self.live.as_ref();
+        live.map(|live| &live.link)
+            .ok_or_else(|| Error::new(ErrorCode::Internal, "the PostgreSQL session is closed"))
+    }
+
     /// The client to ask with.
     ///
     /// # Errors
     /// `internal` after the session was closed, which no caller can do.
     pub(super) fn client(&self) -> Result<&Client> {
-        let live = self.live.as_ref();
-        live.map(|live| &live.client)
-            .ok_or_else(|| Error::new(ErrorCode::Internal, "the PostgreSQL session is closed"))
+        self.link().map(|link| &link.client)
     }
 
     /// Takes the content of the next COPY away from the driver, where that can be. To be called before
     /// the statement is sent.
     pub(super) fn take_copy(&self) -> Option<CopyBytes> {
-        self.handle.as_ref().map(tls::Handle::take_copy)
+        self.live.as_ref()?.link.handle.as_ref().map(tls::Handle::take_copy)
     }
 
     /// Whether a statement runs that has to be cancelled when the session is dropped.
@@ -357,6 +417,7 @@ impl Session {
         if self.major >= 17 {
             sql.push_str("; SET LOCAL transaction_timeout = 0");
         }
+        self.began.store(true, Ordering::Relaxed);
         self.run(&sql, "beginning a transaction").await?;
         // Notices a client that was killed even while nothing is being sent. Servers on systems
         // that cannot tell refuse the setting.
@@ -392,8 +453,22 @@ impl Session {
         done.map_err(|error| failure::asking(&error, doing, &self.place))
     }
 
-    /// The rows that `sql` returns. `doing` says what for, for messages.
+    /// The rows that `sql` returns, one of the few statements that every read makes. `doing` says what for, for messages.
     pub(super) async fn query(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+        doing: &str,
+    ) -> Result<Vec<Row>> {
+        let link = self.link()?;
+        let rows = async { link.client.query(&link.prepared(sql).await?, parameters).await };
+        let rows = rows.await;
+        self.failed.fetch_or(rows.is_err(), Ordering::Relaxed);
+        rows.map_err(|error| self.failed(&error, doing))
+    }
+
+    /// The rows that a statement made for one table returns.
+    pub(super) async fn query_once(
         &self,
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
@@ -403,9 +478,19 @@ impl Session {
         rows.map_err(|error| self.failed(&error, doing))
     }
 
-    /// The one row that `sql` returns.
+    /// Ends the transaction, and keeps what it did.
+    pub(super) async fn commit(&self, doing: &str) -> Result<()> {
+        self.run("COMMIT", doing).await?;
+        self.began.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The one row that `sql` returns, as [`Self::query`].
     pub(super) async fn row(&self, sql: &str, doing: &str) -> Result<Row> {
-        let row = self.client()?.query_one(sql, &[]).await;
+        let link = self.link()?;
+        let row = async { link.client.query_one(&link.prepared(sql).await?, &[]).await };
+        let row = row.await;
+        self.failed.fetch_or(row.is_err(), Ordering::Relaxed);
         row.map_err(|error| self.failed(&error, doing))
     }
 
@@ -414,11 +499,21 @@ impl Session {
         failure::asking(error, doing, &self.place)
     }
 
-    /// Ends the transaction and the connection, and waits for both.
+    /// Ends the transaction. The connection rests for others; one that cannot be as it was is closed.
     pub(super) async fn close(mut self) {
-        if let Some(live) = self.live.take() {
-            farewell(live, None).await;
+        let Some(Live { link, busy, open }) = self.live.take() else { return };
+        let in_transaction = self.began.load(Ordering::Relaxed);
+        let rests = !busy
+            && !self.failed.load(Ordering::Relaxed)
+            && tokio::time::timeout(FAREWELL_TIMEOUT, link.reset(in_transaction))
+                .await
+                .is_ok_and(|reset| reset.is_ok());
+        let left = if rests { self.resting.put(&self.home, link) } else { vec![link] };
+        for link in left {
+            link.close().await;
         }
+        // Only now: what rests is counted before it is no longer held.
+        drop(open);
     }
 
     fn supported(&self) -> Result<()> {
@@ -447,29 +542,15 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Some(live) = self.live.take() {
-            let cancel = live.busy.then(|| live.client.cancel_token());
-            let work = farewell(live, cancel.map(|token| (token, self.connector.anew())));
+        if let Some(Live { link, busy, open }) = self.live.take() {
+            let cancel = busy.then(|| (link.client.cancel_token(), link.connector.anew()));
+            let work = async move {
+                farewell(link, cancel).await;
+                drop(open);
+            };
             self.farewells.add(work, &self.runtime);
         }
     }
-}
-
-/// Cancels what runs, says goodbye and waits for the connection to end.
-async fn farewell(live: Live, cancel: Option<(CancelToken, Connector)>) {
-    let Live { client, mut task, open, .. } = live;
-    let goodbye = async {
-        if let Some((token, connector)) = cancel {
-            // A failure here means that the server is gone, or that the statement just ended.
-            token.cancel_query(connector).await.ok();
-        }
-        drop(client);
-        while task.join_next().await.is_some() {}
-    };
-    // After the timeout the task is aborted, which closes the socket.
-    tokio::time::timeout(FAREWELL_TIMEOUT, goodbye).await.ok();
-    drop(task);
-    drop(open);
 }
 
 /// The tasks that close abandoned sessions, owned by the source.

@@ -179,7 +179,7 @@ impl PostgresDigests {
     async fn ask(&mut self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         self.identity.check(&self.session).await?;
         self.session.set_busy(true);
-        let rows = self.session.query(sql, parameters, DOING).await;
+        let rows = self.session.query_once(sql, parameters, DOING).await;
         self.session.set_busy(false);
         rows
     }

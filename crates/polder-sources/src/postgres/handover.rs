@@ -138,7 +138,7 @@ impl Standing for Held {
         // A connection that was lost in between has lost the lock.
         identity.check(&session).await?;
         // As they are now, not as the snapshot shows them.
-        session.run("COMMIT", DOING).await?;
+        session.commit(DOING).await?;
         let now = sorted(catalog::tree(&session, oid).await?.oids);
         session.close().await;
         if now != tables {

@@ -8,7 +8,7 @@
 //! | module | what it knows |
 //! |---|---|
 //! | `names`, `filter`, `predicate` | what may be put into SQL text, and how |
-//! | `connect`, `tls`, `tap`, `failure` | sessions, TLS, who reads the wire, errors |
+//! | `connect`, `link`, `resting`, `tls`, `tap`, `failure` | sessions, TLS, who reads the wire, errors |
 //! | `catalog`, `discover` | the server's tables, columns and types |
 //! | `columns` | PostgreSQL types → lake types |
 //! | `cursor`, `horizon` | the bound of an incremental read, and how far it may move |
@@ -35,12 +35,14 @@ mod filter;
 mod frame;
 mod handover;
 mod horizon;
+mod link;
 mod names;
 mod numeric;
 mod plan;
 mod predicate;
 mod read;
 mod relational;
+mod resting;
 mod select;
 mod spares;
 mod tap;
@@ -63,6 +65,7 @@ use polder_core::{
 use secrecy::SecretString;
 
 pub use self::connect::Place;
+pub(crate) use self::resting::Resting;
 
 use self::connect::Server;
 use crate::connections::{Connections, Line};
@@ -70,7 +73,8 @@ use crate::connections::{Connections, Line};
 /// A PostgreSQL database, version 13 or later.
 ///
 /// A read holds one connection for each of its splits, `splits_max` at most and no more than may be open,
-/// from its plan on until the split is read or dropped; one of them until all are, in case another breaks. Each shows the application name `polder/<org>`.
+/// from its plan on until the split is read or dropped; one of them until all are, in case another breaks. Each shows
+/// the application name `polder/<org>`. One whose split is read rests for a moment, as `polder`, for the next read.
 pub struct PostgresSource {
     server: Server,
 }
