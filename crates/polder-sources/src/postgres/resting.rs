@@ -1,8 +1,8 @@
 //! Sessions that have read what they were opened for, kept for a moment for whoever asks the same database next: a run
 //! of many small tables would else spend most of its time with logging in.
 //!
-//! Nothing of one read is left for the next: the transaction is over, settings, locks and temporary tables are as
-//! after the login. A session rests in no transaction and under no org's name.
+//! The transaction of one read is over before the next, and role, settings, locks and temporary tables are as after the
+//! login. A session rests in no transaction and under no org's name.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
