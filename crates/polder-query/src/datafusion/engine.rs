@@ -38,6 +38,7 @@ use super::learnt::{Kept, Known};
 use super::names::{CATALOG, INFORMATION_SCHEMA, Listing, Names, Sources, default_schema};
 use super::postgres::{self, Value};
 use super::pushdown;
+use super::reach;
 use super::source::OpenSource;
 use super::statement;
 use super::table::Files;
@@ -353,6 +354,9 @@ impl Shared {
         options.execution.parquet.schema_force_view_types = false;
         // Measured: no gain from filtering while decoding.
         options.execution.parquet.pushdown_filters = false;
+        // Columns of a union keep what is said of the first part's (here, field ids) in one of both schemas alone: the check
+        // refuses aggregations of them.
+        options.execution.skip_physical_aggregate_schema_check = true;
         // 53.1 leaves out rows by it: a file without values takes the bound of `min` away, and arguments that are no
         // columns are not bounded at all (apache/datafusion#25147, #24816).
         options.optimizer.enable_aggregate_dynamic_filter_pushdown = false;
@@ -404,7 +408,7 @@ fn functions() -> SessionState {
     let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> =
         vec![Arc::new(UuidLists), Arc::new(DoublesWithDecimals)];
     rules.extend(Analyzer::new().rules);
-    builder.with_analyzer_rules(rules).build()
+    builder.with_analyzer_rules(rules).with_physical_optimizer_rules(reach::rules()).build()
 }
 
 /// What a statement with these references reads of `information_schema`.

@@ -13,6 +13,7 @@ mod names;
 mod parquet;
 mod postgres;
 mod pushdown;
+mod reach;
 mod rewrite;
 mod series;
 mod source;

@@ -9,5 +9,6 @@ mod limits;
 mod parameters;
 mod pruning;
 mod queries;
+mod reach;
 mod time_travel;
 mod types;
