@@ -69,10 +69,11 @@ pub struct SnapshotInfo {
     pub timestamp_ms: i64,
     /// `append`, `overwrite`, `replace` or `delete`.
     pub operation: String,
-    /// Rows (less those deleted by position) and data files of the whole state, where the writer said
-    /// so.
+    /// Rows (less those deleted by position), data files, and the bytes of all files, of the whole state, where
+    /// the writer said so.
     pub rows: Option<u64>,
     pub files: Option<u64>,
+    pub bytes: Option<u64>,
     /// The run that made it; `None` for another engine's.
     pub run_id: Option<Uuid>,
     /// The branches and tags that point here.
@@ -390,6 +391,7 @@ impl LakeTable {
             operation: summary.operation.as_str().to_owned(),
             rows: number("total-records").map(|rows| rows.saturating_sub(deleted)),
             files: number("total-data-files"),
+            bytes: number("total-files-size"),
             run_id: run_of(snapshot),
             refs: refs.map(|found| found.name.clone()).collect(),
         }

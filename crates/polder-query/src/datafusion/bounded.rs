@@ -63,8 +63,8 @@ impl Allowance {
         allowance
     }
 
-    /// Divides it among the calls of `plan`.
-    pub(super) fn divide(&self, plan: &LogicalPlan) -> Result<()> {
+    /// Divides it among the calls of `plan`; how many there are.
+    pub(super) fn divide(&self, plan: &LogicalPlan) -> Result<usize> {
         let mut calls = 0;
         plan.apply_with_subqueries(|node| {
             node.apply_expressions(|expr| {
@@ -76,7 +76,7 @@ impl Allowance {
             Ok(TreeNodeRecursion::Continue)
         })?;
         self.share(calls);
-        Ok(())
+        Ok(calls)
     }
 
     fn share(&self, calls: usize) {

@@ -9,13 +9,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::Operator;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{
-    BinaryExpr, CaseExpr, Column, DynamicFilterPhysicalExpr, InListExpr, Literal,
+    BinaryExpr, CaseExpr, CastExpr, Column, DynamicFilterPhysicalExpr, InListExpr, Literal,
 };
-use polder_core::{CmpOp, Field, Predicate};
+use polder_core::{CmpOp, Field, LakeType, Predicate};
 
 use super::filter::{literal, operator};
 
@@ -152,10 +153,14 @@ fn in_list(list: &InListExpr, columns: &[Field]) -> Option<Predicate> {
     (!values.is_empty()).then_some(Predicate::In { column, values })
 }
 
-/// A column of the scan.
+/// A column of the scan. Texts meet those of the lake as views, which changes none.
 fn column<'a>(expr: &Arc<dyn PhysicalExpr>, columns: &'a [Field]) -> Option<&'a Field> {
-    let column = expr.as_any().downcast_ref::<Column>()?;
-    columns.get(column.index()).filter(|field| field.name == column.name())
+    let views = expr.as_any().downcast_ref::<CastExpr>();
+    let views = views.filter(|cast| *cast.cast_type() == DataType::Utf8View);
+    let bare = views.map_or(expr, CastExpr::expr);
+    let column = bare.as_any().downcast_ref::<Column>()?;
+    let field = columns.get(column.index()).filter(|field| field.name == column.name())?;
+    (views.is_none() || field.data_type == LakeType::String).then_some(field)
 }
 
 fn constant(expr: &Arc<dyn PhysicalExpr>) -> Option<&ScalarValue> {
@@ -164,9 +169,9 @@ fn constant(expr: &Arc<dyn PhysicalExpr>) -> Option<&ScalarValue> {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{ArrayRef, Float64Array, Int64Array, StringArray};
+    use arrow::array::{ArrayRef, Float64Array, Int64Array, StringArray, StringViewArray};
     use datafusion::physical_expr::expressions::lit;
-    use polder_core::{LakeType, Literal as Value};
+    use polder_core::Literal as Value;
 
     use super::*;
 
@@ -280,5 +285,12 @@ mod tests {
             values: vec![Value::String("a".to_owned())],
         };
         assert_eq!(name, expected);
+        let views: ArrayRef = Arc::new(StringViewArray::from(vec!["a"]));
+        let cast = |name, at, to| Arc::new(CastExpr::new(col(name, at), to, None));
+        let of_views = |column| of(listed(column, Arc::clone(&views)));
+        assert_eq!(of_views(cast("Name", 2, DataType::Utf8View)), expected);
+        assert_eq!(of_views(cast("id", 0, DataType::Utf8View)), Predicate::True);
+        let number: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+        assert_eq!(of(listed(cast("Name", 2, DataType::Int64), number)), Predicate::True);
     }
 }

@@ -1,5 +1,6 @@
 //! DataFusion over the lake and the sources.
 
+mod batches;
 mod bounded;
 mod doubles;
 mod engine;
@@ -16,12 +17,15 @@ mod pushdown;
 mod reach;
 mod rewrite;
 mod series;
+mod shared;
+mod sieve;
 mod source;
 mod statement;
 mod statistics;
 mod table;
 mod uuids;
 mod version;
+mod views;
 mod weight;
 mod with_queries;
 mod workers;

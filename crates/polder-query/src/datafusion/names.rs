@@ -272,7 +272,7 @@ impl Names<'_> {
         }
         // A table dropped since it was listed is left out of the columns.
         let Some(table) = self.files.lake.table(org, &name).await? else { return Ok((name, None)) };
-        let provider = LakeTableProvider::new(table, None, self.files.clone())?;
+        let provider = LakeTableProvider::listed(table, self.files.clone())?;
         Ok((name, Some(Arc::new(provider))))
     }
 }

@@ -1,5 +1,5 @@
-//! DataFusion's Parquet reader with Polder's two differences: which filters may skip rows by
-//! statistics, and what `EXPLAIN` shows of the planning.
+//! DataFusion's Parquet reader with Polder's differences: which filters may skip rows by statistics, what is
+//! done with those of joins besides, and what `EXPLAIN` shows of the planning.
 //!
 //! Reading, row-group and page pruning are DataFusion's.
 
@@ -20,21 +20,26 @@ use datafusion::physical_plan::filter_pushdown::{FilterPushdownPropagation, Push
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use object_store::ObjectStore;
 
+use super::keys::is_dynamic;
+use super::sieve;
+
 /// A [`FileSource`] over DataFusion's for Parquet.
 #[derive(Clone)]
 pub(super) struct LakeFiles {
     parquet: Arc<dyn FileSource>,
     /// What `EXPLAIN` says about the scan.
     note: Arc<str>,
+    /// Filters that are filled in while the query runs, by the table's columns.
+    filled: Vec<Arc<dyn PhysicalExpr>>,
 }
 
 impl LakeFiles {
     pub(super) fn new(parquet: Arc<dyn FileSource>, note: &str) -> Self {
-        Self { parquet, note: note.into() }
+        Self { parquet, note: note.into(), filled: Vec::new() }
     }
 
     fn around(&self, parquet: Arc<dyn FileSource>) -> Arc<dyn FileSource> {
-        Arc::new(Self { parquet, note: Arc::clone(&self.note) })
+        Arc::new(Self { parquet, ..self.clone() })
     }
 }
 
@@ -66,7 +71,8 @@ impl FileSource for LakeFiles {
         scan: &FileScanConfig,
         partition: usize,
     ) -> Result<Arc<dyn FileOpener>> {
-        self.parquet.create_file_opener(store, scan, partition)
+        let opener = self.parquet.create_file_opener(store, scan, partition)?;
+        Ok(sieve::around(opener, &self.filled, self.projection()))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -119,12 +125,15 @@ impl FileSource for LakeFiles {
         // The filter stays above the scan in any case; below it only skips.
         let all = filters.len();
         let table = Arc::clone(self.table_schema().table_schema());
-        let pruning = filters.into_iter().filter(|filter| may_prune(filter, &table)).collect();
+        let pruning: Vec<_> =
+            filters.into_iter().filter(|filter| may_prune(filter, &table)).collect();
+        let mut with_filled = self.clone();
+        with_filled.filled.extend(pruning.iter().filter(|filter| is_dynamic(filter)).cloned());
         let pushed = self.parquet.try_pushdown_filters(pruning, config)?;
         let kept =
             FilterPushdownPropagation::with_parent_pushdown_result(vec![PushedDown::No; all]);
         Ok(match pushed.updated_node {
-            Some(parquet) => kept.with_updated_node(self.around(parquet)),
+            Some(parquet) => kept.with_updated_node(with_filled.around(parquet)),
             None => kept,
         })
     }

@@ -18,6 +18,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use polder_lake::{CmpOp, Literal, Predicate, ScanFile, field_id};
 
 use super::table::{FOOTER_BYTES, Files, part};
+use super::views;
 
 /// Columns of all files beyond which none is looked at: a plan should not wait for thousands of footers.
 const FIELDS_MAX: usize = 1 << 15;
@@ -107,8 +108,8 @@ fn of_file(
     let by_id: HashMap<_, _> = by_id.collect();
     let place = |(at, field): (usize, &FieldRef)| {
         let own_at = *by_id.get(&field_id(field)?)?;
-        let known =
-            own.field(own_at).data_type() == field.data_type() && !field.data_type().is_nested();
+        let (is, asked) = (own.field(own_at).data_type(), field.data_type());
+        let known = (is == asked || views::is_of(asked, is)) && !asked.is_nested();
         (known && wanted.contains(&at)).then_some(own_at)
     };
     let places: Vec<_> = schema.fields().iter().enumerate().map(place).collect();

@@ -38,7 +38,8 @@ use super::field_ids::FieldIdAdapterFactory;
 use super::filter;
 use super::parquet::LakeFiles;
 use super::statistics;
-use polder_lake::{Lake, LakeTable, Predicate, ScanFile, ScanRequest};
+use super::views;
+use polder_lake::{Lake, LakeTable, Predicate, ScanFile, ScanRequest, SnapshotInfo};
 
 /// Bytes read from a file's end in one go, in the hope that its footer is among them.
 pub(super) const FOOTER_BYTES: usize = 64 * 1024;
@@ -58,6 +59,7 @@ pub(super) struct LakeTableProvider {
     /// `None` for the table as it is now.
     snapshot: Option<i64>,
     columns: TableSchema,
+    /// Its texts are [`views`].
     schema: SchemaRef,
     files: Files,
 }
@@ -71,7 +73,16 @@ impl LakeTableProvider {
         files: Files,
     ) -> polder_core::Result<Self> {
         let (columns, schema) = table.schema_at(snapshot)?;
-        Ok(Self { table, snapshot, columns, schema, files })
+        Ok(Self { table, snapshot, columns, schema: views::of(&schema), files })
+    }
+
+    /// The columns alone are wanted, for `information_schema` to name their types.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(super) fn listed(table: LakeTable, files: Files) -> polder_core::Result<Self> {
+        let provider = Self::new(table, None, files)?;
+        Ok(Self { schema: views::answered(&provider.schema), ..provider })
     }
 
     fn request(&self, projection: Option<&Vec<usize>>, filter: Predicate) -> ScanRequest {
@@ -80,12 +91,18 @@ impl LakeTableProvider {
         ScanRequest { snapshot: self.snapshot, filter, columns }
     }
 
-    /// The data files of the state, where its writer counted them.
-    fn snapshot_files(&self) -> Option<u64> {
+    /// The state, if the table has one.
+    fn state(&self) -> Option<SnapshotInfo> {
         match self.snapshot {
-            None => self.table.current_snapshot()?.files,
-            Some(id) => self.table.snapshots().iter().find(|s| s.id == id)?.files,
+            None => self.table.current_snapshot(),
+            Some(id) => self.table.snapshots().into_iter().find(|s| s.id == id),
         }
+    }
+
+    /// The bytes of a row in its files, on average, where the state's writer counted them.
+    pub(super) fn stored_row_bytes(&self) -> Option<u64> {
+        let state = self.state()?;
+        Some(state.bytes? / state.rows?.max(1))
     }
 
     /// `read`: the columns to read, all if absent, and what their rows are filtered by.
@@ -101,7 +118,10 @@ impl LakeTableProvider {
             .with_parquet_file_reader_factory(Arc::new(reader))
             .with_metadata_size_hint(FOOTER_BYTES)
             .with_enable_page_index(true);
-        let in_all = self.snapshot_files().map_or_else(|| "?".to_owned(), |all| all.to_string());
+        let in_all = self
+            .state()
+            .and_then(|state| state.files)
+            .map_or_else(|| "?".to_owned(), |all| all.to_string());
         let note = format!("files={} of {in_all}", files.len());
         let source: Arc<dyn FileSource> = Arc::new(LakeFiles::new(Arc::new(parquet), &note));
         Ok(FileScanConfigBuilder::new(self.files.url.clone(), source)
@@ -240,15 +260,16 @@ impl PartitionStream for IcebergRead {
     }
 }
 
-/// The batch with exactly the types of the schema: Iceberg's reader leaves out what is said of the fields
-/// inside lists, structs and maps, and operators that put batches together compare that too.
+/// The batch with exactly the types of the schema: Iceberg's reader has no views, and leaves out what is said of
+/// the fields inside lists, structs and maps; operators that put batches together compare that too.
 fn typed(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     let one = |(column, field): (&ArrayRef, &FieldRef)| {
         let (is, wanted) = (column.data_type(), field.data_type());
-        if is == wanted || !is.equals_datatype(wanted) {
+        let same = is.equals_datatype(wanted) || views::is_of(wanted, is);
+        if is == wanted || !same {
             return Ok(Arc::clone(column));
         }
-        // The same but for metadata: no value changes.
+        // The same but for metadata and layout: no value changes.
         cast(column, wanted)
     };
     let columns = batch.columns().iter().zip(schema.fields()).map(one).collect::<Result<_, _>>()?;

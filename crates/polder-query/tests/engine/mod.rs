@@ -10,5 +10,6 @@ mod parameters;
 mod pruning;
 mod queries;
 mod reach;
+mod shared;
 mod time_travel;
 mod types;
