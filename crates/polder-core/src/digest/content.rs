@@ -59,7 +59,9 @@ impl Hashes {
                 None => add_column(array, seed, &mut hashes)?,
             }
         }
-        hashes.iter_mut().for_each(|hash| *hash = mix(*hash));
+        for hash in &mut hashes {
+            *hash = mix(*hash);
+        }
         Ok(hashes)
     }
 
@@ -181,7 +183,9 @@ fn add_lists(lists: &ListArray, seed: u64, rows: &mut [u64]) -> Result<()> {
     let hashes = ends.windows(2).map(|ends| {
         let elements = &elements[ends[0] as usize - first..ends[1] as usize - first];
         let mut hash = elements.len() as u64 ^ seed;
-        elements.iter().for_each(|element| add(*element, &mut hash));
+        for element in elements {
+            add(*element, &mut hash);
+        }
         hash
     });
     add_all(hashes, lists.nulls(), seed, rows);

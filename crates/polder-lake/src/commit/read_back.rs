@@ -95,7 +95,7 @@ pub(super) async fn check(stage: &Stage, files: &[StagedFile], run: &RunSummary)
 enum Group {
     Own(RowGroup),
     /// A whole file, of another engine.
-    Foreign(StagedFile),
+    Foreign(Box<StagedFile>),
 }
 
 /// A row group of a file that is laid out as the stage's own are.
@@ -164,10 +164,10 @@ impl ReadBack<'_> {
 
     /// The keys of some hashes that several rows have, by name.
     async fn names(&self, unique: &[usize], hashes: &Arc<HashSet<u64>>) -> Result<Vec<String>> {
-        let namer = || Namer { hashes: Arc::clone(hashes), rows: HashMap::new() };
+        let make = || Namer { hashes: Arc::clone(hashes), rows: HashMap::new() };
         let mut rows: HashMap<(u64, String), u64> = HashMap::new();
-        for namer in self.read(Some(unique), false, namer).await? {
-            for (key, count) in namer.rows {
+        for named in self.read(Some(unique), false, make).await? {
+            for (key, count) in named.rows {
                 *rows.entry(key).or_default() += count;
             }
         }
@@ -219,7 +219,7 @@ impl ReadBack<'_> {
         let metadata = ArrowReaderMetadata::try_new(footer, ArrowReaderOptions::new());
         let metadata = metadata.map_err(failed)?;
         if !same_columns(metadata.schema(), &self.layout) {
-            return Ok([Group::Foreign(file.clone())].into());
+            return Ok([Group::Foreign(Box::new(file.clone()))].into());
         }
         let group = |number| {
             let (file, metadata) = (name.to_owned(), metadata.clone());

@@ -13,7 +13,7 @@ use parquet::arrow::arrow_writer::{
     ArrowColumnWriter, ArrowRowGroupWriterFactory, ArrowWriterOptions, compute_leaves,
 };
 use parquet::errors::{ParquetError, Result};
-use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData};
 use parquet::file::writer::SerializedFileWriter;
 use polder_core::digest;
 
@@ -150,7 +150,7 @@ impl FileWriter {
 /// Where the row groups of a file end.
 fn rows_end(metadata: &ParquetMetaData) -> u64 {
     let chunks = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
-    let ends = chunks.map(|chunk| chunk.byte_range()).map(|(start, length)| start + length);
+    let ends = chunks.map(ColumnChunkMetaData::byte_range).map(|(start, length)| start + length);
     // A file begins with four bytes.
     ends.max().unwrap_or(4)
 }
