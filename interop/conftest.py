@@ -17,7 +17,7 @@ sys.path[:0] = [str(INTEROP), str(ROOT / "demo"), str(ROOT / "examples"), str(RO
 # Found through the line above.
 from fidelity.mongodb_lake import bson_database, bson_lake  # noqa: E402, F401
 from fidelity.postgres_lake import postgres_altered, postgres_database, postgres_exact  # noqa: E402, F401
-from lakes import FROM_FILES, Services  # noqa: E402
+from lakes import FROM_FILES, Services, new_bucket  # noqa: E402
 
 # Modules that one process runs where several run tests side by side, for what they share takes long to make.
 TOGETHER = {
@@ -75,11 +75,14 @@ def suffix() -> str:
 @pytest.fixture(scope="session")
 def trino(services, tmp_path_factory):
     """One Trino for all modules: it takes half a minute to start. Most tests are an operator of its rules."""
-    from trino_server import Trino, write_rules
+    from trino_server import SPOOLING, Trino, write_rules
 
     work = tmp_path_factory.mktemp("trino")
     write_rules(services.polder, work, FROM_FILES)
-    server = Trino(Path(os.environ["TRINO_HOME"]), work)
+    bucket = new_bucket(services)
+    spooling = SPOOLING.format(bucket=bucket, services=services)
+    server = Trino(Path(os.environ["TRINO_HOME"]), work, spooling=spooling)
+    server.bucket = bucket
     yield server
     server.stop()
 

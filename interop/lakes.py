@@ -82,16 +82,19 @@ class Services:
         return urlunsplit(urlsplit(self.postgres)._replace(path=f"/{name}"))
 
 
-def new_bucket(services: Services) -> str:
+def s3_of(services: Services):
     import boto3
 
-    name = f"lake-{uuid.uuid4().hex[:8]}"
     keys = {
         "aws_access_key_id": services.access_key,
         "aws_secret_access_key": services.secret_key,
     }
-    s3 = boto3.client("s3", endpoint_url=services.s3, region_name="us-east-1", **keys)
-    s3.create_bucket(Bucket=name)
+    return boto3.client("s3", endpoint_url=services.s3, region_name="us-east-1", **keys)
+
+
+def new_bucket(services: Services) -> str:
+    name = f"lake-{uuid.uuid4().hex[:8]}"
+    s3_of(services).create_bucket(Bucket=name)
     return name
 
 

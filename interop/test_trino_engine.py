@@ -1,5 +1,6 @@
 """`engine: trino`: a real Trino optimizes tables and answers queries, and Polder tells what it did."""
 
+import csv
 import json
 import os
 import signal
@@ -7,9 +8,10 @@ import subprocess
 import urllib.error
 import urllib.request
 import uuid
+from decimal import Decimal
 
 import pytest
-from lakes import FROM_FILES, KEYS, MORE_READERS, READERS, Lake
+from lakes import FROM_FILES, KEYS, MORE_READERS, READERS, Lake, s3_of
 from test_rest_catalog import serving
 from test_trino import catalog
 from trino_server import Trino
@@ -175,3 +177,34 @@ def test_a_query_that_is_stopped_is_cancelled_in_trino(trino, made):
     finally:
         process.kill()
         trino.sql(f"DROP CATALOG {source}")
+
+
+def test_large_answers_come_from_storage_which_is_empty_then(services, trino, made):
+    lake, _ = made
+    s3 = s3_of(services)
+
+    def segments() -> int:
+        return s3.list_objects_v2(Bucket=trino.bucket)["KeyCount"]
+
+    trino.sql("CREATE CATALOG spooled USING tpch")
+    try:
+        rows = "spooled.sf1.orders WHERE orderkey < 1000000"
+        sql = f"SELECT orderkey, totalprice, comment FROM {rows}"
+        command = [services.polder, "query", "--engine", "trino", "--format", "csv", sql]
+        with subprocess.Popen(command, cwd=lake.work, stdout=subprocess.PIPE, text=True) as asking:
+            # Its pages wait until somebody reads.
+            until(lambda: segments() > 0)
+            found = list(csv.DictReader(asking.stdout))
+        assert asking.returncode == 0
+        sums = "count(*), sum(orderkey), sum(cast(totalprice AS decimal(12, 2))), sum(length(comment))"
+        [expected] = trino.sql(f"SELECT {sums} FROM {rows}")
+        counted = [
+            len(found),
+            sum(int(row["orderkey"]) for row in found),
+            sum(Decimal(row["totalprice"]) for row in found),
+            sum(len(row["comment"]) for row in found),
+        ]
+        assert counted == list(expected)
+        until(lambda: segments() == 0)
+    finally:
+        trino.sql("DROP CATALOG spooled")

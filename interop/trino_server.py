@@ -1,6 +1,8 @@
 """Trino, started for the tests: one coordinator that is its own worker, catalogs added by SQL; with the rules
-of two orgs, if asked for."""
+of two orgs, if asked for, and with large answers spooled to S3."""
 
+import base64
+import secrets
 import subprocess
 import time
 from pathlib import Path
@@ -26,6 +28,20 @@ query.max-memory={query_mb}MB
 query.max-memory-per-node={query_mb}MB
 memory.heap-headroom-per-node=200MB
 """
+SPOOLED = """
+protocol.spooling.enabled=true
+protocol.spooling.shared-secret-key={key}
+"""
+SPOOLING = """
+spooling-manager.name=filesystem
+fs.s3.enabled=true
+fs.location=s3://{bucket}/
+s3.endpoint={services.s3}
+s3.region=us-east-1
+s3.path-style-access=true
+s3.aws-access-key={services.access_key}
+s3.aws-secret-key={services.secret_key}
+"""
 START_MAX = 300
 # Who may do everything where there are rules.
 OPERATORS = ["test", "notebook"]
@@ -42,10 +58,15 @@ orgs:
 
 
 class Trino:
-    def __init__(self, home: Path, work: Path, heap_mb: int = 1024, query_mb: int = 300):
+    def __init__(self, home: Path, work: Path, heap_mb: int = 1024, query_mb: int = 300, spooling: str = ""):
         self.port = free_port()
         config = work / "config.properties"
-        config.write_text(CONFIG.format(port=self.port, home=home, query_mb=query_mb))
+        text = CONFIG.format(port=self.port, home=home, query_mb=query_mb)
+        if spooling:
+            text += SPOOLED.format(key=base64.b64encode(secrets.token_bytes(32)).decode())
+            (work / "etc").mkdir(exist_ok=True)
+            (work / "etc/spooling-manager.properties").write_text(spooling)
+        config.write_text(text)
         node = {
             "node.environment": "test", "node.id": "1", "node.data-dir": work / "data",
             "node.internal-address": "127.0.0.1", "node.bind-ip": "127.0.0.1", "config": config,

@@ -12,8 +12,16 @@ use crate::{Result, places};
 /// The newest on Maven Central.
 const TRINO: &str = "476";
 /// What the tests need; all 60 are 900 MB. The geospatial one is no option: others refer to it.
-const TRINO_PLUGINS: [&str; 7] =
-    ["geospatial", "iceberg", "memory", "mongodb", "postgresql", "resource-group-managers", "tpch"];
+const TRINO_PLUGINS: [&str; 8] = [
+    "geospatial",
+    "iceberg",
+    "memory",
+    "mongodb",
+    "postgresql",
+    "resource-group-managers",
+    "spooling-filesystem",
+    "tpch",
+];
 const SPARK_JARS: [&str; 2] = [
     "org.apache.iceberg:iceberg-spark-runtime-4.0_2.13:1.11.0",
     "org.apache.iceberg:iceberg-aws-bundle:1.11.0",

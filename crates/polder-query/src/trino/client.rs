@@ -1,27 +1,33 @@
 //! Trino's client protocol: a statement is posted to `/v1/statement`, its pages are fetched one after the
 //! other, and a DELETE of the next one cancels it. What pages hold is not read here.
 
+use std::fmt;
 use std::time::Duration;
 
 use polder_core::{Error, ErrorCode, Result};
-use reqwest::header::HeaderValue;
+use reqwest::header::{HeaderValue, LOCATION};
 use reqwest::{Method, RequestBuilder, StatusCode, Url, redirect, retry};
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::failure::Failure;
+use super::segments::{self, ENCODINGS, Encoded, Segment, Spooled};
 use super::types::Column;
 
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// The longest request: Trino answers within seconds, with a page that has no rows yet.
 const REQUEST_MAX: Duration = Duration::from_mins(2);
-/// The largest page.
-const PAGE_BYTES_MAX: usize = 256 << 20;
+/// The largest page, and the largest segment.
+pub(super) const PAGE_BYTES_MAX: usize = 256 << 20;
 /// Tries of one request, and the first pause between them; it doubles up to the longest.
 const TRIES_MAX: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Requests for one segment: to the coordinator, which may send on to storage or a worker.
+const SEGMENT_HOPS: usize = 3;
 
 /// How Trino is reached.
 #[derive(Clone, Debug)]
@@ -51,11 +57,79 @@ pub(super) struct Page {
     #[serde(default)]
     pub(super) columns: Option<Vec<Column>>,
     #[serde(default)]
-    pub(super) data: Option<Vec<Vec<Value>>>,
+    data: Option<Data>,
     #[serde(default)]
     pub(super) stats: Stats,
     #[serde(default)]
     pub(super) error: Option<Failure>,
+    /// It is a part of a page, and not the last one.
+    #[serde(skip)]
+    pub(super) is_part: bool,
+}
+
+#[derive(Debug)]
+enum Data {
+    Rows(Vec<Vec<Value>>),
+    Encoded(Encoded),
+}
+
+impl<'de> Deserialize<'de> for Data {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> std::result::Result<Self, D::Error> {
+        input.deserialize_any(DataVisitor)
+    }
+}
+
+struct DataVisitor;
+
+impl<'de> Visitor<'de> for DataVisitor {
+    type Value = Data;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("rows, or their segments")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, rows: A) -> std::result::Result<Data, A::Error> {
+        Deserialize::deserialize(SeqAccessDeserializer::new(rows)).map(Data::Rows)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, encoded: A) -> std::result::Result<Data, A::Error> {
+        Deserialize::deserialize(MapAccessDeserializer::new(encoded)).map(Data::Encoded)
+    }
+}
+
+impl Page {
+    pub(super) fn rows(&self) -> &[Vec<Value>] {
+        match &self.data {
+            Some(Data::Rows(rows)) => rows,
+            Some(Data::Encoded(_)) | None => &[],
+        }
+    }
+
+    /// Where its rows are, if they are not in it.
+    pub(super) fn take_segments(&mut self) -> Vec<(String, Segment)> {
+        match self.data.take() {
+            Some(Data::Encoded(Encoded { encoding, segments })) => {
+                segments.into_iter().map(|segment| (encoding.clone(), segment)).collect()
+            }
+            rows => {
+                self.data = rows;
+                Vec::new()
+            }
+        }
+    }
+
+    /// The page with these of its rows. The first one has its columns.
+    pub(super) fn part(&mut self, rows: Vec<Vec<Value>>, is_last: bool) -> Self {
+        Self {
+            id: self.id.clone(),
+            next_uri: self.next_uri.clone(),
+            columns: self.columns.take(),
+            data: Some(Data::Rows(rows)),
+            stats: self.stats,
+            error: None,
+            is_part: !is_last,
+        }
+    }
 }
 
 /// What Trino counts.
@@ -130,6 +204,8 @@ impl Client {
                 .header("x-trino-time-zone", "UTC")
                 // Times with all their digits.
                 .header("x-trino-client-capabilities", "PARAMETRIC_DATETIME")
+                // A Trino that does not spool sends rows.
+                .header("x-trino-query-data-encoding", ENCODINGS)
                 .header("x-trino-catalog", self.catalog.clone())
                 .header("x-trino-session", properties.clone())
                 .body(statement.sql.clone())
@@ -148,6 +224,65 @@ impl Client {
         let Ok(url) = self.own(uri) else { return };
         if let Err(error) = self.request(Method::DELETE, url).send().await {
             tracing::warn!("Trino could not be told to stop: {}", error.without_url());
+        }
+    }
+
+    /// The rows of a segment. Storage may delete it from then on.
+    pub(super) async fn rows(&self, encoding: &str, segment: Segment) -> Result<Vec<Vec<Value>>> {
+        match segment {
+            Segment::Inline { data, metadata } => metadata.rows(encoding, &segments::bytes(&data)?),
+            Segment::Spooled(spooled) => {
+                let bytes = tried(|| self.fetched(&spooled)).await?;
+                let rows = spooled.metadata.rows(encoding, &bytes)?;
+                self.acknowledge(&spooled).await;
+                Ok(rows)
+            }
+        }
+    }
+
+    /// Fetches a segment from the coordinator, or from where that sends it: storage, which is told neither user nor password.
+    async fn fetched(&self, spooled: &Spooled) -> Result<Vec<u8>> {
+        let mut uri = spooled.uri.clone();
+        for _ in 0..SEGMENT_HOPS {
+            let url = self.of_segment(&uri)?;
+            let request = if url.origin() == self.url.origin() {
+                self.request(Method::GET, url)
+            } else {
+                self.http.get(url)
+            };
+            let response = request.headers(spooled.headers()?).send().await.map_err(lost)?;
+            match response.status() {
+                StatusCode::OK => return body(response).await,
+                status if status.is_redirection() => {
+                    let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok());
+                    uri = to.map(str::to_owned).ok_or_else(|| no_segment(status))?;
+                }
+                status => return Err(no_segment(status)),
+            }
+        }
+        Err(no_segment(StatusCode::LOOP_DETECTED))
+    }
+
+    /// A segment's address: rows, and the key they are encrypted with, go as safe as everything else.
+    fn of_segment(&self, uri: &str) -> Result<Url> {
+        let url: Option<Url> = uri.parse().ok();
+        url.filter(|url| url.scheme() == "https" || url.scheme() == self.url.scheme()).ok_or_else(|| {
+            let message = "Trino names an address for its rows that is not as safe as its own";
+            Error::new(ErrorCode::QueryFailed, message)
+                .hint("let storage be reached by https://, or set protocol.spooling.retrieval-mode=COORDINATOR_PROXY")
+        })
+    }
+
+    async fn acknowledge(&self, spooled: &Spooled) {
+        let url = spooled.ack_uri.as_deref().and_then(|uri| self.own(uri).ok());
+        let (Some(url), Ok(headers)) = (url, spooled.headers()) else { return };
+        match self.request(Method::GET, url).headers(headers).send().await {
+            Ok(answer) if answer.status().is_success() => {}
+            // It is deleted after some hours.
+            Ok(answer) => tracing::warn!("Trino keeps rows that were read: {}", answer.status()),
+            Err(error) => {
+                tracing::warn!("Trino keeps rows that were read: {}", error.without_url());
+            }
         }
     }
 
@@ -177,16 +312,7 @@ impl Client {
     }
 
     async fn page(&self, request: impl Fn() -> RequestBuilder) -> Result<Page> {
-        let (mut tries, mut pause) = (1, PAUSE);
-        let body = loop {
-            match answer(request()).await {
-                Err(error) if error.retryable() && tries < TRIES_MAX => {
-                    tokio::time::sleep(pause).await;
-                    (tries, pause) = (tries + 1, (pause * 2).min(PAUSE_MAX));
-                }
-                outcome => break outcome?,
-            }
-        };
+        let body = tried(|| answer(request())).await?;
         serde_json::from_slice(&body).map_err(|cause| {
             // The cause would quote what stands there.
             let place = format!("line {}, column {}", cause.line(), cause.column());
@@ -196,13 +322,31 @@ impl Client {
     }
 }
 
+/// What is asked for, again where it was lost.
+async fn tried<T, F: Future<Output = Result<T>>>(ask: impl Fn() -> F) -> Result<T> {
+    let (mut tries, mut pause) = (1, PAUSE);
+    loop {
+        match ask().await {
+            Err(error) if error.retryable() && tries < TRIES_MAX => {
+                tokio::time::sleep(pause).await;
+                (tries, pause) = (tries + 1, (pause * 2).min(PAUSE_MAX));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Sends the request, once, and reads the whole answer.
 async fn answer(request: RequestBuilder) -> Result<Vec<u8>> {
-    let mut response = request.send().await.map_err(lost)?;
+    let response = request.send().await.map_err(lost)?;
     let status = response.status();
     if status != StatusCode::OK {
         return Err(refused(status));
     }
+    body(response).await
+}
+
+async fn body(mut response: reqwest::Response) -> Result<Vec<u8>> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(lost)? {
         if body.len() + chunk.len() > PAGE_BYTES_MAX {
@@ -223,6 +367,17 @@ fn lost(error: reqwest::Error) -> Error {
         .detail(place)
         .hint("check [trino] url and that the coordinator is up")
         .caused_by(error.without_url())
+}
+
+fn no_segment(status: StatusCode) -> Error {
+    let code = if matches!(status.as_u16(), 429 | 500 | 502..=504) {
+        ErrorCode::LakeUnavailable
+    } else {
+        ErrorCode::QueryFailed
+    };
+    Error::new(code, "rows that Trino has spooled cannot be fetched")
+        .detail(status.to_string())
+        .hint("check that Polder reaches the storage of Trino's spooling-manager.properties")
 }
 
 fn refused(status: StatusCode) -> Error {
@@ -293,7 +448,7 @@ mod tests {
         }"#;
         let page: Page = serde_json::from_str(text).expect("page");
         assert_eq!((page.stats.processed_rows, page.stats.processed_bytes), (7, 9));
-        assert_eq!(page.data, Some(vec![vec![serde_json::json!(9_007_199_254_740_993_i64)]]));
+        assert_eq!(page.rows(), [vec![serde_json::json!(9_007_199_254_740_993_i64)]]);
         assert!(page.error.is_none() && page.next_uri.is_some());
     }
 }

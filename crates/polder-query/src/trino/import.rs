@@ -62,7 +62,7 @@ fn of_json(data_type: &LakeType) -> Result<String> {
 
 /// The rows that Trino says it has written.
 pub(super) fn rows(page: &Page) -> Option<u64> {
-    page.data.as_ref()?.first()?.first()?.as_u64()
+    page.rows().first()?.first()?.as_u64()
 }
 
 /// Says how far Trino is.

@@ -8,6 +8,7 @@ mod client;
 mod failure;
 mod import;
 mod pages;
+mod segments;
 mod statement;
 mod stopping;
 #[cfg(test)]
@@ -71,7 +72,7 @@ impl TrinoEngine {
         let mut pages = self.start(Statement { sql, properties: Vec::new() });
         let mut schemas = 0;
         while let Some(page) = pages.next().await? {
-            schemas += page.data.map_or(0, |rows| rows.len());
+            schemas += page.rows().len();
         }
         Ok(format!("{schemas} schemas in its catalog {lake}"))
     }
@@ -92,7 +93,7 @@ impl TrinoEngine {
         let mut pages = self.start(Statement { sql, properties: Vec::new() });
         let mut texts = Vec::new();
         while let Some(page) = pages.next().await? {
-            let rows = page.data.into_iter().flatten();
+            let rows = page.rows().iter();
             texts.extend(rows.filter_map(|row| Some(row.first()?.as_str()?.to_owned())));
         }
         Ok(texts)
@@ -168,9 +169,10 @@ impl Reading {
     }
 
     fn batch(&mut self, page: &Page) -> Result<Option<RecordBatch>> {
-        let Some(data) = page.data.as_ref().filter(|data| !data.is_empty()) else {
+        let data = page.rows();
+        if data.is_empty() {
             return Ok(None);
-        };
+        }
         self.rows += data.len() as u64;
         if let Some(max) = self.rows_max.filter(|max| self.rows > *max) {
             let message = format!("the query has more than {max} rows");

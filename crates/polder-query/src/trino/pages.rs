@@ -42,7 +42,7 @@ impl Pages {
         if let Some(failure) = page.error.take() {
             return Err(failure.into_error().within(&format!("Trino's query {}", page.id)));
         }
-        self.ended = page.next_uri.is_none();
+        self.ended = page.next_uri.is_none() && !page.is_part;
         Ok(Some(page))
     }
 }
@@ -52,7 +52,11 @@ async fn fetch(client: &Client, statement: &Statement, sender: &mpsc::Sender<Res
     let mut page = client.begin(statement).await;
     loop {
         let next = page.as_ref().ok().and_then(|page| page.next_uri.clone());
-        if sender.send(page).await.is_err() {
+        let sent = match page {
+            Ok(page) => hand_over(client, page, sender).await,
+            Err(error) => sender.send(Err(error)).await.is_ok(),
+        };
+        if !sent {
             if let Some(next) = next {
                 client.cancel(&next).await;
             }
@@ -70,4 +74,27 @@ async fn fetch(client: &Client, statement: &Statement, sender: &mpsc::Sender<Res
             client.cancel(&next).await;
         }
     }
+}
+
+/// Sends the page on, one whose rows are in segments as a page for each of them. False once nobody listens, or a
+/// segment could not be had.
+async fn hand_over(client: &Client, mut page: Page, sender: &mpsc::Sender<Result<Page>>) -> bool {
+    // A page that failed may have some of its rows.
+    let segments = if page.error.is_none() { page.take_segments() } else { Vec::new() };
+    if segments.is_empty() {
+        return sender.send(Ok(page)).await.is_ok();
+    }
+    let last = segments.len() - 1;
+    for (at, (encoding, segment)) in segments.into_iter().enumerate() {
+        let rows = tokio::select! {
+            rows = client.rows(&encoding, segment) => rows,
+            () = sender.closed() => return false,
+        };
+        let part = rows.map(|rows| page.part(rows, at == last));
+        let failed = part.is_err();
+        if sender.send(part).await.is_err() || failed {
+            return false;
+        }
+    }
+    true
 }

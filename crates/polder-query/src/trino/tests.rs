@@ -172,9 +172,81 @@ async fn all_pages_are_read_in_their_order() {
         "x-trino-user: polder\n",
         "x-trino-time-zone: utc\n",
         "x-trino-client-capabilities: parametric_datetime\n",
+        "x-trino-query-data-encoding: json+zstd, json\n",
     ] {
         assert!(headers.contains(header), "{headers}");
     }
+}
+
+/// A last page of three rows in three segments, of which one is in it.
+fn segments(own: &str) -> Reply {
+    let spooled = |path: &str| {
+        json!({ "type": "spooled", "uri": format!("{own}/{path}"), "ackUri": format!("{own}/ack/{path}"),
+            "headers": { "x-key": [path] }, "metadata": { "rowsCount": 1 } })
+    };
+    let inline = json!({ "type": "inline", "data": "W1sxXV0=", "metadata": { "rowsCount": 1 } });
+    let mut answer = longs(&[]);
+    answer["data"] =
+        json!({ "encoding": "json+zstd", "segments": [inline, spooled("two"), spooled("three")] });
+    page(None, &answer)
+}
+
+#[tokio::test]
+async fn segments_are_fetched_and_acknowledged() {
+    let stub = Stub::start(|line, before, own| match (line, before) {
+        (POST, _) => page(Some(format!("{own}/rows/1")), &json!({})),
+        ("GET /rows/1", _) => segments(own),
+        ("GET /two", 0) => (503, json!({})),
+        ("GET /two", _) => (200, json!([[2]])),
+        ("GET /three", _) => (200, json!([[3]])),
+        _ => (200, json!({})),
+    });
+    assert_eq!(ask(&stub.engine(), None).await.expect("rows"), [1, 2, 3]);
+    let lines = stub.lines();
+    let expected = [
+        POST,
+        "GET /rows/1",
+        "GET /two",
+        "GET /two",
+        "GET /ack/two",
+        "GET /three",
+        "GET /ack/three",
+    ];
+    assert_eq!(lines, expected);
+    for asked in &stub.asked.lock().expect("asked")[2..] {
+        let key = if asked.line.ends_with("two") { "x-key: two\n" } else { "x-key: three\n" };
+        assert!(asked.headers.contains(key), "{asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_segment_that_cannot_be_had_is_no_end() {
+    let others = [(404, json!({})), (200, json!([])), (200, json!([[2], [2]])), (200, json!({}))];
+    for other in others {
+        let answer = other.clone();
+        let stub = Stub::start(move |line, _, own| match line {
+            POST => page(Some(format!("{own}/rows/1")), &json!({})),
+            "GET /rows/1" => segments(own),
+            "GET /two" => answer.clone(),
+            _ => (200, json!({})),
+        });
+        let error = ask(&stub.engine(), None).await.expect_err("a segment is missing");
+        assert_eq!(error.code(), ErrorCode::QueryFailed, "{other:?}");
+    }
+    // What could not be spooled is missing, and the page says so.
+    let stub = Stub::start(|line, _, own| match line {
+        POST => page(Some(format!("{own}/rows/1")), &json!({})),
+        "GET /rows/1" => {
+            let (status, mut last) = segments(own);
+            last["error"] =
+                json!({ "message": "m", "errorName": "SPOOLING_ERROR", "errorType": "EXTERNAL" });
+            (status, last)
+        }
+        "GET /two" => (200, json!([[2]])),
+        "GET /three" => (200, json!([[3]])),
+        _ => (200, json!({})),
+    });
+    assert!(ask(&stub.engine(), None).await.is_err());
 }
 
 #[tokio::test]
