@@ -20,6 +20,7 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::optimizer::{Analyzer, AnalyzerRule};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::parser::Statement;
@@ -32,6 +33,8 @@ use tokio::task::JoinSet;
 
 use super::batches;
 use super::bounded::{self, Allowance};
+use super::compact::CompactJoins;
+use super::conditions::Conditions;
 use super::doubles::DoublesWithDecimals;
 use super::error::{planning, running};
 use super::keys::KEYS_MAX;
@@ -61,6 +64,11 @@ const FOOTERS_BYTES: usize = 64 * 1024 * 1024;
 const SPILL_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 /// Bytes of a join's keys that are sent to a scan as a list, for each partition of its smaller side.
 const KEYS_BYTES_MAX: usize = 1024 * 1024;
+/// Whole numbers that a join finds by their place in an array of four bytes each, as long as from the least to the greatest:
+/// without such an array each is hashed, twice where the join's filter reaches a scan.
+const PLACES_MAX: usize = 8 << 20;
+/// Bytes that a query may hold for each place of such an array: it takes one of 32 of them.
+const MEMORY_A_PLACE: usize = 4 * 32;
 /// A row group is the least that a partition can have: of seven, one of two threads has four, and the other waits.
 const PARTITIONS_PER_THREAD: usize = 2;
 /// Threads up to which a join's smaller side is gathered into one table: handing all rows of both sides to the
@@ -379,6 +387,15 @@ impl Shared {
         options.optimizer.enable_join_dynamic_filter_pushdown = session.pushdown;
         options.optimizer.hash_join_inlist_pushdown_max_distinct_values = KEYS_MAX;
         options.optimizer.hash_join_inlist_pushdown_max_size = KEYS_BYTES_MAX;
+        // A table for each partition has as many places.
+        let tables = if options.optimizer.repartition_joins {
+            options.execution.target_partitions
+        } else {
+            1
+        };
+        let places = (self.memory(session) / MEMORY_A_PLACE / tables).min(PLACES_MAX);
+        let usual = options.execution.perfect_hash_join_small_build_threshold;
+        options.execution.perfect_hash_join_small_build_threshold = places.max(usual);
         config
     }
 
@@ -423,7 +440,10 @@ fn functions() -> SessionState {
     let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> =
         vec![Arc::new(UuidLists), Arc::new(DoublesWithDecimals)];
     rules.extend(Analyzer::new().rules);
-    builder.with_analyzer_rules(rules).with_physical_optimizer_rules(reach::rules()).build()
+    let own: [Arc<dyn PhysicalOptimizerRule + Send + Sync>; 2] =
+        [Arc::new(Conditions), Arc::new(CompactJoins)];
+    let physical = reach::rules().chain(own).collect();
+    builder.with_analyzer_rules(rules).with_physical_optimizer_rules(physical).build()
 }
 
 /// What a statement with these references reads of `information_schema`.

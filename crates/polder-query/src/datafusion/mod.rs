@@ -2,6 +2,8 @@
 
 mod batches;
 mod bounded;
+mod compact;
+mod conditions;
 mod doubles;
 mod engine;
 mod error;

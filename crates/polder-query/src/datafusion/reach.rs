@@ -22,12 +22,12 @@ use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::union::{InterleaveExec, UnionExec};
 
 /// DataFusion's rules, of which the one that hands such filters on looks first.
-pub(super) fn rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
+pub(super) fn rules() -> impl Iterator<Item = Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
     let of_ours = |rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>| match rule.name() {
         "FilterPushdown(Post)" => Arc::new(CertainFilters(rule)) as _,
         _ => rule,
     };
-    PhysicalOptimizer::new().rules.into_iter().map(of_ours).collect()
+    PhysicalOptimizer::new().rules.into_iter().map(of_ours)
 }
 
 #[derive(Debug)]

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use arrow::array::{Int64Array, StringArray};
 use futures::StreamExt;
-use polder_core::{Engine, ErrorCode, Principal, Session};
+use polder_core::{Engine, ErrorCode, Field, LakeType, Principal, Session, TableSchema};
 
-use super::lake::{TestLake, session};
+use super::lake::{Rows, TestLake, array, session};
 
 const MIB: usize = 1024 * 1024;
 
@@ -54,6 +55,36 @@ async fn memory_is_bounded() {
     let sorted =
         test.text_for(sort, &operator(None, 48 * MIB)).await.expect("sorted with spilling");
     assert_eq!(sorted, "2000000");
+}
+
+/// What a join gives has the texts' memory of all rows it read, and a join that keeps it would count that for each batch.
+#[tokio::test]
+async fn joins_hold_the_texts_of_their_own_rows() {
+    let test = TestLake::new().await;
+    let longs = |values: Vec<i64>| array(Int64Array::from(values));
+    let names = (0..50_000).map(|id| format!("customer number {id}"));
+    let names = array(StringArray::from_iter_values(names));
+    let field = |name| Field::new(name, LakeType::Long);
+    let customer = TableSchema::new(vec![field("id"), Field::new("name", LakeType::String)]);
+    let deal = TableSchema::new(vec![field("id"), field("customer")]);
+    let item = TableSchema::new(vec![field("id"), field("deal")]);
+    let customers = (0..200_000).map(|id| id * 7_919 % 50_000).collect();
+    let tables = [
+        ("customer", &customer, vec![longs((0..50_000).collect()), names]),
+        ("deal", &deal, vec![longs((0..200_000).collect()), longs(customers)]),
+        (
+            "item",
+            &item,
+            vec![longs((0..600_000).collect()), longs((0..600_000).map(|id| id / 3).collect())],
+        ),
+    ];
+    for (table, schema, part) in tables {
+        test.replace(Rows { org: "1", table, schema, partition: &[], parts: vec![part] }).await;
+    }
+    let sql = "SELECT count(*), max(c.name) FROM lake.org_1.customer c \
+               JOIN lake.org_1.deal d ON d.customer = c.id JOIN lake.org_1.item i ON i.deal = d.id";
+    let found = test.text_for(sql, &operator(None, 28 * MIB)).await.expect("joined");
+    assert_eq!(found, "600000|customer number 9999");
 }
 
 #[tokio::test]

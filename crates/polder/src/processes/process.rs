@@ -1,8 +1,10 @@
 //! One query process, as the server has it: started, asked, listened to, ended.
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use polder_core::{Error, ErrorCode, Result};
@@ -23,12 +25,21 @@ const READY_MAX: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_millis(100);
 /// This binary, also after another has taken its place on disk.
 const OWN_BINARY: &str = "/proc/self/exe";
+/// What the C library is told by (glibc manual, *Memory Allocation Tunables*).
+const TUNABLES: &str = "GLIBC_TUNABLES";
+/// Bytes up to which each thread's freed memory is kept, and from which on an allocation has pages of its own: as many
+/// as the C library comes to at most by itself. Mostly it comes to less, and gives back what the next batch needs again.
+const KEPT_BYTES: usize = 64 << 20;
+const APART_BYTES: usize = 32 << 20;
+/// What all threads keep of a process' memory at most: one of so many parts.
+const KEPT_PART: usize = 8;
 
 /// How processes are started.
 pub(super) struct Launch {
     program: PathBuf,
     /// The server's own configuration, as it was named to it.
     file: Option<PathBuf>,
+    tunables: String,
 }
 
 impl Launch {
@@ -38,7 +49,12 @@ impl Launch {
         let program = program.map_err(|cause| {
             Error::new(ErrorCode::Internal, "the binary cannot be found").caused_by(cause)
         })?;
-        Ok(Self { program, file: app.file.clone() })
+        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let memory = app.config.process.limits.memory_of_query_process();
+        let kept = (memory / KEPT_PART / threads).min(KEPT_BYTES);
+        let tunables =
+            format!("glibc.malloc.trim_threshold={kept}:glibc.malloc.mmap_threshold={APART_BYTES}");
+        Ok(Self { program, file: app.file.clone(), tunables })
     }
 }
 
@@ -116,6 +132,9 @@ impl Process {
         let spill = Spill::new();
         command.arg0("polder").arg("query-process").arg(&spill.0).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        if std::env::var_os(TUNABLES).is_none() {
+            command.env(TUNABLES, &launch.tunables);
+        }
         let mut child = command.spawn().map_err(|cause| failed().caused_by(cause))?;
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed());
