@@ -2,7 +2,9 @@
 
 Started by `cargo xtask bench query`. DuckDB's generator writes the rows, `polder run` makes tables of
 them. Every run asks each query of all ways one after the other, so that a busy moment of the machine
-hits all of them; a first run warms them up and is not counted. All answers are compared with DuckDB's.
+hits all of them, and every other run does so backwards: what a way still does after its answer, as Trino
+compiles and collects garbage, hits all others alike. A first run warms them up and is not counted. All
+answers are compared with DuckDB's.
 The ways:
 
   polder   `POST /v1/query` of `polder serve`, answers as Arrow
@@ -88,7 +90,7 @@ def main() -> None:
     parser.add_argument("--trino", required=True, type=Path)
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=6)
     parser.add_argument("--memory-mb", type=int, default=4096)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true")
@@ -258,7 +260,7 @@ def measure(args: argparse.Namespace, ways: dict, process_ms: float) -> dict:
         say(f"run {run} of {args.runs}" if run else "warming up, and comparing the answers")
         for name, sql in queries.items():
             answers = {}
-            for way, engine in ways.items():
+            for way, engine in list(ways.items())[:: -1 if run % 2 else 1]:
                 begun = time.perf_counter()
                 answers[way] = engine.ask(sql)
                 if run:

@@ -4,9 +4,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::command::{cargo, command, quiet_status, run};
+use crate::command::{command, quiet_status};
 use crate::services::{self, Guard, Instance, Server};
-use crate::{Result, places};
+use crate::{Result, places, release};
 
 /// `bench ingest [--scale N] [--runs N] [--no-peers] [--spark] [--json]`; loaded data stays for the next
 /// call.
@@ -43,7 +43,7 @@ fn from_postgres(program: &str, work: &str, args: &[&str], beside: &Beside) -> R
     if *beside == Beside::PeersAndSpark {
         services::install_engines()?;
     }
-    build()?;
+    release::build()?;
     let instance = Instance::named("bench")?;
     let guard = Guard::start(&instance, false)?;
     instance.up(&[Server::Postgres])?;
@@ -82,7 +82,7 @@ fn jdbc_driver() -> Result<PathBuf> {
 pub(crate) fn documents(args: &[&str]) -> Result {
     services::install()?;
     services::install_peers()?;
-    build()?;
+    release::build()?;
     let instance = Instance::named("bench")?;
     let guard = Guard::start(&instance, false)?;
     instance.up(&[Server::Mongo])?;
@@ -103,7 +103,7 @@ pub(crate) fn catalog(args: &[&str]) -> Result {
     services::install()?;
     services::install_wrk()?;
     services::install_reference()?;
-    build()?;
+    release::build()?;
     let mut python = command(places::venv_bin("python"));
     python.arg("xtask/bench/catalog.py").args(args);
     python.arg("--polder").arg(places::polder("release"));
@@ -123,7 +123,7 @@ pub(crate) fn optimize(args: &[&str]) -> Result {
     if !args.contains(&"--alone") {
         services::install_engines()?;
     }
-    build()?;
+    release::build()?;
     let mut python = command(places::venv_bin("python"));
     python.arg("xtask/bench/optimize.py").args(args);
     python.arg("--polder").arg(places::polder("release"));
@@ -140,7 +140,7 @@ pub(crate) fn optimize(args: &[&str]) -> Result {
 /// after maintenance, next to one that was loaded at once.
 pub(crate) fn trickle(args: &[&str]) -> Result {
     services::install()?;
-    build()?;
+    release::build()?;
     let mut python = command(places::venv_bin("python"));
     python.arg("xtask/bench/trickle.py").args(args);
     python.arg("--polder").arg(places::polder("release"));
@@ -153,7 +153,7 @@ pub(crate) fn trickle(args: &[&str]) -> Result {
 /// is worked for.
 pub(crate) fn erase(args: &[&str]) -> Result {
     services::install()?;
-    build()?;
+    release::build()?;
     let instance = Instance::named("bench")?;
     let guard = Guard::start(&instance, false)?;
     instance.up(&[Server::S3])?;
@@ -172,7 +172,7 @@ pub(crate) fn erase(args: &[&str]) -> Result {
 /// configuration, and how punctual scheduled runs are.
 pub(crate) fn control(args: &[&str]) -> Result {
     services::install()?;
-    build()?;
+    release::build()?;
     let mut python = command(places::venv_bin("python"));
     python.arg("xtask/bench/control.py").args(args);
     python.arg("--polder").arg(places::polder("release"));
@@ -186,7 +186,7 @@ pub(crate) fn control(args: &[&str]) -> Result {
 pub(crate) fn bootstrap(args: &[&str]) -> Result {
     services::install()?;
     services::install_engines()?;
-    build()?;
+    release::build()?;
     let mut python = command(places::venv_bin("python"));
     python.arg("xtask/bench/bootstrap.py").args(args);
     python.arg("--polder").arg(places::polder("release"));
@@ -201,7 +201,7 @@ pub(crate) fn bootstrap(args: &[&str]) -> Result {
 pub(crate) fn query(args: &[&str]) -> Result {
     services::install()?;
     services::install_engines()?;
-    build()?;
+    release::build()?;
     let mut python = command(places::venv_bin("python"));
     python.arg("xtask/bench/query.py").args(args);
     python.arg("--polder").arg(places::polder("release"));
@@ -220,8 +220,4 @@ pub(crate) fn airflow(args: &[&str]) -> Result {
     python.arg("--work").arg(places::target().join("bench-airflow"));
     python.env("PYTHONDONTWRITEBYTECODE", "1");
     quiet_status("the benchmark", &mut python)
-}
-
-fn build() -> Result {
-    run("building polder (release)", &mut cargo(&["build", "--release", "--package", "polder"]))
 }

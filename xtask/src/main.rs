@@ -12,6 +12,7 @@ mod demo;
 mod places;
 mod process;
 mod rck;
+mod release;
 mod services;
 mod tidy;
 
@@ -37,6 +38,7 @@ cargo xtask <command>
            [--name NAME]  another instance than `test`
            [--purge]      down: remove the instance's data too
   demo [up|down]          the whole story on generated data (see demo/)
+  release [--portable]    target/release/polder, for processors like this one's; or for all
   rck [ARGS for mvn]      Iceberg's REST Compatibility Kit against `polder serve`
            [--catalog URL] first: its catalog in another database than a new SQLite one
   bench ingest            PostgreSQL to Iceberg against a plain drain and other loaders
@@ -89,6 +91,7 @@ fn dispatch(args: &[String]) -> Result {
         ["services", rest @ ..] => services::command(rest),
         ["demo"] | ["demo", "up"] => demo::up(),
         ["demo", "down"] => demo::down(),
+        ["release", rest @ ..] => release::command(rest),
         ["rck", rest @ ..] => rck::rck(rest),
         ["bench", "ingest", rest @ ..] => bench::ingest(rest),
         ["bench", "changes", rest @ ..] => bench::changes(rest),
