@@ -5,7 +5,7 @@ use std::fs;
 use crate::Result;
 use crate::command::{cargo, run};
 
-/// The level of the x86-64 psABI (*Micro-Architecture Levels*) that processors have since 2015: with it queries take a
+/// The level of the x86-64 psABI (*Micro-Architecture Levels*) that most processors have since 2015: with it queries take a
 /// twelfth less time, as much as the compiler makes of vectors of 256 bits (ADR 0039).
 const LEVEL: &str = "x86-64-v3";
 /// What tells a processor of it, in the words of `/proc/cpuinfo`. The level's other features came before AVX2, or with it.
